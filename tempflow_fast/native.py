@@ -1,0 +1,80 @@
+"""The compiled library: found, loaded and asked here, and nowhere else.
+
+`_C.so` registers C++ bodies for the schemas of ops.py when it is loaded; it needs no Python headers, so its few questions
+go through ctypes. The environment variable TEMPFLOW_FAST_BODY forces a body: `reference` leaves the library unloaded,
+`native` makes its absence an error, and without it a missing library is one warning.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_C.so")
+BUILD_RECORD = Path(__file__).with_name("_build.json")
+
+
+def build_record() -> dict[str, str]:
+    """What the last build in this place made and left out, and why (written by setup.py); {} where none ran."""
+    return json.loads(BUILD_RECORD.read_text()) if BUILD_RECORD.is_file() else {}
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason."""
+    wish = os.environ.get("TEMPFLOW_FAST_BODY", "")
+    if wish not in ("", "native", "reference"):
+        raise ValueError(f"TEMPFLOW_FAST_BODY must be native or reference, got {wish!r}")
+    if wish == "reference":
+        return None, "TEMPFLOW_FAST_BODY=reference"
+    if not LIBRARY.is_file():
+        reason = build_record().get("cpu", "not built: run `pip install .` or `pip install -e .`")
+    else:
+        try:
+            torch.ops.load_library(LIBRARY)
+            return _declared(ctypes.CDLL(str(LIBRARY))), "loaded"
+        except OSError as error:
+            reason = f"built, but does not load: {error}"
+    if wish == "native":
+        raise ImportError(f"TEMPFLOW_FAST_BODY=native, but the compiled kernels are missing ({reason})")
+    warnings.warn(
+        f"tempflow_fast runs on its reference bodies in plain PyTorch; the compiled kernels are missing ({reason})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None, reason
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name in ("tempflow_build_info", "tempflow_cpu_isa"):
+        getattr(library, name).restype = ctypes.c_char_p
+    library.tempflow_force_cpu_isa.argtypes = [ctypes.c_char_p]
+    library.tempflow_force_cpu_isa.restype = ctypes.c_bool
+    return library
+
+
+_library, reason = _load()
+
+
+def loaded() -> bool:
+    """Whether the compiled bodies are registered."""
+    return _library is not None
+
+
+def build_info() -> dict[str, str]:
+    """What the library says about its own build: compiler, torch, CUDA; {} without one."""
+    return json.loads(_library.tempflow_build_info()) if _library else {}
+
+
+def cpu_isa() -> str:
+    """The instruction set in use: baseline, avx2 or avx512; empty without the library."""
+    return _library.tempflow_cpu_isa().decode() if _library else ""
+
+
+def force_cpu_isa(name: str) -> bool:
+    """Use the kernels of one instruction set from now on; False (and no change) where the machine lacks it."""
+    return bool(_library) and _library.tempflow_force_cpu_isa(name.encode())
