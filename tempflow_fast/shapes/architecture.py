@@ -1,0 +1,129 @@
+"""The untrained shapes pipeline: every part a tiny configuration of the class that Stable Diffusion 3 uses.
+
+24-pixel images, a VAE of factor 4 with 12 channels (6 x 6 latents), two CLIP text encoders of width 64 on 12 tokens, no T5, and a
+four-block MMDiT of width 96. diffusers and transformers are imported on use: naming the world must not load them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from tempflow_fast.shapes.prompts import all_prompts
+from tempflow_fast.shapes.world import IMAGE_SIZE
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+TEXT_LENGTH = 12
+TEXT_WIDTH = 64
+LATENT_CHANNELS = 12
+VAE_FACTOR = 4
+LATENT_SIZE = IMAGE_SIZE // VAE_FACTOR
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges make one token of every word of the world's prompts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        min_frequency=1,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    words = [entry["prompt"] for entry in all_prompts()]
+    bpe.train_from_iterator([*words, " ".join(letters)], trainer)
+    model = json.loads(bpe.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """A two-layer CLIP text encoder; Stable Diffusion 3 reads its last but one hidden state and its projection."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def build_vae() -> AutoencoderKL:
+    """A convolutional autoencoder of factor 4; its scaling factor is set once its latents are known."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    """A four-block MMDiT with one token per latent pixel, its output layer and gates zero at the start."""
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=1,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=3,
+        caption_projection_dim=96,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=LATENT_SIZE,
+        qk_norm="rms_norm",
+    )
+    gates = [block.norm1.linear for block in model.transformer_blocks]
+    gates += [block.norm1_context.linear for block in model.transformer_blocks]
+    for layer in (*gates, model.norm_out.linear, model.proj_out):
+        layer.weight.data.zero_()
+        layer.bias.data.zero_()
+    return model
+
+
+def build_pipeline() -> StableDiffusion3Pipeline:
+    """All parts together, untrained."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+    tokenizer = build_tokenizer()
+    return StableDiffusion3Pipeline(
+        transformer=build_transformer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=build_vae(),
+        text_encoder=build_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=build_text_encoder(tokenizer),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )

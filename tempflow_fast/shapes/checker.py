@@ -1,0 +1,225 @@
+"""The exact rule-based judge of shape images: finds every blob, names its shape and colour, compares with GenEval metadata.
+
+`strict` is the evaluation: every object asked for, nothing else, each a clean match of its template. `reward` is the training signal:
+half of it is `strict`, half is partial credit. Both depend on the image alone and run on the whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, max_pool2d
+
+from tempflow_fast.shapes.world import BACKGROUND, COLORS, IMAGE_SIZE, SHAPE_SIZE, SHAPES, templates
+
+FOREGROUND = 0.33
+"""Distance in RGB from the background from which a pixel belongs to a blob; the nearest colour (purple) stands 0.60 away."""
+CORE = 0.45
+"""Distance from which a pixel tells the colour of its blob; paler ones are edges."""
+MIN_AREA = 6
+"""Blobs of fewer pixels are specks: no object, but they spoil a strict match when they add up to `MAX_SPECKS` pixels."""
+MAX_SPECKS = 8
+MIN_MATCH = 0.93
+"""Dice overlap with the template; the closest two templates (circle, square) overlap by 0.91."""
+MIN_MARGIN = 0.03
+"""How much better the best template must be than the second."""
+MAX_COLOR_ERROR = 0.35
+"""Distance in RGB of a blob's core colour from the palette; the closest two colours (blue, purple) stand 0.62 apart."""
+PARTIAL_FLOOR = 0.75
+"""Dice overlap that earns no partial credit; `MIN_MATCH` earns all of it."""
+AXIS_THRESHOLD, DIRECTION_THRESHOLD = 0.1, 0.5
+"""GenEval's rule for relations: boxes must be 0.1 of their summed sizes apart, and the direction within 60 degrees of the axis."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One connected patch of foreground."""
+
+    matches: tuple[float, ...]  # Dice overlap with each of SHAPES, each at its best place
+    kind: str | None  # the shape, if one template matches well and clearly best
+    color: str | None  # the palette colour of its core, if near one
+    center: tuple[float, float]  # x, y in pixels
+
+    def is_a(self, entry: Mapping) -> bool:
+        """Is this what a metadata entry asks for (the count apart)?"""
+        return self.kind == entry["class"] and entry.get("color") in (None, self.color)
+
+    def credit(self, entry: Mapping) -> float:
+        """How nearly it is what the entry asks for, in [0, 1]."""
+        match = self.matches[SHAPES.index(entry["class"])]
+        shape = min(max((match - PARTIAL_FLOOR) / (MIN_MATCH - PARTIAL_FLOOR), 0.0), 1.0)
+        if self.kind not in (None, entry["class"]):
+            shape *= 0.25
+        return shape if entry.get("color") in (None, self.color) else 0.4 * shape
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the checker sees in one image."""
+
+    blobs: tuple[Blob, ...]
+    speck_pixels: int
+
+
+def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping]) -> Tensor:
+    """Training reward in [0, 1], float32 [R]: half for a strict match, half partial credit.
+
+    Args:
+        images: [R, 3, 24, 24] in [0, 1].
+        prompts: R texts; the metadata says the same and is what counts.
+        metadata: R GenEval entries.
+    """
+    readings = read(images)
+    scores = [0.5 * _fulfils(seen, m) + 0.5 * _partial(seen, m) for seen, m in zip(readings, metadata, strict=True)]
+    return torch.tensor(scores, dtype=torch.float32)
+
+
+def strict(images: Tensor, metadata: Sequence[Mapping]) -> Tensor:
+    """Strict accuracy, bool [R]: exactly the objects asked for, and nothing else."""
+    return torch.tensor([_fulfils(seen, m) for seen, m in zip(read(images), metadata, strict=True)], dtype=torch.bool)
+
+
+@torch.no_grad()
+def read(images: Tensor) -> list[Reading]:
+    """Find and name the blobs of images [R, 3, 24, 24]; ValueError for another shape or non-finite pixels."""
+    if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"shapes checker: images must be [R, 3, {IMAGE_SIZE}, {IMAGE_SIZE}], got {list(images.shape)}")
+    images = images.detach().float().cpu()
+    if not images.isfinite().all():
+        raise ValueError("shapes checker: images must be finite, got NaN or infinity")
+    foreground = (images - BACKGROUND).norm(dim=1) > FOREGROUND
+    owner, blob_masks = _components(foreground)
+    areas = blob_masks.sum((1, 2))
+    specks = torch.zeros(len(images), dtype=torch.long).index_add_(0, owner, areas * (areas < MIN_AREA))
+    owner, blob_masks = owner[areas >= MIN_AREA], blob_masks[areas >= MIN_AREA]
+    blobs: list[list[Blob]] = [[] for _ in range(len(images))]
+    for row, blob in zip(owner.tolist(), _describe(images[owner], blob_masks), strict=True):
+        blobs[row].append(blob)
+    return [Reading(tuple(found), count) for found, count in zip(blobs, specks.tolist(), strict=True)]
+
+
+def _components(foreground: Tensor) -> tuple[Tensor, Tensor]:
+    """4-connected components: the image each belongs to [C], and its mask [C, H, W]."""
+    rows, height, width = foreground.shape
+    mask = foreground.float()
+    label = mask * torch.arange(1, height * width + 1, dtype=torch.float32).view(height, width)
+    while True:
+        spread = torch.maximum(
+            max_pool2d(label[:, None], (3, 1), 1, (1, 0)), max_pool2d(label[:, None], (1, 3), 1, (0, 1))
+        )
+        spread = spread[:, 0] * mask
+        if torch.equal(spread, label):
+            break
+        label = spread
+    key = torch.arange(rows).view(-1, 1, 1) * (height * width + 1) + label.long()
+    keys = key[foreground].unique()
+    owner = keys // (height * width + 1)
+    return owner, key[owner] == keys.view(-1, 1, 1)
+
+
+def _describe(images: Tensor, masks: Tensor) -> list[Blob]:
+    """Name the blobs [C]; images [C, 3, H, W] hold each blob's own image."""
+    if not len(masks):
+        return []
+    palette = torch.tensor(list(COLORS.values()))
+    offset = palette - BACKGROUND
+    core = masks & ((images - BACKGROUND).norm(dim=1) > CORE)
+    weight = torch.where(core.any((1, 2), keepdim=True), core, masks).float()
+    mean = (images * weight[:, None]).sum((2, 3)) / weight.sum((1, 2))[:, None]
+    distance = torch.cdist(mean, palette)
+    error, nearest = distance.min(1)
+    # coverage: how far each pixel has moved from the background towards the blob's palette colour
+    axis = offset[nearest]
+    coverage = ((images - BACKGROUND) * axis[:, :, None, None]).sum(1) / axis.square().sum(1)[:, None, None]
+    near = max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0]
+    matches = _dice(coverage.clamp(0, 1) * near)
+    best, kind = matches.max(1)
+    margin = best - matches.topk(2, dim=1).values[:, 1]
+    named = (best >= MIN_MATCH) & (margin >= MIN_MARGIN)
+    x, y = _centers(masks)
+    return [
+        Blob(
+            tuple(matches[i].tolist()),
+            SHAPES[kind[i]] if named[i] else None,
+            list(COLORS)[nearest[i]] if error[i] <= MAX_COLOR_ERROR else None,
+            (float(x[i]), float(y[i])),
+        )
+        for i in range(len(masks))
+    ]
+
+
+def _dice(coverage: Tensor) -> Tensor:
+    """Dice overlap 2<c, t> / (|c|^2 + |t|^2) of coverage [C, H, W] with each template at its best pixel, [C, len(SHAPES)]."""
+    masks = templates()
+    overlap = conv2d(coverage[:, None], masks[:, None], padding=SHAPE_SIZE // 2).amax((2, 3))
+    return 2 * overlap / (coverage.square().sum((1, 2))[:, None] + masks.square().sum((1, 2)))
+
+
+def _centers(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres of the bounding boxes of masks [C, H, W]."""
+    axis = torch.arange(IMAGE_SIZE)
+    middle = []
+    for dim in (1, 2):  # columns are found by reducing over rows, and the reverse
+        filled = masks.any(dim)
+        first = torch.where(filled, axis, IMAGE_SIZE).amin(1)
+        last = torch.where(filled, axis, -1).amax(1)
+        middle.append((first + last + 1) / 2)
+    return middle[0], middle[1]
+
+
+def _fulfils(seen: Reading, metadata: Mapping) -> bool:
+    include = metadata["include"]
+    wanted = sum(entry["count"] for entry in include)
+    if len(seen.blobs) != wanted or seen.speck_pixels >= MAX_SPECKS:
+        return False
+    if any(sum(blob.is_a(entry) for blob in seen.blobs) != entry["count"] for entry in include):
+        return False
+    return all(_related(seen.blobs, entry, include) for entry in include if "position" in entry)
+
+
+def _partial(seen: Reading, metadata: Mapping) -> float:
+    """Credit of the best assignment of blobs to the objects asked for, shared among what was asked and what is there."""
+    include = metadata["include"]
+    wanted = [entry for entry in include for _ in range(entry["count"])]
+    table = [[blob.credit(entry) for blob in seen.blobs] for entry in wanted]
+    credit = _assign(table) / max(len(wanted), len(seen.blobs))
+    related = all(_related(seen.blobs, entry, include) for entry in include if "position" in entry)
+    return credit if related else 0.5 * credit
+
+
+def _assign(table: list[list[float]]) -> float:
+    """Largest total credit when each object takes one blob: tried out for two, greedy for the alike objects of counting."""
+    if not table or not table[0]:
+        return 0.0
+    if len(table) == 2 and len(table[0]) >= 2:
+        return max(table[0][i] + table[1][j] for i, j in permutations(range(len(table[0])), 2))
+    return sum(sorted(table[0], reverse=True)[: len(table)])
+
+
+def _related(blobs: Sequence[Blob], entry: Mapping, include: Sequence[Mapping]) -> bool:
+    relation, anchor = entry["position"]
+    return any(
+        relation in _relations(blob.center, other.center)
+        for blob in blobs
+        if blob.is_a(entry)
+        for other in blobs
+        if other is not blob and other.is_a(include[anchor])
+    )
+
+
+def _relations(center: tuple[float, float], anchor: tuple[float, float]) -> set[str]:
+    """GenEval's relations of a box to an anchor box."""
+    offset = [c - a for c, a in zip(center, anchor, strict=True)]
+    slack = AXIS_THRESHOLD * 2 * SHAPE_SIZE
+    moved = [max(abs(o) - slack, 0.0) * (1 if o > 0 else -1) for o in offset]
+    length = (moved[0] ** 2 + moved[1] ** 2) ** 0.5
+    if length < 1e-3:
+        return set()
+    dx, dy = moved[0] / length, moved[1] / length
+    found = {"left of": dx < -DIRECTION_THRESHOLD, "right of": dx > DIRECTION_THRESHOLD}
+    found |= {"above": dy < -DIRECTION_THRESHOLD, "below": dy > DIRECTION_THRESHOLD}
+    return {name for name, holds in found.items() if holds}
