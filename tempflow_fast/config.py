@@ -1,0 +1,81 @@
+"""The settings of one iteration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .advantages import GROUPS
+from .policies.base import Policy
+from .schedule import StepTable, step_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """Settings of one iteration. The defaults are those of the public SD3.5-M scripts where they have one."""
+
+    num_steps: int = 10
+    """T, denoising steps of a rollout."""
+    sigmas: tuple[float, ...] | None = None
+    """T + 1 noise levels; None: what the policy's own pipeline takes for `num_steps`."""
+    sampler: str = "flow_sde"
+    """How branches are drawn: flow_sde, dance_sde or cps."""
+    noise_level: float = 0.7
+    """Strength of the branch noise, in the sampler's own unit."""
+    branch_steps: tuple[int, ...] | None = None
+    """Steps where branches leave the trunk; None: all but the last."""
+    num_seeds: int = 4
+    """S, trajectories per prompt."""
+    num_branches: int = 6
+    """K, branches per trajectory and branch step."""
+    group: str = "seed"
+    """Whose rewards are compared: the branches of one trajectory ("seed") or of one prompt ("prompt")."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance in rollout and training; 1 turns it off."""
+    clip_range: float = 1e-4
+    """c in clip(r, 1 - c, 1 + c); fits log-densities averaged over the latent's elements."""
+    beta: float = 0.0
+    """Weight of the KL to the reference policy, taken over the rows that are run."""
+    adv_eps: float = 1e-4
+    """Added to the standard deviation of a group's rewards."""
+    adv_clip: float = 5.0
+    """Bound of the absolute advantage."""
+    num_updates: int = 2
+    """Optimizer steps per rollout; the trajectories are dealt to them in turn."""
+    micro_batch: int | None = None
+    """Most (trajectory, branch step) pairs in one training call; None: all of an update."""
+    max_batch: int | None = None
+    """Most rows in one rollout or decoding call; None: no limit."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; infinity leaves them alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_seeds", "num_branches", "num_updates", "micro_batch", "max_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"GRPOConfig: {name} must be >= 1, got {value}")
+        for name in ("beta", "adv_eps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"GRPOConfig: {name} must be finite and not negative, got {getattr(self, name)}")
+        for name in ("adv_clip", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"GRPOConfig: {name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.clip_range < 1:
+            raise ValueError(f"GRPOConfig: clip_range must be in (0, 1), got {self.clip_range}")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"GRPOConfig: guidance_scale must be finite, got {self.guidance_scale}")
+        if self.group not in GROUPS:
+            raise ValueError(f"GRPOConfig: group must be one of {GROUPS}, got {self.group!r}")
+        group_size = self.num_branches * (self.num_seeds if self.group == "prompt" else 1)
+        if group_size < 2:
+            raise ValueError("GRPOConfig: num_branches must give a group two rewards to compare, got 1")
+        if self.sampler == "ode":
+            raise ValueError('GRPOConfig: sampler must draw noise for its branches, got "ode"')
+        if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
+            want = f"num_steps + 1 = {self.num_steps + 1}"
+            raise ValueError(f"GRPOConfig: sigmas must have {want} levels, got {len(self.sigmas)}")
+
+    def table(self, policy: Policy) -> StepTable:
+        """The step table of this schedule for `policy`."""
+        sigmas = policy.sigmas(self.num_steps) if self.sigmas is None else self.sigmas
+        return step_table(sigmas, self.sampler, self.noise_level, self.branch_steps)
