@@ -19,9 +19,9 @@ def group_advantages(
 ) -> Tensor:
     """Advantages (r - mean) / (std + adv_eps) inside each group and branch step, clipped to +-adv_clip.
 
-    TempFlow-GRPO, arXiv 2508.04324, section 3: each branch step is normalised by itself, so that a reward is credited to
-    the step where its branch left the trunk. std is the population standard deviation. A group of equal rewards carries
-    no signal and gets exactly 0.
+    TempFlow-GRPO, arXiv 2508.04324: each branch step is normalised by itself, so that a reward is credited to the step
+    where its branch left the trunk. std is the population standard deviation. A group of equal rewards carries no
+    signal and gets exactly 0.
 
     Args:
         rewards: [N, B, K], floating point. They are read on the host: pass a CPU tensor to avoid a synchronisation.

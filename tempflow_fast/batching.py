@@ -8,6 +8,5 @@ def equal_pieces(num_rows: int, limit: int | None) -> list[slice]:
 
     Equal lengths waste no call on a short remainder, and calls of one row take other matrix kernels than larger ones.
     """
-    num_pieces = 1 if limit is None else -(-num_rows // limit)
-    bounds = [num_rows * piece // max(num_pieces, 1) for piece in range(num_pieces + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:]) if stop > start]
+    num_pieces = min(num_rows, 1) if limit is None else -(-num_rows // limit)
+    return [slice(num_rows * piece // num_pieces, num_rows * (piece + 1) // num_pieces) for piece in range(num_pieces)]

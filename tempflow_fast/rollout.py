@@ -50,7 +50,7 @@ def rollout(
     max_batch: int | None = None,
     guidance_scale: float = 1.0,
 ) -> Rollout:
-    """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324, section 3) in T network calls.
+    """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324) in T network calls.
 
     All live latents stand in one buffer: N trunk rows, then per branch step a block [K, N]. At every step the live rows
     are contiguous, and row r belongs to trajectory r % N, so one call on a slice of buffer and condition advances the
@@ -63,7 +63,7 @@ def rollout(
         noise: initial latents [N, *policy.latent_shape], float32 (or float64 with a float64 policy).
         num_branches: K.
         seed: key of the branch noise.
-        trajectory_ids: [N] global ids, distinct within a seed; None: 0..N-1.
+        trajectory_ids: [N] global ids; equal ids draw equal noise under one seed. None: 0..N-1.
         max_batch: most rows in one network call; None: no limit.
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
 

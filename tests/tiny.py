@@ -17,7 +17,7 @@ PROMPTS = ["a red circle", "two blue squares", "a green cross above a circle"]
 
 
 class TinyPolicy:
-    """A `Policy` whose network is a two-layer perceptron; it notes the rows of every call and whether it keeps a graph."""
+    """A `Policy` with a two-layer perceptron; `calls` notes the rows of every call and whether it keeps a graph."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, seed: int = 0, width: int = 16) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -38,7 +38,7 @@ class TinyPolicy:
     ) -> tuple[Tensor, Tensor | None]:
         self.calls.append((len(latents), torch.is_grad_enabled()))
         text = condition.tensors["text"]
-        sigma = torch.as_tensor(sigma, dtype=self.dtype).expand(len(latents))[:, None]
+        sigma = torch.as_tensor(sigma, dtype=self.dtype, device=latents.device).expand(len(latents))[:, None]
         flat = latents.flatten(1).to(self.dtype)
         outputs = [self._acting(torch.cat([flat, sigma, words], dim=1)) for words in (text, 0 * text)[: 1 + guided]]
         velocities = [output.to(latents.dtype).view_as(latents) for output in outputs]

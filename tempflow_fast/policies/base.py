@@ -45,8 +45,8 @@ class Condition:
 class Policy(Protocol):
     """A flow model that draws images from prompts, and whose velocity can be trained.
 
-    Shapes: R rows, `latent_shape` the shape of one latent. Latents and velocities travel in float32 (float64 in, float64
-    out) whatever the precision of the network.
+    Shapes: R rows, `latent_shape` the shape of one latent. Latents and velocities travel in float32 (or float64),
+    whatever the precision of the network.
     """
 
     device: torch.device
@@ -62,9 +62,9 @@ class Policy(Protocol):
     def velocity(
         self, latents: Tensor, sigma: float | Tensor, condition: Condition, guided: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity dx/dsigma of latents [R, *latent_shape] at `sigma` (one number, or [R]): (conditional, unconditional).
+        """Velocity dx/dsigma of latents [R, *latent_shape] at `sigma` (one number, or [R]).
 
-        The unconditional velocity is None unless `guided`. Both have the dtype of `latents`.
+        Returns (conditional, unconditional) in the dtype of `latents`; the second is None unless `guided`.
         """
         ...
 

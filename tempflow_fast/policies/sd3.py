@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 # One SD3.5 prompt takes 1.7 MB in bf16 (205 tokens of 4096), so the cache stays below 2 GB.
 NUM_CACHED_PROMPTS = 1024
+ALIGNMENT = 64  # bytes; what PyTorch's own allocators give
 
 
 class SD3Policy:
-    """A `Policy` on a diffusers `StableDiffusion3Pipeline`: the transformer is trained, text encoders and VAE are frozen.
+    """A `Policy` on a diffusers `StableDiffusion3Pipeline`: its transformer is trained, its other parts are frozen.
 
     The rollout without branches is the pipeline's own sampler: same text encoding, timesteps, Euler steps and decoding.
     A pipeline without T5 (`text_encoder_3` None) gets no T5 tokens, which diffusers calls `max_sequence_length=0`; its
@@ -46,12 +47,12 @@ class SD3Policy:
         self.transformer = pipeline.transformer
         self.latent_shape = _latent_shape(pipeline, resolution)
         self._max_text_length = max_text_length if pipeline.text_encoder_3 is not None else 0
-        for name in ("vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
-            if (frozen := getattr(pipeline, name)) is not None:
-                frozen.requires_grad_(False).eval()
         if pipeline.vae.dtype != torch.float32:
             pipeline.vae.to(torch.float32)
-        self._network = self.transformer.requires_grad_(True).eval()
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
+            if part is not None:
+                _aligned(part.requires_grad_(False).eval())
+        self._network = _aligned(self.transformer.requires_grad_(True).eval())
         self._frozen: torch.nn.Module | None = None
         self._encoding = lru_cache(maxsize=NUM_CACHED_PROMPTS)(self._encode_one)
 
@@ -71,7 +72,7 @@ class SD3Policy:
         parts = StableDiffusion3Pipeline.load_config(str(path))
         absent = {name: None for name in ("text_encoder_3", "tokenizer_3") if parts.get(name, [None])[0] is None}
         dtypes = {"default": dtype, "vae": torch.float32}
-        pipeline = StableDiffusion3Pipeline.from_pretrained(str(path), torch_dtype=dtypes, **absent)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(str(path), dtype=dtypes, **absent)
         return cls(pipeline.to(device), resolution, max_text_length)
 
     @property
@@ -140,7 +141,9 @@ class SD3Policy:
             encoder_hidden_states=text,
             pooled_projections=pooled,
             return_dict=False,
-        )[0].to(latents.dtype)
+        )[0]
+        # Unpatchifying leaves a permuted view where patches are single pixels; the ops want rows of neighbours.
+        velocity = velocity.to(latents.dtype).contiguous()
         return (velocity[0::2], velocity[1::2]) if guided else (velocity, None)
 
     @property
@@ -187,6 +190,18 @@ class SD3Policy:
     def save(self, directory: str | Path) -> None:
         """Writes the whole pipeline, so that `from_pretrained` here and in diffusers loads the directory."""
         self.pipeline.save_pretrained(str(directory), safe_serialization=True)
+
+
+def _aligned(module: torch.nn.Module) -> torch.nn.Module:
+    """`module` with every weight at an aligned address.
+
+    Weights mapped from a safetensors file stand where the file has them, and matrix kernels round differently there: a
+    loaded policy would not give the bits of its own copy, nor those of the policy that was saved.
+    """
+    for parameter in module.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+    return module
 
 
 def _latent_shape(pipeline: StableDiffusion3Pipeline, resolution: int | None) -> tuple[int, int, int]:

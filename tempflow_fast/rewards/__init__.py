@@ -6,8 +6,11 @@ from importlib import import_module
 
 from .base import Reward
 
-REWARDS = {"shapes": "tempflow_fast.shapes.checker:reward"}
-"""Reward name -> "module:function", imported on first use so that a reward's libraries load only where it is asked for."""
+REWARDS = {
+    "shapes": "tempflow_fast.shapes.checker:reward",
+    "shapes_strict": "tempflow_fast.rewards.shapes:strict",
+}
+"""Reward name -> "module:function", imported on first use: a reward's libraries load only where it is asked for."""
 
 __all__ = ["REWARDS", "Reward", "get_reward"]
 

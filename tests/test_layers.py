@@ -1,0 +1,78 @@
+"""Imports run one way, from the command line down to the leaves."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tempflow_fast"
+
+# A module may import what stands on the lines above its own, nothing on its own line or below. A package stands for
+# all its modules, which may import one another.
+LAYERS = (
+    ("version", "schedule", "noise", "native", "batching", "policies", "shapes", "files", "prompts", "progress"),
+    ("checks", "reference", "advantages", "rewards", "load"),
+    ("ops",),
+    ("config", "rollout", "info", "sample"),
+    ("objective", "evaluate", "train_config"),
+    ("update", "plots", "run_directory", "recipes"),
+    ("grpo",),
+    ("train",),
+    ("report",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level modules of the package that a file imports, at its head or inside a function."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    package = ("tempflow_fast", *parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = (*above, node.module) if node.module else above
+            names = [".".join((*base, alias.name)) for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("tempflow_fast.")} - {"__version__"}
+    return found
+
+
+def modules(name: str) -> list[Path]:
+    single = PACKAGE / f"{name}.py"
+    return [single] if single.is_file() else sorted((PACKAGE / name).rglob("*.py"))
+
+
+def test_every_module_has_its_layer():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert files | packages == set(RANK)
+
+
+@pytest.mark.parametrize("name", RANK)
+def test_imports_run_one_way(name):
+    for path in modules(name):
+        for other in imported(path) - {name}:
+            assert RANK[other] < RANK[name], f"{path.name} imports {other}"
+
+
+def test_the_rule_sees_relative_and_absolute_imports(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    lines = (
+        "from . import ops",
+        "from .grpo import x",
+        "import tempflow_fast.cli",
+        "if 1: from tempflow_fast import info",
+    )
+    (tmp_path / "leaf.py").write_text("\n".join(lines))
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "sd3.py").write_text("from ..rollout import y\nfrom .base import z\n")
+    assert imported(tmp_path / "leaf.py") == {"ops", "grpo", "cli", "info"}
+    assert imported(tmp_path / "policies" / "sd3.py") == {"rollout", "policies"}
