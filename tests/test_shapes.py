@@ -108,7 +108,8 @@ def test_partial_credit_orders_images_by_how_much_is_right() -> None:
     images = world.render([(first, second), (first, wrong_color), (first,), ()])
     rewards = checker.reward(images, [entry["prompt"]] * 4, [entry] * 4)
     assert rewards[0] == 1.0
-    assert (rewards.diff() < 0).all() and rewards[-1] == 0.0
+    assert (rewards.diff() < 0).all()
+    assert rewards[-1] == 0.0
 
 
 def test_checker_names_bad_images() -> None:

@@ -1,7 +1,7 @@
 """Shapes: a miniature GenEval on which the whole method runs in minutes on a CPU.
 
-A world of coloured shapes (`world`), prompts of the six GenEval task types about it (`prompts`), an exact rule-based checker
-(`checker`), and a small Stable-Diffusion-3 pipeline that draws it (`pipeline/`, made by `pretrain`).
+A world of coloured shapes (`world`), prompts of the six GenEval task types about it (`prompts`), an exact rule-based
+checker (`checker`), and a small Stable Diffusion 3 pipeline that draws it (`pipeline/`, made by `pretrain`).
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """The untrained shapes pipeline: every part a tiny configuration of the class that Stable Diffusion 3 uses.
 
-24-pixel images, a VAE of factor 4 with 12 channels (6 x 6 latents), two CLIP text encoders of width 64 on 12 tokens, no T5, and a
-four-block MMDiT of width 96. diffusers and transformers are imported on use: naming the world must not load them.
+24-pixel images, a VAE of factor 4 with 12 channels (6 x 6 latents), two CLIP text encoders of width 64 on 12 tokens,
+no T5, and a four-block MMDiT of width 96. diffusers and transformers are imported on use: naming the world must not
+load them.
 """
 
 from __future__ import annotations

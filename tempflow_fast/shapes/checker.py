@@ -1,7 +1,7 @@
-"""The exact rule-based judge of shape images: finds every blob, names its shape and colour, compares with GenEval metadata.
+"""The exact rule-based judge of shape images: finds every blob, names it, compares with GenEval metadata.
 
-`strict` is the evaluation: every object asked for, nothing else, each a clean match of its template. `reward` is the training signal:
-half of it is `strict`, half is partial credit. Both depend on the image alone and run on the whole batch at once.
+`strict` is the evaluation: every object asked for, nothing else, each a clean match of its template. `reward` is the
+training signal: half of it is `strict`, half is partial credit. Both run on the whole batch at once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.nn.functional import conv2d, max_pool2d
 from tempflow_fast.shapes.world import BACKGROUND, COLORS, IMAGE_SIZE, SHAPE_SIZE, SHAPES, templates
 
 FOREGROUND = 0.33
-"""Distance in RGB from the background from which a pixel belongs to a blob; the nearest colour (purple) stands 0.60 away."""
+"""RGB distance from the background at which a pixel belongs to a blob; the nearest colour, purple, is 0.60 away."""
 CORE = 0.45
 """Distance from which a pixel tells the colour of its blob; paler ones are edges."""
 MIN_AREA = 6
-"""Blobs of fewer pixels are specks: no object, but they spoil a strict match when they add up to `MAX_SPECKS` pixels."""
+"""Blobs of fewer pixels are specks: no object, but from `MAX_SPECKS` pixels in all they spoil a strict match."""
 MAX_SPECKS = 8
 MIN_MATCH = 0.93
 """Dice overlap with the template; the closest two templates (circle, square) overlap by 0.91."""
@@ -32,7 +32,7 @@ MAX_COLOR_ERROR = 0.35
 PARTIAL_FLOOR = 0.75
 """Dice overlap that earns no partial credit; `MIN_MATCH` earns all of it."""
 AXIS_THRESHOLD, DIRECTION_THRESHOLD = 0.1, 0.5
-"""GenEval's rule for relations: boxes must be 0.1 of their summed sizes apart, and the direction within 60 degrees of the axis."""
+"""GenEval's rule for relations: centres 0.1 of the summed sizes apart, and within 60 degrees of the axis."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _describe(images: Tensor, masks: Tensor) -> list[Blob]:
 
 
 def _dice(coverage: Tensor) -> Tensor:
-    """Dice overlap 2<c, t> / (|c|^2 + |t|^2) of coverage [C, H, W] with each template at its best pixel, [C, len(SHAPES)]."""
+    """Dice overlap 2<c, t> / (|c|^2 + |t|^2) of coverage [C, H, W] with each template at its best place: [C, 4]."""
     masks = templates()
     overlap = conv2d(coverage[:, None], masks[:, None], padding=SHAPE_SIZE // 2).amax((2, 3))
     return 2 * overlap / (coverage.square().sum((1, 2))[:, None] + masks.square().sum((1, 2)))
@@ -182,7 +182,7 @@ def _fulfils(seen: Reading, metadata: Mapping) -> bool:
 
 
 def _partial(seen: Reading, metadata: Mapping) -> float:
-    """Credit of the best assignment of blobs to the objects asked for, shared among what was asked and what is there."""
+    """Credit of the best assignment of blobs to objects, divided by what was asked or what is there, if more."""
     include = metadata["include"]
     wanted = [entry for entry in include for _ in range(entry["count"])]
     table = [[blob.credit(entry) for blob in seen.blobs] for entry in wanted]
@@ -192,7 +192,7 @@ def _partial(seen: Reading, metadata: Mapping) -> float:
 
 
 def _assign(table: list[list[float]]) -> float:
-    """Largest total credit when each object takes one blob: tried out for two, greedy for the alike objects of counting."""
+    """Largest total credit when each object takes one blob: tried out for two, greedy for counting's alike objects."""
     if not table or not table[0]:
         return 0.0
     if len(table) == 2 and len(table[0]) >= 2:

@@ -41,8 +41,8 @@ def make_data(seed: int, count: int) -> tuple[list[dict], Tensor]:
 def vae_loss(vae: AutoencoderKL, images: Tensor, rng: torch.Generator) -> Tensor:
     """Reconstruction through noisy latents plus a small penalty on their size.
 
-    The noise makes nearby latents decode alike, so that a flow model's small errors do not show; blank images keep the decoder's
-    group normalisation defined where nothing stands.
+    The noise makes nearby latents decode alike, so that a flow model's small errors do not show; blank images keep the
+    decoder's group normalisation defined where nothing stands.
     """
     images = 2 * images - 1
     images[:2] = 0
@@ -53,14 +53,14 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, rng: torch.Generator) -> Tensor
 
 
 def encode_text(pipe: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids [R, L] to embeddings [R, L, 2 W] and pooled [R, 2 W], with gradients, as the pipeline's `encode_prompt` without T5."""
+    """Token ids [R, L] -> text [R, L, 2 W] and pooled [R, 2 W], as the pipeline's `encode_prompt` without T5."""
     outputs = [encoder(ids, output_hidden_states=True) for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
     hidden = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
     return hidden, torch.cat([out.text_embeds for out in outputs], dim=-1)
 
 
 def describe(metadata: dict) -> list[int]:
-    """What a prompt says as class labels: how many of each shape, the colour of each, the relation and who stands in it."""
+    """What a prompt says as class labels: the count of each shape, its colour, the relation and its subject."""
     include = metadata["include"]
     named = {entry["class"]: entry for entry in include}
     counts = [named[kind]["count"] if kind in named else 0 for kind in SHAPES]

@@ -1,6 +1,7 @@
 """Prompts of the six GenEval task types about coloured shapes, in GenEval's JSONL metadata format.
 
-Every fourth prompt of a task, in a fixed shuffled order, is held out: reinforcement learning never sees it, evaluation uses only it.
+Every fourth prompt of a task, in a fixed shuffled order, is held out: reinforcement learning never sees it, evaluation
+uses only it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def heldout_prompts() -> list[Metadata]:
 
 
 def draw(prompts: Sequence[Metadata], count: int, rng: random.Random) -> list[Metadata]:
-    """`count` prompts, the tasks in turn and a random prompt of each: GenEval's score weighs tasks, not prompts, equally."""
+    """`count` prompts, the tasks in turn, a random prompt of each: GenEval weighs tasks equally, not prompts."""
     by_task = {tag: [m for m in prompts if m["tag"] == tag] for tag in TASKS}
     present = [tag for tag in TASKS if by_task[tag]]
     first = rng.randrange(len(present))
