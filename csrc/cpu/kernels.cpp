@@ -1,0 +1,27 @@
+// Compiled once per instruction set with -DTF_ISA=<name>: plain loops, vectorised by the compiler.
+//
+// Everything but the table has internal linkage, and no standard-library template is used: either could leak wide
+// instructions into symbols that the linker shares with the narrow build.
+#include "loss.h"
+
+#define TF_JOIN_(a, b) a##b
+#define TF_JOIN(a, b) TF_JOIN_(a, b)
+#define TF_TEXT_(a) #a
+#define TF_TEXT(a) TF_TEXT_(a)
+#define TF_ALL_DTYPES(kernel) {kernel<float>, kernel<bf16>, kernel<fp16>}
+
+namespace tempflow::cpu {
+
+extern const Kernels TF_JOIN(kernels_, TF_ISA);
+const Kernels TF_JOIN(kernels_, TF_ISA) = {
+    TF_TEXT(TF_ISA),
+    TF_ALL_DTYPES(sample),
+    initial_noise,
+    TF_ALL_DTYPES(guide_rows),
+    TF_ALL_DTYPES(log_prob),
+    TF_ALL_DTYPES(log_prob_backward),
+    TF_ALL_DTYPES(loss_products),
+    TF_ALL_DTYPES(loss_gradient),
+};
+
+}  // namespace tempflow::cpu

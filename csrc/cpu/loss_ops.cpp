@@ -1,0 +1,141 @@
+// CPU bodies of log_prob, its backward and policy_loss. Partial sums of tasks are added in order, in double.
+#include <cmath>
+
+#include "tensors.h"
+
+namespace tempflow::cpu {
+namespace {
+
+LogProbArgs log_prob_args(const char* op, const Tensor& latents_next, const Tensor& latents, const Tensor& velocity,
+                          const Tensor& table, const Tensor& steps) {
+  LogProbArgs args{};
+  args.latents_next = rows(op, "latents_next", latents_next, latents);
+  args.latents = rows(op, "latents", latents, latents);
+  args.velocity = rows(op, "velocity", velocity, latents);
+  args.table = checked_table(op, table);
+  args.steps = checked_steps(op, table, steps, latents.size(0));
+  args.d = latents.size(1);
+  return args;
+}
+
+// The scalar part of the loss, between the two passes over the data.
+struct Surrogate {
+  double low, high, clip_range, loss = 0, kl = 0;
+  int64_t num_clipped = 0;
+
+  explicit Surrogate(double clip) : low(std::log1p(-clip)), high(std::log1p(clip)), clip_range(clip) {}
+
+  // Adds weight * max(-A r, -A clip(r)) and returns its derivative with respect to log r.
+  float add(double log_ratio, double advantage, double weight) {
+    const bool above = log_ratio > high, below = log_ratio < low;
+    num_clipped += above || below;
+    const bool flat = (above && advantage > 0) || (below && advantage < 0);
+    const double ratio = flat ? (above ? 1 + clip_range : 1 - clip_range) : std::exp(log_ratio);
+    const double value = -weight * advantage * ratio;
+    loss += value;
+    return flat ? 0.0f : static_cast<float>(value);
+  }
+};
+
+struct LossSums {                        // what the passes hand to each other
+  std::vector<double> products, sum_squares_ref;
+  std::vector<float> log_ratio_grad;
+  LossSums(int64_t num_rows, int64_t k, int64_t chunks, bool with_ref)
+      : products(num_rows * k * chunks), sum_squares_ref(with_ref ? num_rows * chunks : 0), log_ratio_grad(num_rows * k) {}
+};
+
+// From the sums of row r to its log-ratios, their derivatives and its KL.
+void finish_row(const LossArgs& args, int64_t r, int64_t num_rows, const float* advantage, float* log_ratio,
+                LossSums& sums, Surrogate& surrogate) {
+  const int64_t chunks = chunks_of(args.d);
+  const double* step = args.table + args.steps[r] * kColumns;
+  const double b = step[2], s = step[3], scale = 1 / (2 * s * s * static_cast<double>(args.d));
+  const double weight = step[4] / static_cast<double>(num_rows * args.k);
+  for (int64_t i = r * args.k; i < (r + 1) * args.k; ++i) {
+    const double value = sum_of(&sums.products[i * chunks], chunks) * scale;
+    log_ratio[i] = static_cast<float>(value);
+    sums.log_ratio_grad[i] = surrogate.add(value, advantage[i], weight);
+  }
+  if (args.velocity_ref.data)
+    surrogate.kl += b * b * scale * sum_of(&sums.sum_squares_ref[r * chunks], chunks) / static_cast<double>(num_rows);
+}
+
+void check_branches(const char* op, const Tensor& branches, const Tensor& velocity, const Tensor& advantages) {
+  const int64_t num_rows = velocity.size(0), d = velocity.size(1);
+  STD_TORCH_CHECK(branches.dim() == 3 && branches.size(0) == num_rows && branches.size(2) == d &&
+                  (d == 1 || branches.stride(2) == 1) && branches.scalar_type() == velocity.scalar_type(), op,
+                  ": branches must be [R, K, D] like velocity, contiguous within each branch");
+  STD_TORCH_CHECK(advantages.scalar_type() == ScalarType::Float && advantages.is_contiguous() &&
+                  advantages.numel() == num_rows * branches.size(1), op, ": advantages must be contiguous float32 [R, K]");
+}
+
+}  // namespace
+
+Tensor log_prob(const Tensor latents_next, const Tensor latents, const Tensor velocity, const Tensor table,
+                const Tensor steps) {
+  LogProbArgs args = log_prob_args("log_prob", latents_next, latents, velocity, table, steps);
+  const int64_t num_rows = latents.size(0), chunks = chunks_of(args.d);
+  std::vector<double> sum_squares(num_rows * chunks);
+  args.sum_squares = sum_squares.data();
+  const auto kernel = kernels().log_prob[dtype_index("log_prob", latents)];
+  run(kernel, args, 0, num_rows * chunks, std::min(args.d, kChunk));
+  Tensor out = new_empty(latents, std::vector<int64_t>{num_rows}, ScalarType::Float);
+  float* log_density = out.mutable_data_ptr<float>();
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const double s = args.table[args.steps[r] * kColumns + 3];
+    const double mean_square = sum_of(&sum_squares[r * chunks], chunks) / static_cast<double>(args.d);
+    log_density[r] = static_cast<float>(-0.5 * mean_square / (s * s) - std::log(s) - kHalfLogTwoPi);
+  }
+  return out;
+}
+
+Tensor log_prob_backward(const Tensor grad, const Tensor latents_next, const Tensor latents, const Tensor velocity,
+                         const Tensor table, const Tensor steps) {
+  const char* op = "log_prob_backward";
+  LogProbArgs args = log_prob_args(op, latents_next, latents, velocity, table, steps);
+  const int64_t num_rows = latents.size(0);
+  STD_TORCH_CHECK(grad.scalar_type() == ScalarType::Float && grad.is_contiguous() && grad.numel() == num_rows, op,
+                  ": grad must be contiguous float32 [R]");
+  Tensor out = new_empty(velocity, std::vector<int64_t>{num_rows, args.d});
+  args.grad = grad.const_data_ptr<float>();
+  args.grad_velocity = out.mutable_data_ptr();
+  const auto kernel = kernels().log_prob_backward[dtype_index(op, latents)];
+  run(kernel, args, 0, num_rows * chunks_of(args.d), std::min(args.d, kChunk));
+  return out;
+}
+
+LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_uncond, const Tensor latents,
+                       const Tensor branches, const Tensor velocity_old, const OptionalTensor velocity_ref,
+                       const Tensor advantages, const Tensor table, const Tensor steps, double guidance_scale,
+                       double clip_range, double beta, bool with_gradient) {
+  const char* op = "policy_loss";
+  const int dtype = dtype_index(op, velocity);
+  check_branches(op, branches, velocity, advantages);
+  const int64_t num_rows = velocity.size(0), d = velocity.size(1), k = branches.size(1), chunks = chunks_of(d);
+  Tensor gradient = new_empty(velocity, with_gradient ? std::vector<int64_t>{num_rows, d} : std::vector<int64_t>{0},
+                              ScalarType::Float);
+  Tensor log_ratio = new_empty(velocity, std::vector<int64_t>{num_rows, k}, ScalarType::Float);
+  LossSums sums(num_rows, k, chunks, velocity_ref.has_value());
+  const LossArgs args{rows(op, "velocity", velocity, velocity), rows(op, "velocity_uncond", velocity_uncond, velocity),
+                      rows(op, "latents", latents, velocity), rows(op, "velocity_old", velocity_old, velocity),
+                      rows(op, "velocity_ref", velocity_ref, velocity), branches.const_data_ptr(), branches.stride(0),
+                      branches.stride(1), static_cast<float>(guidance_scale), checked_table(op, table),
+                      checked_steps(op, table, steps, num_rows), sums.products.data(), sums.sum_squares_ref.data(),
+                      sums.log_ratio_grad.data(), beta / static_cast<double>(std::max<int64_t>(num_rows, 1)),
+                      gradient.mutable_data_ptr<float>(), k, d};
+  Surrogate surrogate(clip_range);
+  // Both passes go over a group of rows that stays in cache between them.
+  const int64_t group = std::max<int64_t>(1, (1 << 19) / (d * (k + 4))), work = std::min(d, kChunk) * (k + 2);
+  for (int64_t first = 0; first < num_rows; first += group) {
+    const int64_t last = std::min(first + group, num_rows);
+    run(kernels().loss_products[dtype], args, first * chunks, last * chunks, work);
+    for (int64_t r = first; r < last; ++r)
+      finish_row(args, r, num_rows, advantages.const_data_ptr<float>(), log_ratio.mutable_data_ptr<float>(), sums, surrogate);
+    if (with_gradient) run(kernels().loss_gradient[dtype], args, first * chunks, last * chunks, work);
+  }
+  const double num_ratios = static_cast<double>(std::max<int64_t>(num_rows * k, 1));
+  return {scalar(velocity, surrogate.loss + beta * surrogate.kl), log_ratio,
+          scalar(velocity, static_cast<double>(surrogate.num_clipped) / num_ratios), scalar(velocity, surrogate.kl), gradient};
+}
+
+}  // namespace tempflow::cpu

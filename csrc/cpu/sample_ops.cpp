@@ -1,0 +1,68 @@
+// CPU bodies of guided_velocity, euler_step, branch_step and initial_noise.
+#include <cmath>
+
+#include "../noise.h"
+#include "tensors.h"
+
+namespace tempflow::cpu {
+namespace {
+
+SampleResult sample(const char* op, const Tensor& latents, const Tensor& velocity, const OptionalTensor& uncond,
+                    double guidance_scale, const Tensor& table, int64_t step, int64_t k, uint64_t seed,
+                    const int64_t* ids) {
+  const int dtype = dtype_index(op, latents);
+  const int64_t n = latents.size(0), d = latents.size(1), chunks = chunks_of(d);
+  Tensor next = new_empty(latents, std::vector<int64_t>{n, d});
+  Tensor branches = new_empty(latents, std::vector<int64_t>{n, k, d});
+  Tensor log_prob = new_empty(latents, std::vector<int64_t>{n, k}, ScalarType::Float);
+  std::vector<double> sum_squares(n * k * chunks);
+  const SampleArgs args{rows(op, "latents", latents, latents), rows(op, "velocity", velocity, latents),
+                             rows(op, "velocity_uncond", uncond, latents), static_cast<float>(guidance_scale),
+                             checked_step(op, table, step, k > 0), static_cast<uint32_t>(step), seed, ids,
+                             next.mutable_data_ptr(), branches.mutable_data_ptr(), sum_squares.data(), n, k, d};
+  run(kernels().sample[dtype], args, 0, n * chunks, std::min(d, kChunk) * (k * 8 + 1));
+  float* out = log_prob.mutable_data_ptr<float>();
+  for (int64_t r = 0; r < n * k; ++r)
+    out[r] = static_cast<float>(-0.5 * sum_of(&sum_squares[r * chunks], chunks) / static_cast<double>(d) -
+                                std::log(args.step_row[3]) - kHalfLogTwoPi);
+  return {next, branches, log_prob};
+}
+
+}  // namespace
+
+SampleResult branch_step(const Tensor latents, const Tensor velocity, const OptionalTensor velocity_uncond,
+                         double guidance_scale, const Tensor table, int64_t step, int64_t num_branches,
+                         const Tensor seed, const Tensor trajectory_ids) {
+  STD_TORCH_CHECK(num_branches >= 1 && num_branches <= 0x10000, "branch_step: num_branches must be in 1..65536");
+  const uint64_t key = static_cast<uint64_t>(*checked_integers("branch_step", "seed", seed, 1));
+  const int64_t* ids = checked_integers("branch_step", "trajectory_ids", trajectory_ids, latents.size(0));
+  return sample("branch_step", latents, velocity, velocity_uncond, guidance_scale, table, step, num_branches, key, ids);
+}
+
+Tensor euler_step(const Tensor latents, const Tensor velocity, const OptionalTensor velocity_uncond,
+                  double guidance_scale, const Tensor table, int64_t step) {
+  return std::get<0>(
+      sample("euler_step", latents, velocity, velocity_uncond, guidance_scale, table, step, 0, 0, nullptr));
+}
+
+Tensor initial_noise(const Tensor trajectory_ids, const Tensor seed, int64_t numel) {
+  const int64_t n = trajectory_ids.numel();
+  const int64_t* ids = checked_integers("initial_noise", "trajectory_ids", trajectory_ids, n);
+  const uint64_t key = static_cast<uint64_t>(*checked_integers("initial_noise", "seed", seed, 1));
+  Tensor out = new_empty(trajectory_ids, std::vector<int64_t>{n, numel}, ScalarType::Float);
+  const NoiseArgs args{key, ids, out.mutable_data_ptr<float>(), numel};
+  run(kernels().initial_noise, args, 0, n * chunks_of(numel), std::min(numel, kChunk) * 8);
+  return out;
+}
+
+Tensor guided_velocity(const Tensor velocity, const Tensor velocity_uncond, double guidance_scale) {
+  const char* op = "guided_velocity";
+  const int64_t n = velocity.size(0), d = velocity.size(1);
+  Tensor out = new_empty(velocity, std::vector<int64_t>{n, d});
+  const GuideArgs args{rows(op, "velocity", velocity, velocity), rows(op, "velocity_uncond", velocity_uncond, velocity),
+                            static_cast<float>(guidance_scale), out.mutable_data_ptr(), d};
+  run(kernels().guide[dtype_index(op, velocity)], args, 0, n * chunks_of(d), std::min(d, kChunk));
+  return out;
+}
+
+}  // namespace tempflow::cpu

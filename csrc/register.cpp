@@ -1,0 +1,33 @@
+// Binds the compiled bodies to the schemas of tempflow_fast/ops.py when the library is loaded, and answers what Python
+// asks about the build as plain C functions: no Python header is needed to compile it.
+#include "cpu/kernels.h"
+#include "ops.h"
+
+STABLE_TORCH_LIBRARY_IMPL(tempflow_fast, CPU, m) {
+  namespace cpu = tempflow::cpu;
+  m.impl("guided_velocity", TORCH_BOX(&cpu::guided_velocity));
+  m.impl("euler_step", TORCH_BOX(&cpu::euler_step));
+  m.impl("branch_step", TORCH_BOX(&cpu::branch_step));
+  m.impl("initial_noise", TORCH_BOX(&cpu::initial_noise));
+  m.impl("log_prob", TORCH_BOX(&cpu::log_prob));
+  m.impl("log_prob_backward", TORCH_BOX(&cpu::log_prob_backward));
+  m.impl("policy_loss", TORCH_BOX(&cpu::policy_loss));
+}
+
+#ifdef TF_CUDA
+STABLE_TORCH_LIBRARY_IMPL(tempflow_fast, CUDA, m) {
+  m.impl("branch_step", TORCH_BOX(&tempflow::cuda::branch_step));
+}
+#endif
+
+#define TF_EXPORT extern "C" __attribute__((visibility("default")))
+
+// JSON.
+TF_EXPORT const char* tempflow_build_info() {
+  return "{\"compiler\": \"" TF_COMPILER "\", \"torch\": \"" TF_TORCH_BUILD "\", \"torch_target\": \"" TF_TORCH_TARGET
+         "\", \"cuda\": \"" TF_CUDA_VERSION "\", \"cuda_arch\": \"" TF_CUDA_ARCHS "\"}";
+}
+
+TF_EXPORT const char* tempflow_cpu_isa() { return tempflow::cpu::kernels().isa; }
+
+TF_EXPORT bool tempflow_force_cpu_isa(const char* name) { return tempflow::cpu::force_isa(name); }

@@ -1,0 +1,1 @@
+"""Triton twins of the ops, for GPUs; imported only where Triton is."""

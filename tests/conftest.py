@@ -1,0 +1,33 @@
+"""Fixtures shared by the suite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tempflow_fast import native, ops
+
+BODIES = ("reference", "baseline", "avx2", "avx512")
+
+
+@pytest.fixture
+def poisoned():
+    """torch.empty hands out NaN, so that an element which a body forgets cannot pass for a result."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=BODIES)
+def body(request, monkeypatch):
+    """Every body that this machine can run, one after another."""
+    if request.param == "reference":
+        monkeypatch.setattr(ops, "_namespace", lambda dtype: "tempflow_fast_reference")
+        yield request.param
+        return
+    usual = native.cpu_isa()
+    if not native.force_cpu_isa(request.param):
+        pytest.skip(f"no {request.param} kernels in this build or on this machine")
+    yield request.param
+    native.force_cpu_isa(usual)

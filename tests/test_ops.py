@@ -1,0 +1,216 @@
+"""Values and gradients of every op, in every body, against the float64 reference."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from tolerances import assert_near
+from torch import Tensor
+
+from tempflow_fast import linear_sigmas, ops, reference, step_table
+
+TABLE = step_table(linear_sigmas(8, 3.0))
+ROWS = TABLE.coefficients()
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+SIZES = pytest.mark.parametrize("numel", [1, 3, 63, 1001, 4097])
+GUIDED = pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+STEPS = torch.tensor([0, 3, 6, 6, 2])
+IDS = torch.tensor([4, 2**33, 0, 7, 1])
+SCALE, SEED, K = 4.5, 77, 3
+
+
+class Case(NamedTuple):
+    """Inputs of all ops in one dtype; `branches` were drawn by the float64 reference and rounded."""
+
+    latents: Tensor
+    velocity: Tensor
+    uncond: Tensor | None
+    branches: Tensor
+    velocity_old: Tensor
+    velocity_ref: Tensor
+    advantages: Tensor
+
+    @property
+    def scale(self) -> float:
+        return SCALE if self.uncond is not None else 1.0
+
+
+def make_case(dtype: torch.dtype, numel: int, guided: bool, num_rows: int = 5) -> Case:
+    """Latent rows of a wider buffer (so not contiguous), a policy some updates away from the one that acted."""
+    generator = torch.Generator().manual_seed(numel)
+
+    def rows(scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(num_rows, numel + 2, generator=generator)).to(dtype)[:, 1 : numel + 1]
+
+    latents, velocity, uncond = rows(), rows(), rows() if guided else None
+    old = (velocity.double() + 0.02 * rows().double()).to(dtype)
+    if guided:
+        old = ops.guided_velocity(old, uncond, SCALE)
+    steps = STEPS[:num_rows]
+    mean = ROWS[steps, 1, None] * latents.double() + ROWS[steps, 2, None] * old.double()
+    eps = torch.randn(num_rows, K, numel, generator=generator, dtype=torch.float64)
+    branches = (mean[:, None] + ROWS[steps, 3, None, None] * eps).to(dtype)
+    advantages = torch.randn(num_rows, K, generator=generator)
+    return Case(latents, velocity, uncond, branches, old, rows(), advantages)
+
+
+@DTYPES
+@SIZES
+@GUIDED
+def test_branch_and_euler_step(body, dtype, numel, guided):
+    case = make_case(dtype, numel, guided)
+    state = (case.latents, case.velocity, TABLE, 3)
+    guidance = {"velocity_uncond": case.uncond, "guidance_scale": case.scale}
+    moved, branches, log_prob = ops.branch_step(*state, K, SEED, IDS, **guidance)
+    wide = [None if t is None else t.double() for t in case[:3]]
+    want_moved, want_branches, _ = reference.branch_step(*wide, case.scale, ROWS, 3, K, torch.tensor(SEED), IDS)
+    assert_near("latents", dtype, moved, want_moved)
+    assert_near("latents", dtype, branches, want_branches)
+    assert torch.equal(ops.euler_step(*state, **guidance), moved)
+    # The density is that of the branch as it is stored.
+    velocity = wide[1] if wide[2] is None else wide[2] + SCALE * (wide[1] - wide[2])
+    for k in range(K):
+        want = reference.log_prob(branches[:, k].double(), wide[0], velocity, ROWS, torch.full_like(STEPS, 3))
+        assert_near("log_prob", dtype, log_prob[:, k], want)
+
+
+@DTYPES
+@SIZES
+def test_log_prob(body, dtype, numel):
+    case = make_case(dtype, numel, guided=False)
+    velocity, cotangent = case.velocity.clone().requires_grad_(), torch.randn(5)
+    got = ops.log_prob(case.branches[:, 1], case.latents, velocity, TABLE, STEPS)
+    got.backward(cotangent)
+    wide = (case.branches[:, 1].double(), case.latents.double(), case.velocity.double(), ROWS, STEPS)
+    assert_near("log_prob", dtype, got.detach(), reference.log_prob(*wide))
+    assert_near("gradient", dtype, velocity.grad, reference.log_prob_backward(cotangent.double(), *wide))
+
+
+def oracle(case: Case, clip_range: float, beta: float) -> tuple[Tensor, ...]:
+    """The float64 loss by autograd through textbook formulas, with the guidance that the op rounds like its inputs."""
+    guided = case.velocity if case.uncond is None else ops.guided_velocity(case.velocity, case.uncond, SCALE)
+    v = guided.double().requires_grad_()
+    x, old, ref, branches = (t.double() for t in (case.latents, case.velocity_old, case.velocity_ref, case.branches))
+    _, a, b, s, weight = ROWS[STEPS].unsqueeze(1).unbind(-1)
+
+    def density(velocity: Tensor) -> Tensor:
+        return -((branches - (a * x + b * velocity)[:, None]) ** 2).mean(-1) / (2 * s**2)
+
+    log_ratio = density(v) - density(old)
+    ratio, advantages = log_ratio.exp(), case.advantages.double()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    kl = ((b * (v - ref)) ** 2).mean(1, keepdim=True).div(2 * s**2).mean()
+    loss = (weight * torch.maximum(-advantages * ratio, -advantages * clipped)).mean() + beta * kl
+    loss.backward()
+    outside = ((ratio < 1 - clip_range) | (ratio > 1 + clip_range)).double().mean()
+    return loss.detach(), log_ratio.detach(), outside, kl.detach(), v.grad
+
+
+@DTYPES
+@SIZES
+@GUIDED
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_policy_loss(body, dtype, numel, guided, beta):
+    case = make_case(dtype, numel, guided)
+    velocity = case.velocity.clone().requires_grad_()
+    uncond = case.uncond.clone().requires_grad_() if guided else None
+    got = ops.policy_loss(
+        velocity,
+        case.latents,
+        case.branches,
+        case.velocity_old,
+        case.advantages,
+        TABLE,
+        STEPS,
+        clip_range=1e-3,
+        velocity_ref=case.velocity_ref,
+        beta=beta,
+        velocity_uncond=uncond,
+        guidance_scale=case.scale,
+    )
+    (2.0 * got.loss).backward()
+    loss, log_ratio, clip_fraction, kl, gradient = oracle(case, 1e-3, beta)
+    assert_near("statistic", dtype, got.loss.detach(), loss)
+    assert_near("log_ratio", dtype, got.log_ratio, log_ratio)
+    assert_near("statistic", dtype, got.clip_fraction, clip_fraction)
+    assert_near("statistic", dtype, got.kl, kl)
+    assert_near("gradient", dtype, velocity.grad, 2 * case.scale * gradient)
+    if guided:
+        assert_near("gradient", dtype, uncond.grad, 2 * (1 - SCALE) * gradient)
+
+
+@DTYPES
+@GUIDED
+def test_first_update_starts_at_log_ratio_zero(body, dtype, guided):
+    case = make_case(dtype, 1001, guided)
+    old = ops.guided_velocity(case.velocity, case.uncond, SCALE) if guided else case.velocity
+    got = ops.policy_loss(
+        case.velocity, case.latents, case.branches, old, case.advantages, TABLE, STEPS,
+        velocity_uncond=case.uncond, guidance_scale=case.scale,
+    )  # fmt: skip
+    assert torch.equal(got.log_ratio, torch.zeros(5, K))
+    assert got.clip_fraction == 0
+
+
+def test_clip_decisions_are_finer_than_the_grain_of_float32(body):
+    """A log-ratio of 1.00001 c is outside the range, though exp() rounds it onto the edge."""
+    clip_range, numel = 1e-5, 4096
+    _, _, b, s, _ = ROWS[3].tolist()
+    latents, old = torch.zeros(2, numel), torch.zeros(2, numel)
+    velocity = torch.full((2, numel), 1e-3)
+    shift = b * 1e-3
+    # log r = shift (2 x' - shift) / (2 s^2) for constant rows: choose x' for the log-ratio we want.
+    wanted = torch.tensor([1.00001, 0.99999], dtype=torch.float64) * torch.log1p(torch.tensor(clip_range).double())
+    branch = (wanted * s**2 / shift + shift / 2).float()
+    branches = branch[:, None, None].expand(2, 1, numel)
+    steps = [3, 3]
+    got = ops.policy_loss(velocity, latents, branches, old, torch.ones(2, 1), TABLE, steps, clip_range=clip_range)
+    assert got.clip_fraction == 0.5
+    assert torch.equal(got.log_ratio.exp()[0], got.log_ratio.exp()[1])
+
+
+def test_small_gradients_survive_float16(body):
+    """A loss scale reaches the gradient before float16 could round it to zero."""
+    case = make_case(torch.float16, 4097, guided=False)
+    velocity = case.velocity.clone().requires_grad_()
+    got = ops.policy_loss(velocity, case.latents, case.branches, case.velocity_old, case.advantages, TABLE, STEPS)
+    (got.loss * 2.0**16).backward()
+    assert (velocity.grad != 0).float().mean() > 0.99
+
+
+@DTYPES
+def test_no_rows(body, dtype):
+    case = make_case(dtype, 6, guided=True, num_rows=0)
+    latents, velocity, uncond = (t.unflatten(1, (2, 3)) for t in case[:3])
+    moved, branches, log_prob = ops.branch_step(latents, velocity, TABLE, 1, K, 0, IDS[:0], uncond, SCALE)
+    assert (moved.shape, branches.shape, log_prob.shape) == ((0, 2, 3), (0, K, 2, 3), (0, K))
+    assert ops.euler_step(latents, velocity, TABLE, 1).shape == (0, 2, 3)
+    assert ops.initial_noise((2, 3), 0, IDS[:0]).shape == (0, 2, 3)
+    assert ops.log_prob(latents, latents, velocity, TABLE, STEPS[:0]).shape == (0,)
+    v = velocity.clone().requires_grad_()
+    got = ops.policy_loss(v, latents, branches, velocity, log_prob, TABLE, [], velocity_ref=velocity, beta=0.1)
+    got.loss.backward()
+    assert [t.item() for t in (got.loss, got.clip_fraction, got.kl)] == [0, 0, 0]
+    assert v.grad.shape == (0, 2, 3)
+
+
+def test_rows_may_stand_anywhere(body):
+    """One row of any shape, expanded rows, rows and branches with gaps: the same bits as their contiguous copies."""
+    wide = torch.randn(4, 7, 2, 3, 5)
+    latents, velocity, uncond = wide[:, 2], wide[::2, 3].repeat_interleave(2, 0), wide[:1, 4].expand(4, 2, 3, 5)
+    branches, advantages = wide[:, 1:4], torch.randn(4, 6).T[::2].T
+    steps = torch.tensor([0, 9, 1, 9, 2, 9, 3, 9])[::2]
+    args = (latents, branches, velocity, advantages, TABLE, steps)
+    got = ops.policy_loss(velocity, *args, velocity_uncond=uncond, guidance_scale=2.0, velocity_ref=uncond)
+    copies = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
+    want = ops.policy_loss(velocity, *copies, velocity_uncond=uncond.contiguous(), guidance_scale=2.0, velocity_ref=uncond)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    got = ops.branch_step(latents, velocity, TABLE, 2, 2, 5, IDS[:4], uncond, 2.0)
+    want = ops.branch_step(latents.contiguous(), velocity, TABLE, 2, 2, 5, IDS[:4], uncond.contiguous(), 2.0)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    alone = ops.branch_step(latents[3:], velocity[3:], TABLE, 2, 2, 5, IDS[3:4], uncond[3:], 2.0)
+    assert all(torch.equal(a, b[3:]) for a, b in zip(alone, want, strict=True))

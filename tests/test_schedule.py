@@ -1,0 +1,127 @@
+"""The step table against the formulas of the papers and the constants of the public scripts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tempflow_fast import linear_sigmas, step_table
+
+
+def diffusers_sigmas(num_steps: int, shift: float) -> list[float]:
+    """FlowMatchEulerDiscreteScheduler: its smallest level is shifted when it is built, and once more with the schedule."""
+    lowest = shift * 1e-3 / (1 + (shift - 1) * 1e-3)
+    levels = torch.linspace(1, lowest, num_steps, dtype=torch.float64)
+    return [*(shift * levels / (1 + (shift - 1) * levels)).tolist(), 0.0]
+
+
+def flux_sigmas(num_steps: int, num_tokens: int) -> list[float]:
+    """FLUX.1-dev: linear levels, shifted by exp(mu) with mu linear in the number of tokens."""
+    mu = 0.5 + (1.15 - 0.5) * (num_tokens - 256) / (4096 - 256)
+    return linear_sigmas(num_steps, math.exp(mu))
+
+
+SD3_STDS = [0.7000, 0.7430, 0.5362, 0.4459, 0.3918, 0.3528, 0.3191, 0.2820, 0.2254, 0.0063]
+PLAIN_STDS = [0.9000, 0.8486, 0.5613, 0.4244, 0.3355, 0.2685, 0.2123, 0.1606, 0.1065, 0.0009]
+
+
+@pytest.mark.parametrize(("shift", "noise_level", "stds"), [(3.0, 0.7, SD3_STDS), (1.0, 0.9, PLAIN_STDS)])
+def test_flow_sde_stds_of_public_settings(shift, noise_level, stds):
+    table = step_table(diffusers_sigmas(10, shift), "flow_sde", noise_level)
+    torch.testing.assert_close(table.s, torch.tensor(stds, dtype=torch.float64), rtol=0, atol=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "noise_level", "constant"),
+    [
+        (diffusers_sigmas(10, 3.0), 0.7, 2.2522),  # hard-coded as 2.25 for SD3.5-M
+        (flux_sigmas(10, 4096), 0.9, 1.7260),  # hard-coded as 1.73 for FLUX.1-dev, right at 1024 px only
+        (flux_sigmas(10, 1024), 0.9, 1.9291),
+    ],
+)
+def test_noise_weight_reproduces_the_constants_of_the_public_scripts(sigmas, noise_level, constant):
+    table = step_table(sigmas, noise_level=noise_level)
+    assert table.branch_steps == tuple(range(9))
+    torch.testing.assert_close(table.noise_weight[:9] / table.s[:9], torch.full((9,), constant).double(), rtol=0, atol=6e-5)
+    assert table.noise_weight[:9].mean().item() == pytest.approx(1, abs=1e-12)
+    assert table.noise_weight[9] == 0
+
+
+def flow_sde(x, v, sigma, sigma_next, sigma_1, level):
+    s = level * math.sqrt(sigma / (1 - (sigma_1 if sigma == 1 else sigma)))
+    dt = sigma_next - sigma
+    mean = x * (1 + s**2 / (2 * sigma) * dt) + v * (1 + s**2 * (1 - sigma) / (2 * sigma)) * dt
+    return mean, s * math.sqrt(-dt)
+
+
+def dance_sde(x, v, sigma, sigma_next, sigma_1, level):
+    dt = sigma_next - sigma
+    score = -(x - (1 - sigma) * (x - sigma * v)) / sigma**2
+    return x + v * dt - 0.5 * level**2 * score * dt, level * math.sqrt(-dt)
+
+
+def cps(x, v, sigma, sigma_next, sigma_1, level):
+    std = sigma_next * math.sin(level * math.pi / 2)
+    x0, x1 = x - sigma * v, x + (1 - sigma) * v
+    return (1 - sigma_next) * x0 + math.sqrt(sigma_next**2 - std**2) * x1, std
+
+
+def ode(x, v, sigma, sigma_next, sigma_1, level):
+    return x + (sigma_next - sigma) * v, 0.0
+
+
+@pytest.mark.parametrize("step_of", [flow_sde, dance_sde, cps, ode], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("num_steps", [1, 2, 10])
+def test_every_row_is_the_formula_of_its_paper(step_of, num_steps):
+    sigmas = linear_sigmas(num_steps, shift=3.0)
+    branch_steps = () if num_steps == 1 else None
+    table = step_table(sigmas, step_of.__name__, 0.6, branch_steps)
+    for i in range(num_steps):
+        mean, std = step_of(0.3, -1.7, sigmas[i], sigmas[i + 1], sigmas[1], 0.6)
+        assert (table.a[i] * 0.3 + table.b[i] * -1.7).item() == pytest.approx(mean, abs=1e-13)
+        assert table.s[i].item() == pytest.approx(std, abs=1e-13)
+        assert table.dt[i].item() == pytest.approx(sigmas[i + 1] - sigmas[i], abs=1e-15)
+
+
+def test_linear_sigmas_are_shifted_once():
+    assert linear_sigmas(4) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert linear_sigmas(4, shift=3.0) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+
+
+def test_coefficients_are_float64_and_made_once():
+    table = step_table(linear_sigmas(5))
+    rows = table.coefficients("cpu")
+    assert rows.shape == (5, 5)
+    assert rows.dtype == torch.float64
+    assert rows is table.coefficients(torch.device("cpu"))
+    torch.testing.assert_close(rows[:, 3], table.s, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sigmas": [1.0, float("nan"), 0.0]}, "sigmas must be finite"),
+        ({"sigmas": [1.0, 0.5, 0.5, 0.0]}, "sigmas must fall strictly"),
+        ({"sigmas": [1.2, 0.5, 0.0]}, "sigmas must fall strictly"),
+        ({"sigmas": [1.0]}, "sigmas must be a list of 2 to"),
+        ({"sampler": "ddpm"}, "sampler must be one of flow_sde, dance_sde, cps, ode, got 'ddpm'"),
+        ({"noise_level": float("inf")}, "noise_level must be finite"),
+        ({"noise_level": -0.1}, "noise_level must be finite"),
+        ({"noise_level": 0.0}, ".*get no noise from sampler 'flow_sde'"),
+        ({"branch_steps": [4]}, r"branch_steps must be distinct and in 0..3, got \[4\]"),
+        ({"branch_steps": [1, 1]}, "branch_steps must be distinct"),
+        ({"sampler": "ode", "branch_steps": [0]}, r"branch_steps \[0\] get no noise from sampler 'ode'"),
+        ({"sampler": "cps", "branch_steps": [3]}, r"branch_steps \[3\] get no noise from sampler 'cps'"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises(ValueError, match="step_table: " + message):
+        step_table(**{"sigmas": linear_sigmas(4), **arguments})
+
+
+@pytest.mark.parametrize("arguments", [(0, 1.0), (4, 0.0)])
+def test_linear_sigmas_errors(arguments):
+    with pytest.raises(ValueError, match="linear_sigmas: num_steps must be >= 1 and shift > 0"):
+        linear_sigmas(*arguments)
