@@ -46,18 +46,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains a model and writes a run directory: settings, metrics, reward curve, scores and samples before and after, "
-        "and the tuned weights. Ctrl-C ends it early and keeps what was learnt."
+        "Trains a model and writes a run directory: settings, metrics, reward curve, scores and samples before and "
+        "after, and the tuned weights. Ctrl-C ends it early and keeps what was learnt."
     )
-    parser.add_argument(
-        "--recipe", default="shapes", help=f"settings to start from: {', '.join(RECIPES)} (default: shapes)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="decides prompts and noise (default: 0)")
+    parser.add_argument("--recipe", default="shapes", help=f"settings to start from: {', '.join(RECIPES)}")
+    parser.add_argument("--seed", type=int, help="decides prompts and noise (default: the recipe's, 0)")
     parser.add_argument("--output", type=Path, required=True, help="run directory to write: new or empty")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--minutes", type=float, help="train for so long, evaluation not counted (default: the recipe's)"
-    )
+    budget.add_argument("--minutes", type=float, help="train for so long, evaluation on top (default: the recipe's)")
     budget.add_argument("--iterations", type=int, help="train for so many iterations (default: the recipe's)")
     parser.add_argument(
         "--set",
@@ -72,7 +68,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """The options that choose what `sample` and `eval` look at."""
     parser.add_argument("--model", default=EMBEDDED, help="embedded (default), or a StableDiffusion3Pipeline directory")
-    parser.add_argument("--weights", type=Path, metavar="RUN", help="a run directory: its tuned model and its settings")
+    parser.add_argument("--weights", type=Path, metavar="RUN", help="a run directory: its model and settings (instead of --model)")
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -86,9 +82,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Draws images of held-out prompts, the six tasks in turn, and prints accuracy and reward per task."
-    )
+    parser.description = "Draws images of held-out prompts, the tasks in turn, and prints accuracy and reward per task."
     _add_model(parser)
     parser.add_argument("--images", type=int, help="how many images to draw (default: the run's or recipe's, 600)")
     parser.add_argument("--seed", type=int, help="decides prompts and noise (default: the run's or recipe's, 0)")
@@ -102,15 +96,14 @@ def _train(options: argparse.Namespace) -> int:
     from .train import train
 
     config = get_recipe(options.recipe).with_settings(options.set)
-    config = replace(config, seed=options.seed)
+    if options.seed is not None:
+        config = replace(config, seed=options.seed)
     if options.minutes is not None or options.iterations is not None:
         config = replace(config, minutes=options.minutes, num_iterations=options.iterations)
     run = RunDirectory(options.output)
     run.claim()  # before the model is loaded: a directory in use is refused at once
     policy = _load_quietly(config)
-    print(
-        f"recipe {options.recipe}, seed {config.seed}, model {config.model}, run directory {options.output}\n{info()}"
-    )
+    print(f"recipe {options.recipe}, seed {config.seed}, model {config.model}, run directory {run.path}\n{info()}")
     with StopRequest() as stop:
         trained = train(config, policy, run, stop)
     if trained.after is not None:
@@ -125,6 +118,8 @@ def _sample(options: argparse.Namespace) -> int:
 
     if options.count < 1:
         raise ValueError(f"--count must be >= 1, got {options.count}")
+    if blank := [prompt for prompt in options.prompt if not prompt.strip()]:
+        raise ValueError(f"--prompt must say something, got {blank[0]!r}")
     config = _config_of_model(options)
     policy = _load_quietly(config)
     prompts = [prompt for prompt in options.prompt for _ in range(options.count)]

@@ -12,15 +12,16 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write a file or directory to; it takes the place of `path` once the block is done."""
+    """Gives a path beside `path` for a file or a new directory, which takes the place of `path` after the block."""
     aside = path.with_name(f".part-{path.name}")
-    if aside.is_dir():
-        shutil.rmtree(aside)
     path.parent.mkdir(parents=True, exist_ok=True)
-    yield aside
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(aside, path)
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: object) -> None:

@@ -60,14 +60,13 @@ def train(
     run.write_evaluation("before", before)
     report(f"before training: {summary(before)}")
     budget = _iterate(config, policy, run, stop or StopRequest())
-    if metrics := run.read_metrics():
-        training_curve(run.curve, metrics)
-    after = _score_unless_interrupted(config, policy)
-    if after is not None:
-        run.write_evaluation("after", after)
-        sample_sheet(run.sheet, {"before": before, "after": after})
+    seconds = budget.seconds
+    try:
+        after = _finish(config, policy, run, before)
         report(f"after training: {summary(after)}")
-    return Trained(before, after, budget.num_done, budget.seconds)
+    except KeyboardInterrupt:
+        after = None
+    return Trained(before, after, budget.num_done, seconds)
 
 
 def score(config: TrainConfig, policy: Policy) -> Evaluation:
@@ -130,8 +129,11 @@ def _iteration(config: TrainConfig, policy: Policy, optimizer: torch.optim.Optim
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _score_unless_interrupted(config: TrainConfig, policy: Policy) -> Evaluation | None:
-    try:
-        return score(config, policy)
-    except KeyboardInterrupt:
-        return None
+def _finish(config: TrainConfig, policy: Policy, run: RunDirectory, before: Evaluation) -> Evaluation:
+    """Writes the pictures and the scores of the tuned policy."""
+    if metrics := run.read_metrics():
+        training_curve(run.curve, metrics)
+    after = score(config, policy)
+    run.write_evaluation("after", after)
+    sample_sheet(run.sheet, {"before": before, "after": after})
+    return after

@@ -1,0 +1,74 @@
+# The two commands: make demo, make test. Every path is relative, so a checkout may lie in a path with spaces.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+OUTPUT ?= runs/demo
+SEED ?= 0
+ARGS ?=
+
+VENV_PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+# What goes into the compiled library and the installed metadata; Python files are used where they are.
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench build readme-figures clean FORCE
+
+help:
+	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
+	@echo "make test     run the tests"
+	@echo "make check    run the linter"
+	@echo "make bench    time the ops"
+	@echo "make build    make the wheel and the source archive in dist/"
+	@echo "make readme-figures   copy the pictures of the run in $(OUTPUT)/ to docs/"
+	@echo "make clean    remove .venv and what was built"
+	@echo "Variables: PYTHON=$(PYTHON) TORCH=$(TORCH) OUTPUT=$(OUTPUT) SEED=$(SEED) ARGS=(more options of tempflow-fast train)"
+
+demo: $(STAMP)
+	@echo "== training the embedded model; Ctrl-C ends it early and keeps what was learnt"
+	@$(VENV_PYTHON) -m tempflow_fast train --recipe shapes --seed $(SEED) --output "$(OUTPUT)" $(ARGS)
+
+test: $(STAMP)
+	@echo "== running the tests"
+	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+
+check: $(STAMP)
+	@$(VENV_PYTHON) -m pip install --quiet "ruff>=0.9"
+	@$(VENV_PYTHON) -m ruff check .
+
+bench: $(STAMP)
+	@$(VENV_PYTHON) -m bench $(ARGS)
+
+build: $(STAMP)
+	@$(VENV_PYTHON) -m pip install --quiet build
+	@$(VENV_PYTHON) -m build
+
+readme-figures:
+	@mkdir -p docs
+	cp "$(OUTPUT)/reward.png" "$(OUTPUT)/samples.png" docs/
+
+clean:
+	rm -rf .venv build dist *.egg-info tempflow_fast/_C.so tempflow_fast/_build.json
+
+# The environment: made once, and installed again when a source of the library, the metadata or TORCH changes.
+$(STAMP): $(SOURCES) .venv/.torch
+	@echo "== installing $(TORCH) and its friends"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@echo "== installing tempflow-fast and building its library"
+	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check --editable ".[test]"
+	@$(VENV_PYTHON) -m tempflow_fast info
+	@touch $(STAMP)
+
+.venv/.torch: FORCE
+	@$(VENV_PYTHON) -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory .venv
+	@echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+
+.venv: FORCE
+	@echo "== making .venv with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "Python 3.10 or newer is needed: '$(PYTHON)' is none; name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "'$(PYTHON)' cannot make environments: install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv
+
+FORCE:

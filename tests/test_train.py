@@ -1,0 +1,125 @@
+"""Training on the embedded default, in little: the run directory, its repeatability, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tempflow_fast.load import load_policy
+from tempflow_fast.progress import Budget
+from tempflow_fast.recipes import get_recipe
+from tempflow_fast.run_directory import RunDirectory
+from tempflow_fast.train import score, train
+
+LITTLE = ("prompts_per_iteration=6", "eval_images=12", "grpo.branch_steps=[0,1]", "grpo.num_branches=4")
+SCORED = {"eval_after.json", "samples.png"}
+WHOLE = {"config.json", "metrics.jsonl", "eval_before.json", "reward.png", "model"} | SCORED
+
+
+def little_run(directory: Path, *settings: str) -> RunDirectory:
+    config = get_recipe("shapes").with_settings([*LITTLE, "num_iterations=2", "minutes=null", *settings])
+    run = RunDirectory(directory)
+    train(config, load_policy(config.model), run, report=lambda sentence: None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDirectory:
+    return little_run(tmp_path_factory.mktemp("train") / "run")
+
+
+def untimed(run: RunDirectory) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in run.read_metrics()]
+
+
+def test_run_directory_is_whole(run):
+    assert {path.name for path in run.path.iterdir()} == WHOLE
+    metrics = run.read_metrics()
+    assert [row["iteration"] for row in metrics] == [1, 2]
+    assert all(math.isfinite(value) for row in metrics for value in row.values())
+    # 6 trajectories; branches of step 0 live for 5 steps, those of step 1 for 4; the trunk for 2
+    assert metrics[0]["num_row_evaluations"] == 6 * (2 + 4 * 5 + 4 * 4)
+    for picture in (run.curve, run.sheet):
+        with Image.open(picture) as image:
+            assert min(image.size) > 400
+
+
+def test_training_changes_the_weights_alone(run):
+    before, after = (load_policy(model).pipeline for model in ("embedded", str(run.model)))
+    for part in ("vae", "text_encoder", "transformer"):
+        old, new = (torch.cat([p.flatten() for p in getattr(pipe, part).parameters()]) for pipe in (before, after))
+        assert torch.equal(old, new) == (part != "transformer"), part
+
+
+def test_saved_weights_score_as_the_run_did(run):
+    config = run.read_config()
+    table = score(config, load_policy(str(run.model))).table()
+    assert table == json.loads((run.path / "eval_after.json").read_text())
+    assert table["overall"]["num_images"] == 12
+
+
+@pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
+def test_seed_decides_the_metrics(run, tmp_path, seed, same):
+    again = little_run(tmp_path / "again", f"seed={seed}")
+    assert (untimed(again) == untimed(run)) == same
+    # Evaluation does not depend on the seed of training.
+    assert (again.path / "eval_before.json").read_text() == (run.path / "eval_before.json").read_text()
+
+
+def test_training_raises_what_it_is_rewarded_for(tmp_path):
+    """Eight iterations towards red images: easier than the task, and unmistakable."""
+    settings = ("num_iterations=8", "reward=tiny:brightness", "learning_rate=1e-3", "grpo.num_branches=6")
+    rewards = [row["reward_mean"] for row in little_run(tmp_path / "red", *settings).read_metrics()]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.05
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_ctrl_c_leaves_a_usable_directory(tmp_path, num_signals):
+    run = RunDirectory(tmp_path / "run")
+    # Scoring takes a moment where it is to be interrupted, too.
+    settings = [*LITTLE, "eval_images=12" if num_signals == 1 else "eval_images=600"]
+    command = [sys.executable, "-m", "tempflow_fast", "train", "--minutes", "10", "--output", str(run.path)]
+    command += [word for setting in settings for word in ("--set", setting)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_for(lambda: run.read_metrics(), process)
+    process.send_signal(signal.SIGINT)
+    if num_signals == 2:
+        wait_for(run.model.exists, process)
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    left = {path.name for path in run.path.iterdir()}
+    # The second signal may cut off the curve, too.
+    assert left - {"reward.png"} == WHOLE - {"reward.png"} - (SCORED if num_signals == 2 else set())
+    assert load_policy(str(run.model)).latent_shape == (12, 6, 6)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def test_budget_ends_at_the_first_limit(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    budget = Budget(num_iterations=10, minutes=1.0)
+    budget.num_done, clock[0] = 2, 6.0
+    assert budget.fraction == pytest.approx(0.2)
+    clock[0] = 30.0
+    assert budget.fraction == pytest.approx(0.5)
+    budget.num_done = 10
+    assert budget.fraction == 1.0
