@@ -165,6 +165,21 @@ def test_metadata_and_prompts_reach_the_reward_image_by_image():
     assert seen["metadata"] == [entry for entry in extras for _ in range(per_prompt)]
 
 
+@pytest.mark.parametrize(
+    ("scored", "group", "signal"), [("seed", "seed", 0), ("seed", "prompt", 1), ("prompt", "prompt", 0)]
+)
+def test_groups_are_compared_within_themselves_only(scored, group, signal):
+    """Rewards that differ between seeds (prompts) alone tell nothing to groups of one seed (one prompt)."""
+    per_score = {"seed": 3 * 3, "prompt": 2 * 3 * 3}[scored]
+
+    def reward(images, prompts, metadata):
+        return torch.arange(len(images)) // per_score * 0.1
+
+    policy = TinyPolicy()
+    metrics = grpo_step(policy, PROMPTS, reward, sgd(policy), GRPOConfig(**SMALL, group=group))
+    assert metrics["signal_fraction"] == signal
+
+
 def test_offset_names_the_trajectories_globally():
     """Two processes that share six trajectories score what one process with all of them scores."""
     rewards = []
