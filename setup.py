@@ -99,6 +99,7 @@ class CMakeBuild(build_ext):
         compiler, problem = find_compiler()
         if compiler is None:
             ext.optional = True   # setuptools then accepts that there is no file
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)   # of an earlier build in the same tree
             self.record = {"cpu": f"not built: {problem}", "cuda": "not built: no C++ compiler"}
             say(f"C++ kernels {self.record['cpu']}")
             return

@@ -79,7 +79,8 @@ def step_index(op: str, step: int, table: StepTable, noisy: bool = False) -> int
     """A step of the table; `noisy`: one where the sampler adds noise."""
     if not 0 <= step < table.num_steps:
         fail(op, "step", f"in 0..{table.num_steps - 1}", step)
-    if noisy and not table.noisy[step]:
+    # Compared one by one, not looked up: torch.compile then keeps one graph for all steps.
+    if noisy and any(step == silent for silent in table.silent_steps):
         fail(op, "step", f"one where sampler {table.sampler!r} adds noise (s > 0)", step)
     return step
 

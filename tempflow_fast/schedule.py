@@ -23,8 +23,8 @@ class StepTable:
 
     The trunk and the branch tails move by `latents + dt * velocity`; a branch leaves its trunk at
     `a * latents + b * velocity + s * eps`. `noise_weight` is `s / mean(s over branch_steps)`, 0 at other steps
-    (the normalisation of TempFlow-GRPO, arXiv 2508.04324: the weights of the branch steps average 1). `noisy` tells per
-    step whether s > 0.
+    (the normalisation of TempFlow-GRPO, arXiv 2508.04324: the weights of the branch steps average 1). `silent_steps` are
+    those with s = 0, where no branch can leave.
     """
 
     sigma: Tensor
@@ -37,7 +37,7 @@ class StepTable:
     sampler: str
     noise_level: float
     branch_steps: tuple[int, ...]
-    noisy: tuple[bool, ...]
+    silent_steps: tuple[int, ...]
     _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -95,12 +95,12 @@ def step_table(
     sigma, sigma_next = levels[:-1].clone(), levels[1:].clone()
     dt = sigma_next - sigma
     a, b, s = _sde_row(sampler, noise_level, sigma, sigma_next)
-    steps = _checked_branch_steps(branch_steps, sampler, s)
+    silent_steps = tuple(step for step in range(s.shape[0]) if not s[step] > 0)
+    steps = _checked_branch_steps(branch_steps, sampler, s.shape[0], silent_steps)
     noise_weight = torch.zeros_like(s)
     if steps:
         noise_weight[list(steps)] = s[list(steps)] / s[list(steps)].mean()
-    noisy = tuple(bool(std > 0) for std in s)
-    return StepTable(sigma, sigma_next, a, b, s, noise_weight, dt, sampler, float(noise_level), steps, noisy)
+    return StepTable(sigma, sigma_next, a, b, s, noise_weight, dt, sampler, float(noise_level), steps, silent_steps)
 
 
 def _sde_row(sampler: str, noise_level: float, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,14 +135,15 @@ def _checked_sigmas(sigmas: Sequence[float] | Tensor) -> Tensor:
     return levels
 
 
-def _checked_branch_steps(branch_steps: Iterable[int] | None, sampler: str, s: Tensor) -> tuple[int, ...]:
-    num_steps = s.shape[0]
+def _checked_branch_steps(
+    branch_steps: Iterable[int] | None, sampler: str, num_steps: int, silent_steps: tuple[int, ...]
+) -> tuple[int, ...]:
     if branch_steps is None:
         branch_steps = () if sampler == "ode" else range(num_steps - 1)
     steps = tuple(sorted(int(step) for step in branch_steps))
     if len(set(steps)) != len(steps) or any(not 0 <= step < num_steps for step in steps):
         raise ValueError(f"step_table: branch_steps must be distinct and in 0..{num_steps - 1}, got {list(steps)}")
-    silent = [step for step in steps if not s[step] > 0]
+    silent = [step for step in steps if step in silent_steps]
     if silent:
         raise ValueError(f"step_table: branch_steps {silent} get no noise from sampler {sampler!r}: s is 0 there")
     return steps

@@ -59,6 +59,9 @@ def test_subset_order_and_split_give_the_same_bits(body, dtype):
 
 
 def test_any_number_of_threads_gives_the_same_bits(body):
+    if body == "reference":
+        pytest.skip("the sums of PyTorch's own reductions depend on its threads")
+
     def results():
         moved, branches, log_prob = draw(ids, numel=40_001)
         velocity = branches[:, 0].clone().requires_grad_()

@@ -166,7 +166,7 @@ def test_clip_decisions_are_finer_than_the_grain_of_float32(body):
     # log r = shift (2 x' - shift) / (2 s^2) for constant rows: choose x' for the log-ratio we want.
     wanted = torch.tensor([1.00001, 0.99999], dtype=torch.float64) * torch.log1p(torch.tensor(clip_range).double())
     branch = (wanted * s**2 / shift + shift / 2).float()
-    branches = branch[:, None, None].expand(2, 1, numel)
+    branches = branch[:, None, None].repeat(1, 1, numel)
     steps = [3, 3]
     got = ops.policy_loss(velocity, latents, branches, old, torch.ones(2, 1), TABLE, steps, clip_range=clip_range)
     assert got.clip_fraction == 0.5
