@@ -1,6 +1,6 @@
 """The world of coloured shapes: what exists, how a scene is drawn from a prompt's metadata, how it is rendered.
 
-A scene is a set of 8-pixel shapes on a grey 24-pixel square. Shapes stand on even pixels and keep a gap, so that a
+A scene is a set of 8-pixel shapes on a grey 24-pixel square. Shapes stand on a grid of 4 pixels and keep a gap, so that a
 rendered scene has one right description.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 IMAGE_SIZE = 24
 SHAPE_SIZE = 8
 GAP = 2
-POSITION_GRID = 2
+POSITION_GRID = 4
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS: Mapping[str, tuple[float, float, float]] = {
     "red": (0.90, 0.10, 0.10),
