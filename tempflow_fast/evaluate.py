@@ -34,7 +34,7 @@ class Evaluation:
     """The first images, [num_shown, 3, H, W] in [0, 1]."""
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Per task, and for `overall`: accuracy, reward, num_images. Overall is the mean of the tasks, as in GenEval."""
+        """Accuracy, reward and num_images per task and `overall`, which is the mean of the tasks, as in GenEval."""
         tags, scores = [entry["tag"] for entry in self.metadata], {"accuracy": self.accuracy, "reward": self.reward}
         rows = {}
         for task in filter(tags.__contains__, self.tasks):

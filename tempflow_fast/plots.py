@@ -51,7 +51,7 @@ def sample_sheet(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
         evaluations: row name -> evaluation; all of the same prompts and noise.
     """
     names, columns = list(evaluations), list(evaluations.values())
-    tiles = [[_tile(image, bool(right)) for image, right in zip(e.images, e.accuracy)] for e in columns]
+    tiles = [[_tile(image, bool(right)) for image, right in zip(e.images, e.accuracy, strict=False)] for e in columns]
     captions = [entry["prompt"] for entry in columns[0].metadata][: len(tiles[0])]
     _save(path, _grid(tiles, captions, names))
 

@@ -49,11 +49,9 @@ class ProgressBar:
         """Shows the state after an iteration."""
         reward = metrics["reward_mean"]
         self._reward = reward if self._reward is None else SMOOTHING * self._reward + (1 - SMOOTHING) * reward
-        pace = budget.seconds / budget.num_done
-        self._bar.set_postfix_str(
-            f"iteration {budget.num_done}, reward {self._reward:.3f}, clipped {metrics['clip_fraction']:.2f}, {pace:.2f} s each",
-            refresh=False,
-        )
+        clipped, pace = metrics["clip_fraction"], budget.seconds / budget.num_done
+        state = f"iteration {budget.num_done}, reward {self._reward:.3f}, clipped {clipped:.2f}, {pace:.2f} s each"
+        self._bar.set_postfix_str(state, refresh=False)
         self._bar.update(budget.fraction - self._bar.n)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ PROMPT_SETS = {"shapes": "tempflow_fast.shapes.prompts"}
 
 
 class PromptSet(Protocol):
-    """What a prompt module offers. A prompt is GenEval metadata: `{"tag": task, "prompt": text, "include": [...], ...}`."""
+    """What a prompt module offers. A prompt is GenEval metadata: `{"tag": task, "prompt": text, ...}`."""
 
     def train_prompts(self) -> list[dict[str, Any]]:
         """Prompts that training may use."""

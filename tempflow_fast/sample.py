@@ -13,7 +13,7 @@ from .policies.base import Condition, Policy
 from .schedule import StepTable
 
 FIRST_TRAJECTORY = 1 << 40
-"""Trajectory id of image 0. Training counts its trajectories from 0, so no image here starts from noise that training saw."""
+"""Trajectory id of image 0. Training counts from 0, so no image here starts from noise that training saw."""
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig: {name} must be in 0..2^31-1, got {getattr(self, name)}")
 
     def with_settings(self, settings: Sequence[str]) -> TrainConfig:
-        """A copy with `name=value` settings replaced; `grpo.name=value` reaches into `grpo`, values are written as JSON.
+        """A copy with `name=value` settings replaced; `grpo.name=value` reaches into `grpo`, values are JSON.
 
         Raises:
             ValueError: for an unknown name, or a value of another type than the setting's.
@@ -107,7 +107,7 @@ def _parse(kind: type, name: str, text: str) -> Any:
     if name not in settable:
         raise ValueError(f"setting must be one of {', '.join(settable)}, got {name!r}")
     hint = get_type_hints(kind)[name]
-    wanted = [option for option in (get_args(hint) if type(None) in get_args(hint) else (hint,))]
+    wanted = get_args(hint) if type(None) in get_args(hint) else (hint,)
     if str in wanted:
         return text
     try:

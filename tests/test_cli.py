@@ -6,13 +6,18 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import tempflow_fast
 from tempflow_fast.cli import main
+from tempflow_fast.evaluate import Evaluation
+from tempflow_fast.report import closing_lines
 from tempflow_fast.shapes.prompts import TASKS
+from tempflow_fast.train import Trained
 
 OUTPUT = ["--output", "out"]
 BAD = {
@@ -88,6 +93,27 @@ def test_help_lists_the_options(capsys, command, options):
 def test_module_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "tempflow_fast", "info"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tempflow_fast.info()}\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ([1, 1, 1, 1], ["Improved: strict accuracy on 4", "0.500 -> 1.000", "+0.500 +- 0.250", "most in b (+1.000)"]),
+        ([1, 0, 0, 0], ["Not improved", "0.500 -> 0.250", "-0.250", "least in a (-0.500)"]),
+        (None, ["Scored before training only"]),
+    ],
+)
+def test_closing_lines(after, words):
+    def scores(right):
+        metadata = [{"tag": tag, "prompt": "x"} for tag in "aabb"]
+        right = torch.tensor(right, dtype=torch.float64)
+        return Evaluation(("a", "b"), metadata, right, right / 2, images=torch.zeros(0, 3, 8, 8))
+
+    trained = Trained(scores([1, 1, 0, 0]), scores(after) if after else None, num_iterations=3, seconds=12.0)
+    text = closing_lines(trained, Path("runs/x"))
+    assert [word for word in words if word not in text] == []
+    assert len(text.splitlines()) == 3
+    assert 'Next: tempflow-fast sample --weights "runs/x"' in text
 
 
 def test_sample_depends_on_the_seed_alone(workplace):

@@ -1,0 +1,98 @@
+"""What the README says to type works: each command is run here, in little, or by CI as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_train import LITTLE
+from tiny import sd3_pipeline
+
+from tempflow_fast.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = {
+    language: re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for language in ("bash", "python")
+}
+COMMANDS = [line for block in BLOCKS["bash"] for line in block.splitlines()]
+IN_LITTLE = [word for setting in LITTLE for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_every_command_is_of_a_kind_that_is_run():
+    programs = {shlex.split(command)[0] for command in COMMANDS}
+    assert programs == {"make", "tempflow-fast", "pip"}
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make ")])
+def test_make_command_is_run_by_ci(command):
+    assert re.search(rf"^{re.escape(command)}\b", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_installation_is_tested():
+    assert '"install"' in (ROOT / "tests" / "test_install.py").read_text()
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("tempflow-fast ")])
+def test_command_succeeds(command, workplace, monkeypatch, capsys):
+    """In the order of the README: later commands use what earlier ones wrote."""
+    monkeypatch.chdir(workplace)
+    arguments = shlex.split(command)[1:]
+    if arguments[0] == "train":
+        arguments += ["--iterations", "1", *IN_LITTLE]
+    if arguments[0] == "eval":
+        arguments += ["--images", "12"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out
+    for name in re.findall(r"--output (\S+)", command):
+        assert (workplace / name).exists()
+
+
+def python_block(word: str) -> str:
+    (block,) = [block for block in BLOCKS["python"] if word in block]
+    return block
+
+
+def test_tuned_model_loads_in_diffusers(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    names = {}
+    exec(python_block("StableDiffusion3Pipeline"), names)
+    assert names["image"].size == (24, 24)
+
+
+def test_own_pipeline_and_reward(tmp_path, monkeypatch, capsys):
+    """The example on a tiny pipeline instead of the large one: nothing else about it is changed."""
+    monkeypatch.chdir(tmp_path)
+    sd3_pipeline(tmp_path / "tokenizer").save_pretrained("tiny")
+    code = python_block("grpo_step")
+    for old, new in {
+        '"stabilityai/stable-diffusion-3.5-medium"': '"tiny"',
+        'device="cuda"': 'device="cpu"',
+        "resolution=512": "resolution=16",
+        "range(100)": "range(2)",
+    }.items():
+        assert old in code
+        code = code.replace(old, new)
+    exec(code, {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert (tmp_path / "tuned" / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_example_is_short():
+    lines = [
+        line for line in python_block("grpo_step").splitlines() if line and not line.startswith(("import", "from"))
+    ]
+    assert len(lines) <= 12
+
+
+def test_pictures_are_there():
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / name).is_file(), name
