@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "tempflow_fast"
 # A module may import what stands on the lines above its own, nothing on its own line or below. A package stands for
 # all its modules, which may import one another.
 LAYERS = (
-    ("version", "schedule", "noise", "native", "batching", "policies", "shapes", "files", "prompts", "progress"),
+    ("schedule", "noise", "native", "batching", "policies", "shapes", "files", "prompts", "progress"),
     ("checks", "reference", "advantages", "rewards", "load"),
     ("ops",),
     ("config", "rollout", "info", "sample"),
