@@ -4,12 +4,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OUTPUT ?= runs/demo
 SEED ?= 0
+FIGURES ?= docs
 ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 # What goes into the compiled library and the installed metadata; Python files are used where they are.
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench build readme-figures clean FORCE
@@ -18,9 +19,9 @@ help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
 	@echo "make test     run the tests"
 	@echo "make check    run the linter"
-	@echo "make bench    time the ops"
+	@echo "make bench    time the ops against PyTorch"
 	@echo "make build    make the wheel and the source archive in dist/"
-	@echo "make readme-figures   copy the pictures of the run in $(OUTPUT)/ to docs/"
+	@echo "make readme-figures   copy the pictures of the run in $(OUTPUT)/ to $(FIGURES)/"
 	@echo "make clean    remove .venv and what was built"
 	@echo "Variables: PYTHON=$(PYTHON) TORCH=$(TORCH) OUTPUT=$(OUTPUT) SEED=$(SEED) ARGS=(more options of tempflow-fast train)"
 
@@ -37,15 +38,15 @@ check: $(STAMP)
 	@$(VENV_PYTHON) -m ruff check .
 
 bench: $(STAMP)
-	@$(VENV_PYTHON) -m bench $(ARGS)
+	@$(VENV_PYTHON) -m bench.ops $(ARGS)
 
 build: $(STAMP)
 	@$(VENV_PYTHON) -m pip install --quiet build
 	@$(VENV_PYTHON) -m build
 
 readme-figures:
-	@mkdir -p docs
-	cp "$(OUTPUT)/reward.png" "$(OUTPUT)/samples.png" docs/
+	@mkdir -p "$(FIGURES)"
+	cp "$(OUTPUT)/reward.png" "$(OUTPUT)/samples.png" "$(FIGURES)"
 
 clean:
 	rm -rf .venv build dist *.egg-info tempflow_fast/_C.so tempflow_fast/_build.json

@@ -32,13 +32,11 @@ def test_every_command_is_of_a_kind_that_is_run():
     assert programs == {"make", "tempflow-fast", "pip"}
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make ")])
-def test_make_command_is_run_by_ci(command):
-    assert re.search(rf"^{re.escape(command)}\b", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-
-
-def test_installation_is_tested():
-    assert '"install"' in (ROOT / "tests" / "test_install.py").read_text()
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith("tempflow-fast ")])
+def test_command_is_run_by_ci(command):
+    """Perhaps with options between its words, so that it leaves nothing behind or ends sooner."""
+    pattern = "( .*)? ".join(map(re.escape, shlex.split(command)))
+    assert re.search(rf"\b{pattern}(\s|$)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("tempflow-fast ")])
