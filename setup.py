@@ -74,7 +74,10 @@ def cuda_decision(torch: Path) -> tuple[bool, str]:
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
     release = re.search(r"release (\d+)\.(\d+)", text)
     if not release or release.group(1) != torch_cuda.split(".")[0]:
-        return False, f"{nvcc} is for CUDA {release.group(1) if release else '?'}, torch {version} for CUDA {torch_cuda}"
+        return (
+            False,
+            f"{nvcc} is for CUDA {release.group(1) if release else '?'}, torch {version} for CUDA {torch_cuda}",
+        )
     return True, f"{nvcc} and torch {version}"
 
 
@@ -86,7 +89,7 @@ class CMakeBuild(build_ext):
     """Builds tempflow_fast/_C.so, or says why it cannot."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split("."))) + ".so"   # loaded as a library, not imported: no Python tag in its name
+        return str(Path(*fullname.split("."))) + ".so"  # loaded as a library, not imported: no Python tag in its name
 
     def run(self) -> None:
         super().run()
@@ -98,8 +101,8 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         compiler, problem = find_compiler()
         if compiler is None:
-            ext.optional = True   # setuptools then accepts that there is no file
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)   # of an earlier build in the same tree
+            ext.optional = True  # setuptools then accepts that there is no file
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build in the same tree
             self.record = {"cpu": f"not built: {problem}", "cuda": "not built: no C++ compiler"}
             say(f"C++ kernels {self.record['cpu']}")
             return
@@ -115,7 +118,10 @@ class CMakeBuild(build_ext):
         except subprocess.CalledProcessError:
             if not with_cuda or os.environ.get("TEMPFLOW_FAST_CUDA", "AUTO").upper() != "AUTO":
                 raise
-            with_cuda, why = False, f"the build with {why} failed; TEMPFLOW_FAST_CUDA=ON shows the error and stops there"
+            with_cuda, why = (
+                False,
+                f"the build with {why} failed; TEMPFLOW_FAST_CUDA=ON shows the error and stops there",
+            )
             say(f"CUDA kernels skipped: {why}")
             self.cmake(torch, with_cuda, out)
         self.record = {"cpu": f"built with {compiler}", "cuda": f"{'built' if with_cuda else 'not built'}: {why}"}
@@ -136,7 +142,7 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=[*find_packages(include=["tempflow_fast*"]), "tempflow_fast.kernels"],
-    package_dir={"tempflow_fast.kernels": "kernels"},   # a top-level `kernels` would hide the Hugging Face package
+    package_dir={"tempflow_fast.kernels": "kernels"},  # a top-level `kernels` would hide the Hugging Face package
     ext_modules=[Extension("tempflow_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     # Only where there is a compiler and no torch to build against; pip reads this in an isolated build.

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("csrc", "kernels", "tempflow_fast", "CMakeLists.txt", "MANIFEST.in", "pyproject.toml", "setup.py", "README.md")
+SOURCES = (
+    "csrc",
+    "kernels",
+    "tempflow_fast",
+    "CMakeLists.txt",
+    "MANIFEST.in",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+)
 SOURCES += ("CHANGELOG.md", "LICENSE")
 USE = """
 import torch, tempflow_fast as tff
@@ -88,7 +97,9 @@ def test_wheel_without_a_compiler(source, tmp_path, missing):
     environment = {"CXX": "/nonexistent"} if missing == "CXX" else {"PATH": str(tools)}
     wheel, said = build("wheel", source, tmp_path / "out", **environment)
     (sentence,) = [line for line in said.splitlines() if line.startswith("tempflow_fast:")]
-    reason = "CXX=/nonexistent is not a program" if missing == "CXX" else "no C++ compiler (c++, g++ or clang++) is on PATH"
+    reason = (
+        "CXX=/nonexistent is not a program" if missing == "CXX" else "no C++ compiler (c++, g++ or clang++) is on PATH"
+    )
     assert sentence == (
         f"tempflow_fast: C++ kernels not built: {reason}: install one and reinstall to get the fast CPU kernels"
     )

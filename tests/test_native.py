@@ -82,7 +82,10 @@ def test_philox_in_cpp_gives_the_published_words(harness, counter, key, expected
 def test_words_in_cpp_and_python_are_identical(harness):
     quads, step, branch, seed, trajectory = 64, 3, 2, 2**50 + 7, 2**41 + 9
     block = words(*[0] * (4 * quads))
-    rest, key = words(branch | step << 16, trajectory & 0xFFFFFFFF, trajectory >> 32), words(seed & 0xFFFFFFFF, seed >> 32)
+    rest, key = (
+        words(branch | step << 16, trajectory & 0xFFFFFFFF, trajectory >> 32),
+        words(seed & 0xFFFFFFFF, seed >> 32),
+    )
     harness.vector_words(block, ctypes.c_uint32(0), quads, rest, key)
     got = torch.tensor(list(block)).unflatten(0, (4, quads)).T.flatten()
     want = noise.words(torch.tensor([trajectory]), torch.tensor(seed), step, branch + 1, 4 * quads)[0, branch]

@@ -65,7 +65,9 @@ def test_any_number_of_threads_gives_the_same_bits(body):
     def results():
         moved, branches, log_prob = draw(ids, numel=40_001)
         velocity = branches[:, 0].clone().requires_grad_()
-        loss = ops.policy_loss(velocity, moved, branches, moved, log_prob, TABLE, [0, 1, 2, 3], velocity_ref=moved, beta=1.0)
+        loss = ops.policy_loss(
+            velocity, moved, branches, moved, log_prob, TABLE, [0, 1, 2, 3], velocity_ref=moved, beta=1.0
+        )
         loss.loss.backward()
         density = ops.log_prob(branches[:, 0], moved, moved, TABLE, [0, 1, 2, 3])
         return moved, branches, log_prob, *loss, velocity.grad, density, ops.initial_noise((40_001,), 3, ids)

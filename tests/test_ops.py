@@ -207,7 +207,9 @@ def test_rows_may_stand_anywhere(body):
     args = (latents, branches, velocity, advantages, TABLE, steps)
     got = ops.policy_loss(velocity, *args, velocity_uncond=uncond, guidance_scale=2.0, velocity_ref=uncond)
     copies = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
-    want = ops.policy_loss(velocity, *copies, velocity_uncond=uncond.contiguous(), guidance_scale=2.0, velocity_ref=uncond)
+    want = ops.policy_loss(
+        velocity, *copies, velocity_uncond=uncond.contiguous(), guidance_scale=2.0, velocity_ref=uncond
+    )
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     got = ops.branch_step(latents, velocity, TABLE, 2, 2, 5, IDS[:4], uncond, 2.0)
     want = ops.branch_step(latents.contiguous(), velocity, TABLE, 2, 2, 5, IDS[:4], uncond.contiguous(), 2.0)

@@ -44,7 +44,9 @@ def test_flow_sde_stds_of_public_settings(shift, noise_level, stds):
 def test_noise_weight_reproduces_the_constants_of_the_public_scripts(sigmas, noise_level, constant):
     table = step_table(sigmas, noise_level=noise_level)
     assert table.branch_steps == tuple(range(9))
-    torch.testing.assert_close(table.noise_weight[:9] / table.s[:9], torch.full((9,), constant).double(), rtol=0, atol=6e-5)
+    torch.testing.assert_close(
+        table.noise_weight[:9] / table.s[:9], torch.full((9,), constant).double(), rtol=0, atol=6e-5
+    )
     assert table.noise_weight[:9].mean().item() == pytest.approx(1, abs=1e-12)
     assert table.noise_weight[9] == 0
 
