@@ -1,7 +1,7 @@
 """Ratios of the ops to PyTorch, as a Markdown table: `python -m bench.ops [--rounds N]` from the repository's root.
 
-All candidates of a row are timed in turn within every round, on one pinned thread, and the best round counts, so drift of
-the machine hits them alike. A figure is printed only after the op's tests have passed in the same process.
+All candidates of a row are timed in turn within every round, on one pinned thread, and the best round counts, so drift
+of the machine hits them alike. A figure is printed only after the op's tests have passed in the same process.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def main() -> None:
         gate(op)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print(
-        f"\n{machine()}\n\nN = {NUM_ROWS}, K = {NUM_BRANCHES}; policy_loss is forward and backward; (x) is against {OURS}."
-    )
+    print(f"\n{machine()}\n\nN = {NUM_ROWS}, K = {NUM_BRANCHES}; policy_loss is forward and backward.")
     for op in OPS:
         print(f"\n{table(op, rounds)}")
 

@@ -214,7 +214,8 @@ def log_prob(
         latents_next, latents, velocity: [R, *shape], one dtype and device; v already guided.
         steps: [R], the step of each row, with s > 0.
 
-    Returns [R], float32 or better, differentiable in `velocity`. Raises ValueError naming the argument that does not fit.
+    Returns [R], float32 or better, differentiable in `velocity`. Raises ValueError naming the argument that does not
+    fit.
     """
     x = checks.flat("log_prob", "latents", latents.detach())
     child = checks.row_like("log_prob", "latents_next", latents_next.detach(), "latents", latents)
@@ -264,8 +265,8 @@ def _policy_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _policy_loss_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     # The incoming factor (a loss scale, for one) is applied in the wide dtype, before float16 could round to zero.
-    gradient = ctx.saved_tensors[0] * grad_loss
-    cond, uncond = (None if share is None else (gradient * share).to(ctx.dtype) for share in ctx.shares)
+    (gradient,) = ctx.saved_tensors
+    cond, uncond = (None if share is None else (gradient * (grad_loss * share)).to(ctx.dtype) for share in ctx.shares)
     return cond, uncond, *[None] * 11
 
 
@@ -289,7 +290,7 @@ def policy_loss(
     """The loss of TempFlow-GRPO for R states with K branches each: one velocity serves all branches of its state.
 
     mean over R and K of noise_weight max(-A r, -A clip(r, 1 - c, 1 + c)), plus beta KL to the reference policy, with
-    log r = mean over elements of b dv (2 (x' - m_old) - b dv) / (2 s^2), dv = v - v_old: exactly 0 where v equals v_old.
+    log r = mean over elements of b dv (2 (x' - m_old) - b dv) / (2 s^2), dv = v - v_old: exactly 0 where v is v_old.
     Clipping compares log r with log(1 -+ c).
 
     Args:
@@ -300,8 +301,8 @@ def policy_loss(
         steps: [R], the step of each row, with s > 0.
         clip_range: c, in (0, 1). beta: not negative; positive needs `velocity_ref`.
 
-    Returns a PolicyLoss, differentiable in `velocity` and `velocity_uncond`. No rows give a loss of 0. Raises ValueError
-    naming the argument that does not fit.
+    Returns a PolicyLoss, differentiable in `velocity` and `velocity_uncond`. No rows give a loss of 0. Raises
+    ValueError naming the argument that does not fit.
     """
     op = "policy_loss"
     v = checks.flat(op, "velocity", velocity)

@@ -23,8 +23,8 @@ class StepTable:
 
     The trunk and the branch tails move by `latents + dt * velocity`; a branch leaves its trunk at
     `a * latents + b * velocity + s * eps`. `noise_weight` is `s / mean(s over branch_steps)`, 0 at other steps
-    (the normalisation of TempFlow-GRPO, arXiv 2508.04324: the weights of the branch steps average 1). `silent_steps` are
-    those with s = 0, where no branch can leave.
+    (the normalisation of TempFlow-GRPO, arXiv 2508.04324: the weights of the branch steps average 1). `silent_steps`
+    are those with s = 0, where no branch can leave.
     """
 
     sigma: Tensor

@@ -1,4 +1,4 @@
-"""The compiled sources beyond the ops' values: the library itself, its Philox, and the CUDA kernel, compiled and emulated."""
+"""The compiled sources beyond the ops' values: the library, its Philox, the CUDA kernel compiled and emulated."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_the_cuda_kernel_emulated_on_the_cpu_gives_the_same_bits(harness, dtype,
         return ctypes.c_int64(value)
 
     error = harness.emulated_branch_step(
-        code, at(latents), at(velocity), at(uncond), ctypes.c_float(4.5), at(row), ctypes.c_uint32(step), at(seed), at(ids),
-        at(moved), at(branches), at(partial), at(log_prob), size(n), size(k), size(numel), ctypes.c_bool(quads),
+        code, at(latents), at(velocity), at(uncond), ctypes.c_float(4.5), at(row), ctypes.c_uint32(step), at(seed),
+        at(ids), at(moved), at(branches), at(partial), at(log_prob), size(n), size(k), size(numel), ctypes.c_bool(quads),
     )  # fmt: skip
     assert error is None
     want = ops.branch_step(latents, velocity, TABLE, step, k, 99, ids, uncond, 4.5)

@@ -11,7 +11,7 @@ from tempflow_fast import linear_sigmas, step_table
 
 
 def diffusers_sigmas(num_steps: int, shift: float) -> list[float]:
-    """FlowMatchEulerDiscreteScheduler: its smallest level is shifted when it is built, and once more with the schedule."""
+    """FlowMatchEulerDiscreteScheduler: the smallest level is shifted when it is built, and again with the schedule."""
     lowest = shift * 1e-3 / (1 + (shift - 1) * 1e-3)
     levels = torch.linspace(1, lowest, num_steps, dtype=torch.float64)
     return [*(shift * levels / (1 + (shift - 1) * levels)).tolist(), 0.0]

@@ -15,7 +15,7 @@ TOLERANCE = {
     # The same, then one rounding to 8 (11) bits: half a unit in the last place, doubled for values at a boundary.
     ("latents", BFLOAT): (2**-8, 1e-5),
     ("latents", HALF): (2**-11, 1e-5),
-    # A mean of squares of (x' - m) / s: an x' rounded to float32 moves one residual by 1e-7 |x'| / s, and D = 1 has no mean.
+    # A mean of squares of (x' - m) / s: float32 moves one residual by 1e-7 |x'| / s, and with D = 1 nothing averages.
     ("log_prob", FLOAT): (1e-5, 2e-5),
     # Narrow samples are read back as stored, so only float32 arithmetic is left.
     ("log_prob", BFLOAT): (1e-5, 2e-5),
