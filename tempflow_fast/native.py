@@ -1,8 +1,8 @@
 """The compiled library: found, loaded and asked here, and nowhere else.
 
 `_C.so` registers C++ bodies for the schemas of ops.py when it is loaded; it is built without Python's headers, so its
-few answers come through ctypes. The environment variable TEMPFLOW_FAST_BODY forces a body: `reference` leaves the library unloaded,
-`native` makes its absence an error, and without it a missing library is one warning.
+few answers come through ctypes. The environment variable TEMPFLOW_FAST_BODY forces a body: `reference` leaves the
+library unloaded, `native` makes its absence an error, and without it a missing library is one warning.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ def test_the_cuda_kernel_emulated_on_the_cpu_gives_the_same_bits(harness, dtype,
 
     error = harness.emulated_branch_step(
         code, at(latents), at(velocity), at(uncond), ctypes.c_float(4.5), at(row), ctypes.c_uint32(step), at(seed),
-        at(ids), at(moved), at(branches), at(partial), at(log_prob), size(n), size(k), size(numel), ctypes.c_bool(quads),
+        at(ids), at(moved), at(branches), at(partial), at(log_prob), size(n), size(k), size(numel),
+        ctypes.c_bool(quads),
     )  # fmt: skip
     assert error is None
     want = ops.branch_step(latents, velocity, TABLE, step, k, 99, ids, uncond, 4.5)
