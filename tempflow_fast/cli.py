@@ -20,11 +20,11 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for a bad argument (one line on stderr), 130 after Ctrl-C."""
+    """Runs a command and returns its status: 0, 2 for a bad argument or file (one line on stderr), 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"tempflow-fast {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -68,7 +68,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """The options that choose what `sample` and `eval` look at."""
     parser.add_argument("--model", default=EMBEDDED, help="embedded (default), or a StableDiffusion3Pipeline directory")
-    parser.add_argument("--weights", type=Path, metavar="RUN", help="a run directory: its model and settings (instead of --model)")
+    parser.add_argument("--weights", type=Path, metavar="RUN", help="a run directory, whose model and settings to take")
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

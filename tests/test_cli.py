@@ -34,6 +34,7 @@ BAD = {
     "half a model": (["sample", *OUTPUT, "--prompt", "x", "--model", "used"], "model_index.json"),
     "empty prompt": (["sample", *OUTPUT, "--prompt", " "], "--prompt must say something, got ' '"),
     "count": (["sample", *OUTPUT, "--prompt", "x", "--count", "0"], "--count must be >= 1, got 0"),
+    "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used"], "directory"),
     "run": (["eval", "--weights", "used"], "config.json, got 'used'"),
     "images": (["eval", "--images", "0"], "eval_images must be >= 1, got 0"),
 }
