@@ -1,7 +1,8 @@
 """Builds tempflow_fast: CMake makes the one native library, setuptools the rest.
 
     TEMPFLOW_FAST_CUDA=AUTO|ON|OFF        CUDA kernels; AUTO: where there are an nvcc and a torch of the same CUDA
-    TEMPFLOW_FAST_TORCH=/path/to/torch    the torch whose headers are used (default: that of the environment)
+    TEMPFLOW_FAST_TORCH=/path/to/torch    the torch whose headers are used (default: that of the environment; `python -m
+                                          build` hides it and would download another one, so set this there)
     CXX, CUDACXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL   as usual with CMake
 
 Without a C++ compiler the package installs all the same and runs on its reference bodies. What was built, what was not
