@@ -7,7 +7,10 @@ load them.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 from tempflow_fast.shapes.prompts import all_prompts
@@ -22,30 +25,40 @@ TEXT_WIDTH = 64
 LATENT_CHANNELS = 12
 VAE_FACTOR = 4
 LATENT_SIZE = IMAGE_SIZE // VAE_FACTOR
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges make one token of every word of the world's prompts."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    """A CLIP tokenizer whose merges make one token of every word of the world's prompts; the same at every call."""
     from transformers import CLIPTokenizer
 
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000,
-        min_frequency=1,
-        special_tokens=[BOS, EOS],
-        initial_alphabet=letters,
-        end_of_word_suffix="</w>",
-        show_progress=False,
+    letters = sorted(ascii_lowercase)
+    merges = _merges(sorted({word for entry in all_prompts() for word in entry["prompt"].split()}))
+    tokens = [BOS, EOS, *letters, *(letter + END_OF_WORD for letter in letters), *map("".join, merges)]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH
     )
-    words = [entry["prompt"] for entry in all_prompts()]
-    bpe.train_from_iterator([*words, " ".join(letters)], trainer)
-    model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent pair first and ties by spelling, until every word is one symbol."""
+    symbols = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
+    merges = []
+    while pairs := Counter(pair for word in symbols for pair in pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        symbols = [_merged(word, best) for word in symbols]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for symbol in word:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:

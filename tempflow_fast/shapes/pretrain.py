@@ -1,6 +1,6 @@
 """Makes the packaged pipeline: trains its VAE, its text encoders, and then both with the transformer by flow matching.
 
-    python -m tempflow_fast.shapes.pretrain --output DIR [--vae-steps 1500] [--text-steps 500] [--flow-steps 12000]
+    python -m tempflow_fast.shapes.pretrain --output DIR [--vae-steps 1500] [--flow-steps 12000] [--guided-steps 800]
 
 Run it again with the same directory to go on where it was stopped. The result is `DIR/pipeline`, in half precision.
 """
@@ -8,8 +8,10 @@ Run it again with the same directory to go on where it was stopped. The result i
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +26,12 @@ from tempflow_fast.shapes.stage import Stage, batches
 from tempflow_fast.shapes.world import COLORS, SHAPES, render, sample_scene
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
 NUM_SCENES = 40_000
 EMPTY_PROMPT_FRACTION = 0.1
 EVAL_STEPS, EVAL_IMAGES = 6, 300
+GUIDANCE = 1.5
 
 
 def make_data(seed: int, count: int) -> tuple[list[dict], Tensor]:
@@ -77,25 +80,41 @@ def text_loss(heads: nn.ModuleList, pooled: Tensor, labels: Tensor) -> Tensor:
     return sum(cross_entropy(head(pooled), label) for head, label in zip(heads, labels.T, strict=True)) / len(heads)
 
 
-def flow_loss(pipe: StableDiffusion3Pipeline, latents: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
-    """Rectified-flow loss |v - (noise - x0)|^2, half of the sigmas uniform, half shifted by 3 towards the noise.
+def noised(latents: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_sigma, sigma [R], noise) of latents [R, C, h, w]: half of the sigmas uniform, half shifted by 3 to the noise.
 
     What the text says is decided while the image is still nearly noise, so those levels are drawn more often.
     """
     rows = len(latents)
     uniform = torch.rand(rows, generator=rng)
-    shifted = 3 * uniform / (1 + 2 * uniform)
-    sigma = torch.where(torch.arange(rows) % 2 == 0, uniform, shifted).view(-1, 1, 1, 1)
+    sigma = torch.where(torch.arange(rows) % 2 == 0, uniform, 3 * uniform / (1 + 2 * uniform))
     noise = torch.randn(latents.shape, generator=rng)
-    embeds, pooled = encode_text(pipe, ids)
-    velocity = pipe.transformer(
-        hidden_states=(1 - sigma) * latents + sigma * noise,
-        encoder_hidden_states=embeds,
-        pooled_projections=pooled,
-        timestep=1000 * sigma.flatten(),
-        return_dict=False,
-    )[0]
-    return mse_loss(velocity, noise - latents)
+    share = sigma.view(-1, 1, 1, 1)
+    return (1 - share) * latents + share * noise, sigma, noise
+
+
+def velocity(transformer: SD3Transformer2DModel, latents: Tensor, text: tuple[Tensor, Tensor], sigma: Tensor) -> Tensor:
+    """dx/dsigma [R, C, h, w] at sigma [R]."""
+    return transformer(latents, *text, 1000 * sigma, return_dict=False)[0]
+
+
+def flow_loss(pipe: StableDiffusion3Pipeline, latents: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
+    """Rectified-flow loss |v - (noise - x0)|^2 (arXiv 2209.03003)."""
+    x, sigma, noise = noised(latents, rng)
+    return mse_loss(velocity(pipe.transformer, x, encode_text(pipe, ids), sigma), noise - latents)
+
+
+def guided_loss(
+    pipe: StableDiffusion3Pipeline, teacher: SD3Transformer2DModel, latents: Tensor, ids: Tensor, rng: torch.Generator
+) -> Tensor:
+    """Guidance distillation (arXiv 2210.03142): the student learns the guided velocity of the frozen teacher."""
+    x, sigma, _ = noised(latents, rng)
+    with torch.no_grad():
+        text = encode_text(pipe, ids)
+        empty = encode_text(pipe, tokenize(pipe, [""]).expand_as(ids))
+        both = tuple(torch.cat(pair) for pair in zip(text, empty, strict=True))
+        cond, uncond = velocity(teacher, torch.cat([x, x]), both, torch.cat([sigma, sigma])).chunk(2)
+    return mse_loss(velocity(pipe.transformer, x, text, sigma), uncond + GUIDANCE * (cond - uncond))
 
 
 @torch.no_grad()
@@ -109,10 +128,10 @@ def sample_accuracy(pipe: StableDiffusion3Pipeline, held: list[dict], ids: Tenso
     """Strict accuracy per task of ODE samples with `EVAL_STEPS` steps and no guidance."""
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(len(held), LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=rng)
-    embeds, pooled = encode_text(pipe, ids)
+    text = encode_text(pipe, ids)
     for i in range(EVAL_STEPS):
-        time_now = torch.full((len(held),), 1000 * (1 - i / EVAL_STEPS))
-        latents = latents - pipe.transformer(latents, embeds, pooled, time_now, return_dict=False)[0] / EVAL_STEPS
+        sigma = torch.full((len(held),), 1 - i / EVAL_STEPS)
+        latents = latents - velocity(pipe.transformer, latents, text, sigma) / EVAL_STEPS
     images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1) / 2 + 0.5
     right = strict(images, held).float()
     tags = [entry["tag"] for entry in held]
@@ -154,22 +173,48 @@ def train_flow(
     pipe: StableDiffusion3Pipeline, metadata: list[dict], images: Tensor, steps: int, directory: Path
 ) -> None:
     """Train transformer and text encoders together on scaled latents."""
-    latents = encode_images(pipe.vae, images) * pipe.vae.config.scaling_factor
-    ids = tokenize(pipe, [entry["prompt"] for entry in metadata])
     empty = tokenize(pipe, [""])
-    held, _ = make_data(seed=10**6, count=EVAL_IMAGES)
-    held_ids = tokenize(pipe, [entry["prompt"] for entry in held])
+
+    def loss(latents: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
+        drop = torch.rand(len(ids), 1, generator=rng) < EMPTY_PROMPT_FRACTION
+        return flow_loss(pipe, latents, torch.where(drop, empty, ids), rng)
+
     parts = {"transformer": pipe.transformer, "text_1": pipe.text_encoder, "text_2": pipe.text_encoder_2}
     stage = Stage("flow", nn.ModuleDict(parts), 2e-3, steps, directory)
+    _train_on_latents(pipe, stage, metadata, images, loss)
+
+
+def train_guided(
+    pipe: StableDiffusion3Pipeline, metadata: list[dict], images: Tensor, steps: int, directory: Path
+) -> None:
+    """Distil guidance into the transformer, so that a sample costs one call per step."""
+    teacher = copy.deepcopy(pipe.transformer).requires_grad_(False)
+    stage = Stage("guided", nn.ModuleDict({"transformer": pipe.transformer}), 5e-4, steps, directory)
+    _train_on_latents(
+        pipe, stage, metadata, images, lambda latents, ids, rng: guided_loss(pipe, teacher, latents, ids, rng)
+    )
+
+
+def _train_on_latents(
+    pipe: StableDiffusion3Pipeline,
+    stage: Stage,
+    metadata: list[dict],
+    images: Tensor,
+    loss: Callable[[Tensor, Tensor, torch.Generator], Tensor],
+) -> None:
+    """Run a stage whose `loss(latents, ids, rng)` takes batches of scaled latents and their token ids."""
+    latents = encode_images(pipe.vae, images) * pipe.vae.config.scaling_factor
+    ids = tokenize(pipe, [entry["prompt"] for entry in metadata])
+    judged, _ = make_data(seed=10**6, count=EVAL_IMAGES)
+    judged_ids = tokenize(pipe, [entry["prompt"] for entry in judged])
     rng, order = torch.Generator().manual_seed(stage.step), batches(len(images), stage.step)
 
-    def loss(_: int) -> Tensor:
+    def next_loss(_: int) -> Tensor:
         rows = next(order)
-        drop = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPT_FRACTION
-        return flow_loss(pipe, latents[rows], torch.where(drop, empty, ids[rows]), rng)
+        return loss(latents[rows], ids[rows], rng)
 
-    stage.run(loss, decay=0.999, evaluate=lambda: sample_accuracy(pipe, held, held_ids))
-    print(sample_accuracy(pipe, held, held_ids), flush=True)
+    stage.run(next_loss, decay=0.999, evaluate=lambda: sample_accuracy(pipe, judged, judged_ids))
+    print(f"{stage.name}: {sample_accuracy(pipe, judged, judged_ids)}", flush=True)
 
 
 def tokenize(pipe: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
@@ -186,6 +231,7 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--text-steps", type=int, default=500)
     parser.add_argument("--flow-steps", type=int, default=12_000)
+    parser.add_argument("--guided-steps", type=int, default=800)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -196,6 +242,7 @@ def main() -> None:
     print(json.dumps({"vae_strict": strict(decoded, metadata[:600]).float().mean().item()}), flush=True)
     train_text(pipe, options.text_steps, options.output)
     train_flow(pipe, metadata, images, options.flow_steps, options.output)
+    train_guided(pipe, metadata, images, options.guided_steps, options.output)
     pipe.to(dtype=torch.float16).save_pretrained(options.output / "pipeline", safe_serialization=True)
 
 

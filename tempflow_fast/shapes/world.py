@@ -1,7 +1,7 @@
 """The world of coloured shapes: what exists, how a scene is drawn from a prompt's metadata, how it is rendered.
 
-A scene is a set of 8-pixel shapes on a grey 24-pixel square. Shapes stand on a grid of 4 pixels and keep a gap, so that a
-rendered scene has one right description.
+A scene is a set of 8-pixel shapes on a grey 24-pixel square. Shapes stand on a grid of 4 pixels and keep a gap, so that
+a rendered scene has one right description.
 """
 
 from __future__ import annotations
