@@ -57,7 +57,7 @@ $(STAMP): $(SOURCES) .venv/.torch
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@echo "== installing tempflow-fast and building its library"
 	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check --editable ".[test]"
-	@$(VENV_PYTHON) -m tempflow_fast info
+	@$(VENV_PYTHON) -m tempflow_fast info | grep '^native'
 	@touch $(STAMP)
 
 .venv/.torch: FORCE

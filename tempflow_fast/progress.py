@@ -56,7 +56,6 @@ class ProgressBar:
 
     def close(self) -> None:
         """Leaves the last state on the screen."""
-        self._bar.refresh()
         self._bar.close()
 
 
