@@ -126,7 +126,7 @@ def _sample(options: argparse.Namespace) -> int:
     table = config.grpo.table(policy)
     images = sample_images(policy, prompts, table, options.seed, config.grpo.guidance_scale, config.grpo.max_batch)
     contact_sheet(options.output, images, prompts)
-    print(f"wrote {options.output}: {len(images)} images of {len(options.prompt)} prompts")
+    print(f"wrote {options.output}: {len(images)} images")
     return 0
 
 
