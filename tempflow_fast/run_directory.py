@@ -33,7 +33,8 @@ class RunDirectory:
     def claim(self) -> None:
         """Make the directory; ValueError if there is something in it."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(f"output must be a new or empty directory, got {str(self.path)!r}: remove it or name another")
+            got = f"{str(self.path)!r}, which holds something: remove it or name another"
+            raise ValueError(f"output must be a new or empty directory, got {got}")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, config: TrainConfig) -> None:
