@@ -1,0 +1,67 @@
+"""The packaged pipeline is a real Stable Diffusion 3 pipeline with room to improve, and its script makes such ones."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.policies import SD3Policy
+from tempflow_fast.sample import FIRST_TRAJECTORY, sample_images
+from tempflow_fast.shapes import checker, pipeline_path, pretrain, prompts
+
+NUM_STEPS = 6
+MAX_BYTES = 12e6
+
+
+def test_package_holds_a_small_pipeline() -> None:
+    files = [path for path in pipeline_path().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < MAX_BYTES
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+
+
+def test_diffusers_draws_what_the_policy_draws() -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        pipeline_path(), text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
+    )
+    policy = SD3Policy.from_pretrained(pipeline_path())
+    texts = ["a photo of a red circle", "a photo of two crosses"]
+    table = step_table(linear_sigmas(NUM_STEPS), "ode")
+    ours = sample_images(policy, texts, table, seed=3)
+    theirs = pipe(
+        texts,
+        latents=ops.initial_noise(policy.latent_shape, 3, [FIRST_TRAJECTORY, FIRST_TRAJECTORY + 1]),
+        sigmas=linear_sigmas(NUM_STEPS)[:-1],
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_pipeline_leaves_room_for_training() -> None:
+    policy = SD3Policy.from_pretrained(pipeline_path())
+    metadata = prompts.draw(prompts.heldout_prompts(), 300, random.Random(0))
+    table = step_table(linear_sigmas(NUM_STEPS), "ode")
+    images = sample_images(policy, [entry["prompt"] for entry in metadata], table, max_batch=64)
+    assert 0.45 <= checker.strict(images, metadata).float().mean() <= 0.7
+
+
+def test_pretraining_makes_a_pipeline_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pretrain, "NUM_SCENES", 128)
+    monkeypatch.setattr(pretrain, "EVAL_IMAGES", 6)
+    stages = [word for name in ("vae", "text", "flow", "guided") for word in (f"--{name}-steps", "1")]
+
+    def saved() -> dict[str, torch.Tensor]:
+        monkeypatch.setattr("sys.argv", ["pretrain", "--output", str(tmp_path), *stages])
+        pretrain.main()
+        return SD3Policy.from_pretrained(tmp_path / "pipeline").transformer.state_dict()
+
+    first, again = saved(), saved()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert "vae_strict" in capsys.readouterr().out
