@@ -55,7 +55,7 @@ def test_pretraining_makes_a_pipeline_and_goes_on_where_it_stopped(
 ) -> None:
     monkeypatch.setattr(pretrain, "NUM_SCENES", 128)
     monkeypatch.setattr(pretrain, "EVAL_IMAGES", 6)
-    stages = [word for name in ("vae", "text", "flow", "guided") for word in (f"--{name}-steps", "1")]
+    stages = [word for name in ("vae", "text", "flow") for word in (f"--{name}-steps", "1")]
 
     def saved() -> dict[str, torch.Tensor]:
         monkeypatch.setattr("sys.argv", ["pretrain", "--output", str(tmp_path), *stages])

@@ -15,8 +15,6 @@ from tempflow_fast.shapes.world import COLORS, SHAPES
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-GUIDANCE = 1.5
-
 
 def tokenize(pipe: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
     """Token ids [R, TEXT_LENGTH]."""
@@ -86,16 +84,3 @@ def flow_loss(pipe: StableDiffusion3Pipeline, latents: Tensor, ids: Tensor, rng:
     """Rectified-flow loss |v - (noise - x0)|^2 (arXiv 2209.03003)."""
     x, sigma, noise = noised(latents, rng)
     return mse_loss(velocity(pipe.transformer, x, encode_text(pipe, ids), sigma), noise - latents)
-
-
-def guided_loss(
-    pipe: StableDiffusion3Pipeline, teacher: SD3Transformer2DModel, latents: Tensor, ids: Tensor, rng: torch.Generator
-) -> Tensor:
-    """Guidance distillation (arXiv 2210.03142): the student learns the guided velocity of the frozen teacher."""
-    x, sigma, _ = noised(latents, rng)
-    with torch.no_grad():
-        text = encode_text(pipe, ids)
-        empty = encode_text(pipe, tokenize(pipe, [""]).expand_as(ids))
-        both = tuple(torch.cat(pair) for pair in zip(text, empty, strict=True))
-        cond, uncond = velocity(teacher, torch.cat([x, x]), both, torch.cat([sigma, sigma])).chunk(2)
-    return mse_loss(velocity(pipe.transformer, x, text, sigma), uncond + GUIDANCE * (cond - uncond))

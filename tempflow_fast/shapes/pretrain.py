@@ -1,6 +1,6 @@
 """Makes the packaged pipeline: trains its VAE, its text encoders, and then both with the transformer by flow matching.
 
-    python -m tempflow_fast.shapes.pretrain --output DIR [--vae-steps 1500] [--flow-steps 12000] [--guided-steps 800]
+    python -m tempflow_fast.shapes.pretrain --output DIR [--vae-steps 1500] [--flow-steps 12000]
 
 Run it again with the same directory to go on where it was stopped. The result is `DIR/pipeline`, in half precision.
 """
@@ -8,10 +8,8 @@ Run it again with the same directory to go on where it was stopped. The result i
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +22,6 @@ from tempflow_fast.shapes.losses import (
     describe,
     encode_text,
     flow_loss,
-    guided_loss,
     text_loss,
     tokenize,
     vae_loss,
@@ -105,48 +102,21 @@ def train_flow(
     pipe: StableDiffusion3Pipeline, metadata: list[dict], images: Tensor, steps: int, directory: Path
 ) -> None:
     """Train transformer and text encoders together on scaled latents."""
-    empty = tokenize(pipe, [""])
-
-    def loss(latents: Tensor, ids: Tensor, rng: torch.Generator) -> Tensor:
-        drop = torch.rand(len(ids), 1, generator=rng) < EMPTY_PROMPT_FRACTION
-        return flow_loss(pipe, latents, torch.where(drop, empty, ids), rng)
-
-    parts = {"transformer": pipe.transformer, "text_1": pipe.text_encoder, "text_2": pipe.text_encoder_2}
-    stage = Stage("flow", nn.ModuleDict(parts), 2e-3, steps, directory)
-    _train_on_latents(pipe, stage, metadata, images, loss)
-
-
-def train_guided(
-    pipe: StableDiffusion3Pipeline, metadata: list[dict], images: Tensor, steps: int, directory: Path
-) -> None:
-    """Distil guidance into the transformer, so that a sample costs one call per step."""
-    teacher = copy.deepcopy(pipe.transformer).requires_grad_(False)
-    stage = Stage("guided", nn.ModuleDict({"transformer": pipe.transformer}), 5e-4, steps, directory)
-    _train_on_latents(
-        pipe, stage, metadata, images, lambda latents, ids, rng: guided_loss(pipe, teacher, latents, ids, rng)
-    )
-
-
-def _train_on_latents(
-    pipe: StableDiffusion3Pipeline,
-    stage: Stage,
-    metadata: list[dict],
-    images: Tensor,
-    loss: Callable[[Tensor, Tensor, torch.Generator], Tensor],
-) -> None:
-    """Run a stage whose `loss(latents, ids, rng)` takes batches of scaled latents and their token ids."""
     latents = encode_images(pipe.vae, images) * pipe.vae.config.scaling_factor
-    ids = tokenize(pipe, [entry["prompt"] for entry in metadata])
+    ids, empty = tokenize(pipe, [entry["prompt"] for entry in metadata]), tokenize(pipe, [""])
     judged, _ = make_data(seed=10**6, count=EVAL_IMAGES)
     judged_ids = tokenize(pipe, [entry["prompt"] for entry in judged])
+    parts = {"transformer": pipe.transformer, "text_1": pipe.text_encoder, "text_2": pipe.text_encoder_2}
+    stage = Stage("flow", nn.ModuleDict(parts), 2e-3, steps, directory)
     rng, order = torch.Generator().manual_seed(stage.step), batches(len(images), stage.step)
 
-    def next_loss(_: int) -> Tensor:
+    def loss(_: int) -> Tensor:
         rows = next(order)
-        return loss(latents[rows], ids[rows], rng)
+        drop = torch.rand(len(rows), 1, generator=rng) < EMPTY_PROMPT_FRACTION
+        return flow_loss(pipe, latents[rows], torch.where(drop, empty, ids[rows]), rng)
 
-    stage.run(next_loss, decay=0.999, evaluate=lambda: sample_accuracy(pipe, judged, judged_ids))
-    print(f"{stage.name}: {sample_accuracy(pipe, judged, judged_ids)}", flush=True)
+    stage.run(loss, decay=0.999, evaluate=lambda: sample_accuracy(pipe, judged, judged_ids))
+    print(sample_accuracy(pipe, judged, judged_ids), flush=True)
 
 
 def main() -> None:
@@ -156,7 +126,6 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--text-steps", type=int, default=500)
     parser.add_argument("--flow-steps", type=int, default=12_000)
-    parser.add_argument("--guided-steps", type=int, default=800)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -167,7 +136,6 @@ def main() -> None:
     print(json.dumps({"vae_strict": strict(decoded, metadata[:600]).float().mean().item()}), flush=True)
     train_text(pipe, options.text_steps, options.output)
     train_flow(pipe, metadata, images, options.flow_steps, options.output)
-    train_guided(pipe, metadata, images, options.guided_steps, options.output)
     pipe.to(dtype=torch.float16).save_pretrained(options.output / "pipeline", safe_serialization=True)
 
 
