@@ -42,7 +42,8 @@ bench: $(STAMP)
 
 build: $(STAMP)
 	@$(VENV_PYTHON) -m pip install --quiet build
-	@$(VENV_PYTHON) -m build
+	@# build's environments hide the torch of this one, and would each download another
+	@TEMPFLOW_FAST_TORCH="$$($(VENV_PYTHON) -c 'import torch; print(torch.__path__[0])')" $(VENV_PYTHON) -m build
 
 readme-figures:
 	@mkdir -p "$(FIGURES)"
