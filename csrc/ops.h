@@ -17,8 +17,6 @@ using OptionalTensor = std::optional<Tensor>;
 using SampleResult = std::tuple<Tensor, Tensor, Tensor>;                     // latents_next, branches, log_prob
 using LossResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;       // loss, log_ratio, clip_fraction, kl, gradient
 
-constexpr double kHalfLogTwoPi = 0.91893853320467274178;
-
 // A [N, D] argument whose rows are contiguous; raises otherwise.
 inline void check_rows(const char* op, const char* name, const Tensor& t, const Tensor& like) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == like.size(0) && t.size(1) == like.size(1), op, ": ", name,

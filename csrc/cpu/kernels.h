@@ -3,19 +3,12 @@
 // A task is one chunk of one row. Sums are kept per chunk and added in order by the caller, so results do not depend on
 // how tasks are spread over threads.
 #pragma once
-#include <cstdint>
+#include "../step.h"
 
 namespace tempflow::cpu {
 
 constexpr int64_t kChunk = 1024;                        // elements: the buffers of a task stay in the first-level cache
 inline int64_t chunks_of(int64_t d) { return (d + kChunk - 1) / kChunk; }
-
-struct Rows {                                           // [N, D] with any distance between rows; data may be null
-  const void* data;
-  int64_t stride;
-};
-
-constexpr int kColumns = 5;                             // of a step table: dt, a, b, s, noise_weight
 
 struct SampleArgs {                                     // branch_step; with k = 0, euler_step
   Rows latents, velocity, velocity_uncond;
@@ -61,15 +54,13 @@ struct LossArgs {
   float guidance_scale;
   const double* table;                                  // [T, kColumns]
   const int64_t* steps;                                 // [R]
-  double* products;                                     // [R, K, chunks] of b dv (2 (x' - m_old) - b dv)   (pass 1)
+  double* products;                                     // [R, K, chunks] of shift (x' + centre)             (pass 1)
   double* sum_squares_ref;                              // [R, chunks] of v - v_ref                         (pass 1)
   const float* log_ratio_grad;                          // [R, K]                                           (pass 2)
   double kl_factor;                                     // beta / R                                         (pass 2)
   float* gradient;                                      // [R, D], or null                                  (pass 2)
   int64_t k, d;
 };
-
-enum Dtype { kFloat, kBfloat16, kHalf, kNumDtypes };
 
 struct Kernels {
   const char* isa;

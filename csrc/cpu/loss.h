@@ -5,26 +5,18 @@
 namespace tempflow::cpu {
 namespace {
 
-struct StepRow {
-  double b, s;
-  float a32, b32;
-  StepRow(const double* table, int64_t step)
-      : b(table[step * kColumns + 2]), s(table[step * kColumns + 3]),
-        a32(static_cast<float>(table[step * kColumns + 1])), b32(static_cast<float>(b)) {}
-  // d log p / d v = velocity_factor (x' - m)
-  double velocity_factor(int64_t d) const { return b / (s * s * static_cast<double>(d)); }
-};
+TF_HD Step step_of(const double* table, int64_t step) { return Step(table + step * kColumns); }
 
 template <class T>
 void log_prob(const LogProbArgs& args, int64_t begin, int64_t end) {
   alignas(64) float residual[kChunk];
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
-    const StepRow step(args.table, args.steps[chunk.row]);
+    const Step step = step_of(args.table, args.steps[chunk.row]);
     const T *next = chunk.in<T>(args.latents_next), *x = chunk.in<T>(args.latents), *v = chunk.in<T>(args.velocity);
 #pragma omp simd
     for (int64_t i = 0; i < chunk.size; ++i)
-      residual[i] = load(next[i]) - fma1(step.a32, load(x[i]), step.b32 * load(v[i]));
+      residual[i] = load(next[i]) - step.mean(load(x[i]), load(v[i]));
     args.sum_squares[task] = sum_of_squares(residual, chunk.size);
   }
 }
@@ -33,13 +25,13 @@ template <class T>
 void log_prob_backward(const LogProbArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
-    const StepRow step(args.table, args.steps[chunk.row]);
+    const Step step = step_of(args.table, args.steps[chunk.row]);
     const T *next = chunk.in<T>(args.latents_next), *x = chunk.in<T>(args.latents), *v = chunk.in<T>(args.velocity);
     T* out = static_cast<T*>(args.grad_velocity) + chunk.row * args.d + chunk.first;
     const float factor = static_cast<float>(args.grad[chunk.row] * step.velocity_factor(args.d));
 #pragma omp simd
     for (int64_t i = 0; i < chunk.size; ++i)
-      store(out[i], factor * (load(next[i]) - fma1(step.a32, load(x[i]), step.b32 * load(v[i]))));
+      store(out[i], factor * (load(next[i]) - step.mean(load(x[i]), load(v[i]))));
   }
 }
 
@@ -59,20 +51,20 @@ void loss_products(const LossArgs& args, int64_t begin, int64_t end) {
   const int64_t chunks = chunks_of(args.d);
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
-    const StepRow step(args.table, args.steps[chunk.row]);
+    const Step step = step_of(args.table, args.steps[chunk.row]);
     const T *x = chunk.in<T>(args.latents), *old = chunk.in<T>(args.velocity_old), *ref = chunk.in<T>(args.velocity_ref);
     load_policy_velocity<T>(velocity, args, chunk);
 #pragma omp simd
     for (int64_t i = 0; i < chunk.size; ++i) {
       const float v_old = load(old[i]);
-      shift[i] = step.b32 * (velocity[i] - v_old);
-      centre[i] = fma1(-0.5f, shift[i], -fma1(step.a32, load(x[i]), step.b32 * v_old));
+      shift[i] = step.shift(velocity[i], v_old);
+      centre[i] = step.centre(shift[i], load(x[i]), v_old);
     }
     for (int64_t k = 0; k < args.k; ++k) {
       const T* branch = static_cast<const T*>(args.branches) + chunk.row * args.branch_row_stride +
                         k * args.branch_stride + chunk.first;
       args.products[(chunk.row * args.k + k) * chunks + chunk.index] =
-          2 * dot(shift, as_floats(branch, buffer, chunk.size), centre, chunk.size);
+          dot(shift, as_floats(branch, buffer, chunk.size), centre, chunk.size);
     }
     if (!ref) continue;
 #pragma omp simd
@@ -87,7 +79,7 @@ void loss_gradient(const LossArgs& args, int64_t begin, int64_t end) {
   alignas(64) float velocity[kChunk], mean[kChunk];
   for (int64_t task = end - 1; task >= begin; --task) {   // backwards: the last chunks of pass 1 are still in cache
     const Chunk chunk(task, args.d);
-    const StepRow step(args.table, args.steps[chunk.row]);
+    const Step step = step_of(args.table, args.steps[chunk.row]);
     const double factor = step.velocity_factor(args.d);
     const T *x = chunk.in<T>(args.latents), *ref = chunk.in<T>(args.velocity_ref);
     float* __restrict out = args.gradient + chunk.row * args.d + chunk.first;
@@ -95,7 +87,7 @@ void loss_gradient(const LossArgs& args, int64_t begin, int64_t end) {
     const float kl = static_cast<float>(args.kl_factor * step.b * factor);
 #pragma omp simd
     for (int64_t i = 0; i < chunk.size; ++i) {
-      mean[i] = fma1(step.a32, load(x[i]), step.b32 * velocity[i]);
+      mean[i] = step.mean(load(x[i]), velocity[i]);
       out[i] = ref ? kl * (velocity[i] - load(ref[i])) : 0.0f;
     }
     for (int64_t k = 0; k < args.k; ++k) {

@@ -1,6 +1,4 @@
 // CPU bodies of log_prob, its backward and policy_loss. Partial sums of tasks are added in order, in double.
-#include <cmath>
-
 #include "tensors.h"
 
 namespace tempflow::cpu {
@@ -18,23 +16,9 @@ LogProbArgs log_prob_args(const char* op, const Tensor& latents_next, const Tens
   return args;
 }
 
-// The scalar part of the loss, between the two passes over the data.
-struct Surrogate {
-  double low, high, clip_range, loss = 0, kl = 0;
+struct Statistics {
+  double loss = 0, kl = 0;
   int64_t num_clipped = 0;
-
-  explicit Surrogate(double clip) : low(std::log1p(-clip)), high(std::log1p(clip)), clip_range(clip) {}
-
-  // Adds weight * max(-A r, -A clip(r)) and returns its derivative with respect to log r.
-  float add(double log_ratio, double advantage, double weight) {
-    const bool above = log_ratio > high, below = log_ratio < low;
-    num_clipped += above || below;
-    const bool flat = (above && advantage > 0) || (below && advantage < 0);
-    const double ratio = flat ? (above ? 1 + clip_range : 1 - clip_range) : std::exp(log_ratio);
-    const double value = -weight * advantage * ratio;
-    loss += value;
-    return flat ? 0.0f : static_cast<float>(value);
-  }
 };
 
 struct LossSums {                        // what the passes hand to each other
@@ -44,20 +28,22 @@ struct LossSums {                        // what the passes hand to each other
       : products(num_rows * k * chunks), sum_squares_ref(with_ref ? num_rows * chunks : 0), log_ratio_grad(num_rows * k) {}
 };
 
-// From the sums of row r to its log-ratios, their derivatives and its KL.
-void finish_row(const LossArgs& args, int64_t r, int64_t num_rows, const float* advantage, float* log_ratio,
-                LossSums& sums, Surrogate& surrogate) {
+// From the sums of row r to its log-ratios, their derivatives and its share of the statistics.
+void finish_row(const LossArgs& args, int64_t r, int64_t num_rows, const Clip& clip, const float* advantage,
+                float* log_ratio, LossSums& sums, Statistics& statistics) {
   const int64_t chunks = chunks_of(args.d);
-  const double* step = args.table + args.steps[r] * kColumns;
-  const double b = step[2], s = step[3], scale = 1 / (2 * s * s * static_cast<double>(args.d));
-  const double weight = step[4] / static_cast<double>(num_rows * args.k);
+  const Step step(args.table + args.steps[r] * kColumns);
+  const double weight = step.noise_weight / static_cast<double>(num_rows * args.k);
   for (int64_t i = r * args.k; i < (r + 1) * args.k; ++i) {
-    const double value = sum_of(&sums.products[i * chunks], chunks) * scale;
+    const double value = step.log_ratio(sum_of(&sums.products[i * chunks], chunks), args.d);
+    const Surrogate surrogate(value, advantage[i], clip);
     log_ratio[i] = static_cast<float>(value);
-    sums.log_ratio_grad[i] = surrogate.add(value, advantage[i], weight);
+    sums.log_ratio_grad[i] = static_cast<float>(weight * surrogate.derivative);
+    statistics.loss += weight * surrogate.value;
+    statistics.num_clipped += surrogate.clipped;
   }
   if (args.velocity_ref.data)
-    surrogate.kl += b * b * scale * sum_of(&sums.sum_squares_ref[r * chunks], chunks) / static_cast<double>(num_rows);
+    statistics.kl += step.kl(sum_of(&sums.sum_squares_ref[r * chunks], chunks), args.d) / static_cast<double>(num_rows);
 }
 
 void check_branches(const char* op, const Tensor& branches, const Tensor& velocity, const Tensor& advantages) {
@@ -82,9 +68,9 @@ Tensor log_prob(const Tensor latents_next, const Tensor latents, const Tensor ve
   Tensor out = new_empty(latents, std::vector<int64_t>{num_rows}, ScalarType::Float);
   float* log_density = out.mutable_data_ptr<float>();
   for (int64_t r = 0; r < num_rows; ++r) {
-    const double s = args.table[args.steps[r] * kColumns + 3];
+    const Step step(args.table + args.steps[r] * kColumns);
     const double mean_square = sum_of(&sum_squares[r * chunks], chunks) / static_cast<double>(args.d);
-    log_density[r] = static_cast<float>(-0.5 * mean_square / (s * s) - std::log(s) - kHalfLogTwoPi);
+    log_density[r] = static_cast<float>(step.log_density(mean_square / (step.s * step.s)));
   }
   return out;
 }
@@ -123,19 +109,21 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
                       checked_steps(op, table, steps, num_rows), sums.products.data(), sums.sum_squares_ref.data(),
                       sums.log_ratio_grad.data(), beta / static_cast<double>(std::max<int64_t>(num_rows, 1)),
                       gradient.mutable_data_ptr<float>(), k, d};
-  Surrogate surrogate(clip_range);
+  const Clip clip(clip_range);
+  Statistics statistics;
   // Both passes go over a group of rows that stays in cache between them.
   const int64_t group = std::max<int64_t>(1, (1 << 19) / (d * (k + 4))), work = std::min(d, kChunk) * (k + 2);
   for (int64_t first = 0; first < num_rows; first += group) {
     const int64_t last = std::min(first + group, num_rows);
     run(kernels().loss_products[dtype], args, first * chunks, last * chunks, work);
     for (int64_t r = first; r < last; ++r)
-      finish_row(args, r, num_rows, advantages.const_data_ptr<float>(), log_ratio.mutable_data_ptr<float>(), sums, surrogate);
+      finish_row(args, r, num_rows, clip, advantages.const_data_ptr<float>(), log_ratio.mutable_data_ptr<float>(), sums,
+                 statistics);
     if (with_gradient) run(kernels().loss_gradient[dtype], args, first * chunks, last * chunks, work);
   }
   const double num_ratios = static_cast<double>(std::max<int64_t>(num_rows * k, 1));
-  return {scalar(velocity, surrogate.loss + beta * surrogate.kl), log_ratio,
-          scalar(velocity, static_cast<double>(surrogate.num_clipped) / num_ratios), scalar(velocity, surrogate.kl), gradient};
+  return {scalar(velocity, statistics.loss + beta * statistics.kl), log_ratio,
+          scalar(velocity, static_cast<double>(statistics.num_clipped) / num_ratios), scalar(velocity, statistics.kl), gradient};
 }
 
 }  // namespace tempflow::cpu

@@ -65,8 +65,7 @@ double emit_branch(T* __restrict out, const float* __restrict mean, float* __res
 template <class T>
 void sample(const SampleArgs& args, int64_t begin, int64_t end) {
   alignas(64) float velocity[kChunk], mean[kChunk], eps[kChunk];
-  const float dt = static_cast<float>(args.step_row[0]), a = static_cast<float>(args.step_row[1]);
-  const float b = static_cast<float>(args.step_row[2]), s = static_cast<float>(args.step_row[3]);
+  const Step step(args.step_row);
   const int64_t chunks = chunks_of(args.d);
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
@@ -76,15 +75,15 @@ void sample(const SampleArgs& args, int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = 0; i < chunk.size; ++i) {
       const float x = load(latents[i]);
-      mean[i] = fma1(a, x, b * velocity[i]);
-      store(next[i], fma1(dt, velocity[i], x));
+      mean[i] = step.mean(x, velocity[i]);
+      store(next[i], step.euler(x, velocity[i]));
     }
     for (int64_t k = 0; k < args.k; ++k) {
       const uint64_t id = static_cast<uint64_t>(args.trajectory_ids[chunk.row]);
       fill_normals(eps, chunk.first, chunk.size, make_counter(args.seed, id, static_cast<uint32_t>(k), args.step));
       const int64_t branch = chunk.row * args.k + k;
       T* out = static_cast<T*>(args.branches) + branch * args.d + chunk.first;
-      args.sum_squares[branch * chunks + chunk.index] = emit_branch(out, mean, eps, s, chunk.size);
+      args.sum_squares[branch * chunks + chunk.index] = emit_branch(out, mean, eps, step.s32, chunk.size);
     }
   }
 }

@@ -1,6 +1,4 @@
 // CPU bodies of guided_velocity, euler_step, branch_step and initial_noise.
-#include <cmath>
-
 #include "../noise.h"
 #include "tensors.h"
 
@@ -21,10 +19,10 @@ SampleResult sample(const char* op, const Tensor& latents, const Tensor& velocit
                              checked_step(op, table, step, k > 0), static_cast<uint32_t>(step), seed, ids,
                              next.mutable_data_ptr(), branches.mutable_data_ptr(), sum_squares.data(), n, k, d};
   run(kernels().sample[dtype], args, 0, n * chunks, std::min(d, kChunk) * (k * 8 + 1));
+  const Step step_row(args.step_row);
   float* out = log_prob.mutable_data_ptr<float>();
   for (int64_t r = 0; r < n * k; ++r)
-    out[r] = static_cast<float>(-0.5 * sum_of(&sum_squares[r * chunks], chunks) / static_cast<double>(d) -
-                                std::log(args.step_row[3]) - kHalfLogTwoPi);
+    out[r] = static_cast<float>(step_row.log_density(sum_of(&sum_squares[r * chunks], chunks) / static_cast<double>(d)));
   return {next, branches, log_prob};
 }
 
