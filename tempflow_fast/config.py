@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
-from .advantages import GROUPS
-from .policies.base import Policy
-from .schedule import StepTable, step_table
+# Nothing here imports torch while it loads, so that a command line can be read and explained at once.
+if TYPE_CHECKING:
+    from .policies.base import Policy
+    from .schedule import StepTable
+
+Group = Literal["seed", "prompt"]
+Sampler = Literal["flow_sde", "dance_sde", "cps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +23,8 @@ class GRPOConfig:
     """T, denoising steps of a rollout."""
     sigmas: tuple[float, ...] | None = None
     """T + 1 noise levels; None: what the policy's own pipeline takes for `num_steps`."""
-    sampler: str = "flow_sde"
-    """How branches are drawn: flow_sde, dance_sde or cps."""
+    sampler: Sampler = "flow_sde"
+    """How branches are drawn."""
     noise_level: float = 0.7
     """Strength of the branch noise, in the sampler's own unit."""
     branch_steps: tuple[int, ...] | None = None
@@ -28,7 +33,7 @@ class GRPOConfig:
     """S, trajectories per prompt."""
     num_branches: int = 6
     """K, branches per trajectory and branch step."""
-    group: str = "seed"
+    group: Group = "seed"
     """Whose rewards are compared: the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     guidance_scale: float = 1.0
     """Classifier-free guidance in rollout and training; 1 turns it off."""
@@ -64,18 +69,19 @@ class GRPOConfig:
             raise ValueError(f"GRPOConfig: clip_range must be in (0, 1), got {self.clip_range}")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"GRPOConfig: guidance_scale must be finite, got {self.guidance_scale}")
-        if self.group not in GROUPS:
-            raise ValueError(f"GRPOConfig: group must be one of {GROUPS}, got {self.group!r}")
+        for name, choices in (("group", get_args(Group)), ("sampler", get_args(Sampler))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"GRPOConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
         group_size = self.num_branches * (self.num_seeds if self.group == "prompt" else 1)
         if group_size < 2:
             raise ValueError("GRPOConfig: num_branches must give a group two rewards to compare, got 1")
-        if self.sampler == "ode":
-            raise ValueError('GRPOConfig: sampler must draw noise for its branches, got "ode"')
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
             want = f"num_steps + 1 = {self.num_steps + 1}"
             raise ValueError(f"GRPOConfig: sigmas must have {want} levels, got {len(self.sigmas)}")
 
     def table(self, policy: Policy) -> StepTable:
         """The step table of this schedule for `policy`."""
+        from .schedule import step_table
+
         sigmas = policy.sigmas(self.num_steps) if self.sigmas is None else self.sigmas
         return step_table(sigmas, self.sampler, self.noise_level, self.branch_steps)
