@@ -69,7 +69,7 @@ def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
 @torch.no_grad()
 def acting_velocity(policy: Policy, batch: MicroBatch, guidance_scale: float) -> Tensor:
     """The guided velocity [R, *shape] of the policy as it stands, without a graph."""
-    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale != 1.0)
+    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
     return _guided(velocity, uncond, guidance_scale)
 
 
@@ -97,7 +97,7 @@ def pair_loss(
     if beta > 0:
         with policy.reference():
             velocity_ref = acting_velocity(policy, batch, guidance_scale)
-    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale != 1.0)
+    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
     if velocity_old is None:
         velocity_old = _guided(velocity.detach(), None if uncond is None else uncond.detach(), guidance_scale)
     return ops.policy_loss(
@@ -112,7 +112,7 @@ def pair_loss(
         velocity_ref=velocity_ref,
         beta=beta,
         velocity_uncond=uncond,
-        guidance_scale=guidance_scale,
+        guidance_scale=1.0 if uncond is None else guidance_scale,
     )
 
 

@@ -128,15 +128,15 @@ class _Wave:
         """Calls the network on the active rows."""
         if step > self.table.branch_steps[-1]:
             self.start = self.num
-        sigma, guided = self.table.sigma[step].item(), self.guidance_scale != 1.0
+        sigma = self.table.sigma[step].item()
         outputs = []
         for piece in equal_pieces(self.end - self.start, self.max_batch):
             rows = slice(self.start + piece.start, self.start + piece.stop)
-            outputs.append(self.policy.velocity(self.latents[rows], sigma, self.condition[rows], guided))
+            outputs.append(self.policy.velocity(self.latents[rows], sigma, self.condition[rows], self.guidance_scale))
         self.num_calls += len(outputs)
         self.num_row_evaluations += self.end - self.start
         velocity, uncond = zip(*outputs, strict=True)
-        self.velocity, self.uncond = _joined(velocity), _joined(uncond) if guided else None
+        self.velocity, self.uncond = _joined(velocity), None if uncond[0] is None else _joined(uncond)
 
     def branch(self, step: int, seed: int, trajectory_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Draws K branches of every trunk row, advances all rows and appends the branches: [N, K, *shape], [N, K]."""
@@ -168,8 +168,9 @@ class _Wave:
         )
 
     def _guidance(self, local: slice) -> dict[str, Any]:
-        uncond = None if self.uncond is None else self.uncond[local]
-        return {"velocity_uncond": uncond, "guidance_scale": self.guidance_scale}
+        if self.uncond is None:
+            return {}
+        return {"velocity_uncond": self.uncond[local], "guidance_scale": self.guidance_scale}
 
     def finished(self) -> Tensor:
         """All branches, [N, B, K, *shape]."""

@@ -54,6 +54,7 @@ def sample_images(
 def _solve(policy: Policy, latents: Tensor, condition: Condition, table: StepTable, guidance_scale: float) -> Tensor:
     """Latents [R, *shape] carried from the first sigma to the last by Euler steps."""
     for step, sigma in enumerate(table.sigma.tolist()):
-        velocity, uncond = policy.velocity(latents, sigma, condition, guidance_scale != 1.0)
-        latents = ops.euler_step(latents, velocity, table, step, uncond, guidance_scale)
+        velocity, uncond = policy.velocity(latents, sigma, condition, guidance_scale)
+        scale = 1.0 if uncond is None else guidance_scale
+        latents = ops.euler_step(latents, velocity, table, step, uncond, scale)
     return latents

@@ -139,7 +139,7 @@ def test_gradients_are_clipped():
 def test_no_step_waits_for_the_device():
     """On the meta device no number can be read back, so a rollout and an update that end there asked for none."""
     policy = TinyPolicy()
-    policy.net.to("meta")
+    policy.network.to("meta")
     table = tff.step_table(policy.sigmas(4))
     condition = policy.encode(PROMPTS).to("meta")
     noise = torch.empty(3, *policy.latent_shape, device="meta")

@@ -37,10 +37,9 @@ def naive_loss(policy, rollout, advantages, velocity_old, clip_range, beta, guid
     """Every branch by itself: its own network row, two log-densities, their difference, exp, clamp."""
     table, total, outside = rollout.table, 0.0, 0
     num, num_steps, num_branches = advantages.shape
-    guided = guidance_scale != 1.0
 
     def velocity(x, step, n):
-        cond, uncond = policy.velocity(x[None], table.sigma[step].item(), rollout.condition[n : n + 1], guided)
+        cond, uncond = policy.velocity(x[None], table.sigma[step].item(), rollout.condition[n : n + 1], guidance_scale)
         return (cond if uncond is None else uncond + guidance_scale * (cond - uncond))[0]
 
     for n in range(num):

@@ -76,7 +76,7 @@ def policy(tmp_path):
 
 
 def velocity(policy, latents, sigma=0.5, guided=False):
-    return policy.velocity(latents, sigma, policy.encode(PROMPTS, guided=guided), guided)
+    return policy.velocity(latents, sigma, policy.encode(PROMPTS, guided=guided), 2.0 if guided else 1.0)
 
 
 def test_prompts_are_encoded_once_and_alone(policy):
@@ -94,9 +94,9 @@ def test_guided_velocity_is_both_velocities(policy):
     latents = torch.randn(3, *policy.latent_shape)
     cond, uncond = velocity(policy, latents, guided=True)
     torch.testing.assert_close(cond, velocity(policy, latents)[0])
-    torch.testing.assert_close(uncond, policy.velocity(latents, 0.5, policy.encode([""] * 3), False)[0])
-    with pytest.raises(ValueError, match="guided needs a condition from encode"):
-        policy.velocity(latents, 0.5, policy.encode(PROMPTS), True)
+    torch.testing.assert_close(uncond, policy.velocity(latents, 0.5, policy.encode([""] * 3))[0])
+    with pytest.raises(ValueError, match="condition must come from encode"):
+        policy.velocity(latents, 0.5, policy.encode(PROMPTS), 2.0)
 
 
 def test_every_row_takes_its_own_sigma(policy):
@@ -127,8 +127,8 @@ def test_reference_stays_where_training_started(policy):
             parameter += 0.1
         with policy.reference():
             assert torch.equal(velocity(policy, latents)[0], start)
-        with pytest.raises(ValueError, match="guided"), policy.reference():
-            policy.velocity(latents, 0.5, policy.encode(PROMPTS), True)
+        with pytest.raises(ValueError, match="condition"), policy.reference():
+            policy.velocity(latents, 0.5, policy.encode(PROMPTS), 2.0)
         assert not torch.equal(velocity(policy, latents)[0], start)
 
 
@@ -154,13 +154,13 @@ def test_loading_keeps_the_bits_of_a_single_row(tmp_path, policy):
     loaded = SD3Policy.from_pretrained(tmp_path / "saved")
     latents = torch.randn(1, *policy.latent_shape)
     for sigma in (0.9, 0.7, 0.2):
-        arguments = (latents, sigma, policy.encode(PROMPTS[:1]), False)
+        arguments = (latents, sigma, policy.encode(PROMPTS[:1]))
         assert torch.equal(loaded.velocity(*arguments)[0], policy.velocity(*arguments)[0])
 
 
 def test_only_the_transformer_is_trained(policy):
     trained = {id(parameter) for parameter in policy.parameters()}
-    assert trained == {id(parameter) for parameter in policy.transformer.parameters()}
+    assert trained == {id(parameter) for parameter in policy.network.parameters()}
     frozen = (policy.pipeline.vae, policy.pipeline.text_encoder, policy.pipeline.text_encoder_2)
     assert not any(parameter.requires_grad for part in frozen for parameter in part.parameters())
 

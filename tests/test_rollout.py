@@ -19,7 +19,7 @@ def sequential(policy, condition, table, noise, num_branches, seed, guidance_sca
     """Trunk, then every branch and its tail by itself: states, branches, log_prob and latents, as in a Rollout."""
 
     def velocity(x, step):
-        cond, uncond = policy.velocity(x, table.sigma[step].item(), condition, guidance_scale != 1.0)
+        cond, uncond = policy.velocity(x, table.sigma[step].item(), condition, guidance_scale)
         return cond if uncond is None else uncond + guidance_scale * (cond - uncond)
 
     x, states, branches, log_probs, finished = noise, [], [], [], []

@@ -60,7 +60,7 @@ def test_pretraining_makes_a_pipeline_and_goes_on_where_it_stopped(
     def saved() -> dict[str, torch.Tensor]:
         monkeypatch.setattr("sys.argv", ["pretrain", "--output", str(tmp_path), *stages])
         pretrain.main()
-        return SD3Policy.from_pretrained(tmp_path / "pipeline").transformer.state_dict()
+        return SD3Policy.from_pretrained(tmp_path / "pipeline").network.state_dict()
 
     first, again = saved(), saved()
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -22,11 +22,11 @@ class TinyPolicy:
     def __init__(self, dtype: torch.dtype = torch.float32, seed: int = 0, width: int = 16) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.latent_shape, self.dtype, self.device = (3, 2, 2), dtype, torch.device("cpu")
-        self.net = nn.Sequential(nn.Linear(12 + 1 + 4, width), nn.Tanh(), nn.Linear(width, 12)).to(dtype)
-        for parameter in self.net.parameters():
+        self.network: nn.Module = nn.Sequential(nn.Linear(12 + 1 + 4, width), nn.Tanh(), nn.Linear(width, 12)).to(dtype)
+        for parameter in self.network.parameters():
             parameter.data = (0.5 * torch.randn(parameter.shape, generator=generator)).to(dtype)
-        self._acting = self.net
         self._frozen: nn.Module | None = None
+        self._is_reference = False
         self.calls: list[tuple[int, bool]] = []
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
@@ -34,15 +34,17 @@ class TinyPolicy:
         return Condition({"text": torch.stack(rows).to(self.dtype)})
 
     def velocity(
-        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guided: bool
+        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guidance_scale: float = 1.0
     ) -> tuple[Tensor, Tensor | None]:
         self.calls.append((len(latents), torch.is_grad_enabled()))
         text = condition.tensors["text"]
         sigma = torch.as_tensor(sigma, dtype=self.dtype, device=latents.device).expand(len(latents))[:, None]
         flat = latents.flatten(1).to(self.dtype)
-        outputs = [self._acting(torch.cat([flat, sigma, words], dim=1)) for words in (text, 0 * text)[: 1 + guided]]
+        texts = (text,) if guidance_scale == 1.0 else (text, 0 * text)
+        network = self._frozen if self._is_reference else self.network
+        outputs = [network(torch.cat([flat, sigma, words], dim=1)) for words in texts]
         velocities = [output.to(latents.dtype).view_as(latents) for output in outputs]
-        return velocities[0], velocities[1] if guided else None
+        return velocities[0], velocities[1] if len(velocities) == 2 else None
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.sigmoid().float()
@@ -51,14 +53,17 @@ class TinyPolicy:
         return [1 - i / num_steps for i in range(num_steps + 1)]
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.net.parameters())
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        self._frozen = self._frozen or copy.deepcopy(self.net).requires_grad_(False)
-        self._acting = self._frozen
+        self.freeze_reference()
+        self._is_reference = True
         yield
-        self._acting = self.net
+        self._is_reference = False
+
+    def freeze_reference(self) -> None:
+        self._frozen = self._frozen or copy.deepcopy(self.network).requires_grad_(False)
 
     def save(self, directory: str | Path) -> None:
         raise NotImplementedError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 
@@ -49,6 +49,9 @@ class Policy(Protocol):
     whatever the precision of the network.
     """
 
+    network: nn.Module
+    """The one module that training changes and that `velocity` calls. It may be assigned: a wrapper around it
+    (data-parallel, sharded, compiled) takes its place, and every method goes on with the wrapper."""
     device: torch.device
     """Where the network and every tensor it takes and returns live."""
     dtype: torch.dtype
@@ -60,11 +63,13 @@ class Policy(Protocol):
         ...
 
     def velocity(
-        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guided: bool
+        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guidance_scale: float = 1.0
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity dx/dsigma of latents [R, *latent_shape] at `sigma` (one number, or [R]).
+        """Velocity dx/dsigma of latents [R, *latent_shape] at `sigma` (one number, or [R]), with guidance g; 1: none.
 
-        Returns (conditional, unconditional) in the dtype of `latents`; the second is None unless `guided`.
+        Returns, in the dtype of `latents`, either (conditional, unconditional), of which the caller makes
+        v_uncond + g (v_cond - v_uncond), or (velocity, None) where nothing is left to do: without guidance, and for a
+        model that has its own way of guidance.
         """
         ...
 
@@ -77,11 +82,19 @@ class Policy(Protocol):
         ...
 
     def parameters(self) -> list[Parameter]:
-        """The parameters that training changes."""
+        """The parameters that training changes: those of `network` that take a gradient."""
         ...
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside this context `velocity` is that of the frozen policy from which training started."""
+        ...
+
+    def freeze_reference(self) -> None:
+        """Makes the present weights those of `reference`. The first such call counts, later ones change nothing.
+
+        To be called before the first update, and before tuned weights are loaded to go on from them; the first use of
+        `reference` calls it. An adapter needs no copy: without it, the network is what training started from.
+        """
         ...
 
     def save(self, directory: str | Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .base import Condition
@@ -44,7 +44,6 @@ class SD3Policy:
         self, pipeline: StableDiffusion3Pipeline, resolution: int | None = None, max_text_length: int = 128
     ) -> None:
         self.pipeline = pipeline
-        self.transformer = pipeline.transformer
         self.latent_shape = _latent_shape(pipeline, resolution)
         self._max_text_length = max_text_length if pipeline.text_encoder_3 is not None else 0
         if pipeline.vae.dtype != torch.float32:
@@ -52,8 +51,9 @@ class SD3Policy:
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
             if part is not None:
                 _aligned(part.requires_grad_(False).eval())
-        self._network = _aligned(self.transformer.requires_grad_(True).eval())
-        self._frozen: torch.nn.Module | None = None
+        self.network: nn.Module = _aligned(pipeline.transformer.requires_grad_(True).eval())
+        self._frozen: nn.Module | None = None
+        self._is_reference = False
         self._encoding = lru_cache(maxsize=NUM_CACHED_PROMPTS)(self._encode_one)
 
     @classmethod
@@ -78,12 +78,12 @@ class SD3Policy:
     @property
     def device(self) -> torch.device:
         """Where the transformer lives."""
-        return self.transformer.device
+        return self.pipeline.transformer.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the transformer."""
-        return self.transformer.dtype
+        return self.pipeline.transformer.dtype
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
         """Text [P, L, C] and pooled text [P, C'], encoded once per prompt and kept.
@@ -114,18 +114,19 @@ class SD3Policy:
         return text[0].to(self.dtype), pooled[0].to(self.dtype)
 
     def velocity(
-        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guided: bool
+        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guidance_scale: float = 1.0
     ) -> tuple[Tensor, Tensor | None]:
         """Velocity of latents [R, C, H, W] at sigma (float or [R]): (conditional, unconditional or None).
 
         Raises:
-            ValueError: if `guided` and the condition was encoded without guidance.
+            ValueError: if guidance_scale is not 1 and the condition was encoded without guidance.
         """
+        guided = guidance_scale != 1.0
         text, pooled = condition.tensors["text"], condition.tensors["pooled"]
         has_pairs = text.dim() == 4
         if guided and not has_pairs:
             raise ValueError(
-                "velocity: guided needs a condition from encode(prompts, guided=True), got an unguided one"
+                "velocity: condition must come from encode(prompts, guided=True) for guidance, got an unguided one"
             )
         if not isinstance(sigma, Tensor):
             sigma = torch.full((len(latents),), sigma, device=latents.device)
@@ -135,7 +136,8 @@ class SD3Policy:
             text, pooled = text.flatten(0, 1), pooled.flatten(0, 1)
         elif has_pairs:
             text, pooled = text[:, 0], pooled[:, 0]
-        velocity = self._network(
+        network = self._frozen if self._is_reference else self.network
+        velocity = network(
             hidden_states=hidden,
             timestep=timestep,
             encoder_hidden_states=text,
@@ -166,33 +168,38 @@ class SD3Policy:
         shift = {}
         if config.use_dynamic_shifting:
             _, height, width = self.latent_shape
-            tokens = (height // self.transformer.config.patch_size) * (width // self.transformer.config.patch_size)
+            patch_size = self.pipeline.transformer.config.patch_size
+            tokens = (height // patch_size) * (width // patch_size)
             names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
             shift["mu"] = calculate_shift(tokens, *(config[name] for name in names))
         scheduler.set_timesteps(num_steps, **shift)
         return scheduler.sigmas.tolist()
 
     def parameters(self) -> list[Parameter]:
-        """The trainable parameters of the transformer."""
-        return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
+        """The trainable parameters of the network."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """`velocity` with the frozen weights. The first use copies the transformer: let it come before any update."""
-        if self._frozen is None:
-            self._frozen = copy.deepcopy(self.transformer).requires_grad_(False)
-        self._network = self._frozen
+        """`velocity` with the frozen weights."""
+        self.freeze_reference()
+        self._is_reference = True
         try:
             yield
         finally:
-            self._network = self.transformer
+            self._is_reference = False
+
+    def freeze_reference(self) -> None:
+        """Copies the network for `reference`, unless that is done."""
+        if self._frozen is None:
+            self._frozen = copy.deepcopy(self.network).requires_grad_(False)
 
     def save(self, directory: str | Path) -> None:
         """Writes the whole pipeline, so that `from_pretrained` here and in diffusers loads the directory."""
         self.pipeline.save_pretrained(str(directory), safe_serialization=True)
 
 
-def _aligned(module: torch.nn.Module) -> torch.nn.Module:
+def _aligned(module: nn.Module) -> nn.Module:
     """`module` with every weight at an aligned address.
 
     Weights mapped from a safetensors file stand where the file has them, and matrix kernels round differently there: a
