@@ -1,1 +1,23 @@
-"""Triton twins of the ops, for GPUs; imported only where Triton is."""
+"""Triton bodies of the ops in tempflow_fast/ops.py, for GPUs; imported only where Triton is.
+
+    launch.py   how many elements a program takes, and the launch itself
+    rows.py     what every kernel shares: its place, its rows, its step, sums of partial sums
+    noise.py    the Gaussian numbers of csrc/noise.h
+    sample.py   guided_velocity, euler_step, branch_step, initial_noise
+    density.py  log_prob and its backward
+    loss.py     policy_loss
+"""
+
+from .density import log_prob, log_prob_backward
+from .loss import policy_loss
+from .sample import branch_step, euler_step, guided_velocity, initial_noise
+
+__all__ = [
+    "branch_step",
+    "euler_step",
+    "guided_velocity",
+    "initial_noise",
+    "log_prob",
+    "log_prob_backward",
+    "policy_loss",
+]

@@ -1,0 +1,87 @@
+"""The Gaussian numbers of csrc/noise.h in Triton: same words, same polynomials, same roundings.
+
+Triton's own `randn4x` is another function (31-bit uniforms, clamped at 1e-7), and its sine and cosine bring a slow path.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def minus_two_log(u):
+    """-2 ln u for u in (0, 1]."""
+    bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
+    e = (bits >> 23).to(tl.float32)
+    m = ((bits & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    m2 = m * m
+    p = tl.fma(m, 7.0376836292e-2, -1.1514610310e-1)
+    p = tl.fma(p, m, 1.1676998740e-1)
+    p = tl.fma(p, m, -1.2420140846e-1)
+    p = tl.fma(p, m, 1.4249322787e-1)
+    p = tl.fma(p, m, -1.6668057665e-1)
+    p = tl.fma(p, m, 2.0000714765e-1)
+    p = tl.fma(p, m, -2.4999993993e-1)
+    p = tl.fma(p, m, 3.3333331174e-1)
+    return -2.0 * tl.fma(e, 0.693147180559945, m + tl.fma(m * m2, p, -0.5 * m2))
+
+
+@triton.jit
+def sincos_turn(t):
+    """sin and cos of 2 pi t / 2^32 for a uint32 t; the quarter turn is taken off in integers."""
+    quarter = ((t + 0x20000000) >> 30).to(tl.int32)
+    f = (t.to(tl.int32, bitcast=True) - (quarter << 30)).to(tl.float32) * 1.4629180792671596e-9
+    f2 = f * f
+    s = tl.fma(f2, -1.9515295891e-4, 8.3321608736e-3)
+    s = tl.fma(s, f2, -1.6666654611e-1)
+    s = tl.fma(s * f2, f, f)
+    c = tl.fma(f2, 2.443315711809948e-5, -1.388731625493765e-3)
+    c = tl.fma(c, f2, 4.166664568298827e-2)
+    c = tl.fma(c * f2, f2, tl.fma(f2, -0.5, 1.0))
+    odd = (quarter & 1) != 0
+    sine = tl.where(odd, c, s).to(tl.int32, bitcast=True) ^ ((quarter & 2) << 30)
+    cosine = tl.where(odd, s, c).to(tl.int32, bitcast=True) ^ (((quarter + 1) & 2) << 30)
+    return sine.to(tl.float32, bitcast=True), cosine.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def box_muller(radius_word, angle_word):
+    """Two normals from two uint32 words."""
+    wide = (radius_word >> 1).to(tl.int32).to(tl.float32)
+    radius = tl.sqrt_rn(minus_two_log(tl.fma(wide, 4.656612873077393e-10, 2.3283064365386963e-10)))
+    sine, cosine = sincos_turn(angle_word)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def quad_words(seed, trajectory_id, branch_step, quad):
+    """The four uint32 words of each quad; all but `quad` are scalars, whose share of the first round is done once."""
+    low, high = (trajectory_id & 0xFFFFFFFF).to(tl.uint32), (trajectory_id >> 32).to(tl.uint32)
+    return tl.philox(seed, quad, tl.to_tensor(branch_step).to(tl.uint32), low, high)
+
+
+@triton.jit
+def quad_normals(seed, trajectory_id, branch_step, quad):
+    """The normals of elements 4 quad .. 4 quad + 3, as four tensors."""
+    a, b, c, d = quad_words(seed, trajectory_id, branch_step, quad)
+    n0, n1 = box_muller(a, b)
+    n2, n3 = box_muller(c, d)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def normals(seed, trajectory_id, branch_step, first, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+    """The normals of elements first .. first + BLOCK - 1, in order.
+
+    A thread draws the VECTOR neighbouring elements that it stores: with two quads in one tensor they would have to be
+    passed through shared memory first.
+    """
+    tl.static_assert(VECTOR == 4 or VECTOR == 8)
+    lane = tl.arange(0, BLOCK // VECTOR).to(tl.uint32)
+    quad = (first // 4).to(tl.uint32) + lane * (VECTOR // 4)
+    n0, n1, n2, n3 = quad_normals(seed, trajectory_id, branch_step, quad)
+    if VECTOR == 4:
+        return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
+    m0, m1, m2, m3 = quad_normals(seed, trajectory_id, branch_step, quad + 1)
+    even = tl.interleave(tl.interleave(n0, m0), tl.interleave(n2, m2))
+    odd = tl.interleave(tl.interleave(n1, m1), tl.interleave(n3, m3))
+    return tl.interleave(even, odd)
