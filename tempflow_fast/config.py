@@ -36,7 +36,10 @@ class GRPOConfig:
     group: Group = "seed"
     """Whose rewards are compared: the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance in rollout and training; 1 turns it off."""
+    """Guidance of the rollout, and of training where `guided_training` says so; 1 turns it off."""
+    guided_training: bool = True
+    """Whether training compares guided velocities. Without, both policies of a ratio are taken unguided, at half the
+    cost where guidance takes a second row."""
     clip_range: float = 1e-4
     """c in clip(r, 1 - c, 1 + c); fits log-densities averaged over the latent's elements."""
     beta: float = 0.0
@@ -48,9 +51,9 @@ class GRPOConfig:
     num_updates: int = 2
     """Optimizer steps per rollout; the trajectories are dealt to them in turn."""
     micro_batch: int | None = None
-    """Most (trajectory, branch step) pairs in one training call; None: all of an update."""
+    """Most (trajectory, branch step) pairs in one training call of one process; None: all its pairs of an update."""
     max_batch: int | None = None
-    """Most rows in one rollout or decoding call; None: no limit."""
+    """Most rows in one rollout or decoding call of one process; None: no limit."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; infinity leaves them alone."""
 
@@ -78,6 +81,11 @@ class GRPOConfig:
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
             want = f"num_steps + 1 = {self.num_steps + 1}"
             raise ValueError(f"GRPOConfig: sigmas must have {want} levels, got {len(self.sigmas)}")
+
+    @property
+    def training_guidance(self) -> float:
+        """The guidance scale of training; 1: none."""
+        return self.guidance_scale if self.guided_training else 1.0
 
     def table(self, policy: Policy) -> StepTable:
         """The step table of this schedule for `policy`."""

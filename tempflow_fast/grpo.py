@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from torch.optim import Optimizer
 
 from . import ops
 from .advantages import group_advantages
-from .batching import equal_pieces
+from .batching import deal, equal_pieces, padded
 from .config import GRPOConfig
 from .policies.base import Policy
+from .processes import Processes
 from .rewards.base import Reward
 from .rollout import Rollout, rollout
 from .schedule import StepTable
@@ -30,49 +32,60 @@ def grpo_step(
     config: GRPOConfig,
     seed: int = 0,
     metadata: Sequence[dict[str, Any]] | None = None,
-    trajectory_offset: int = 0,
+    processes: Processes | None = None,
 ) -> dict[str, Tensor | float]:
     """Samples, scores and updates once.
 
+    Trajectory n starts from prompt n // S and belongs to update n % num_updates. Where processes share the iteration,
+    each takes whole trajectories (see `deal`), whatever their number; noise, rewards, advantages and the update are
+    those of one process, up to the rounding of network calls of another shape and of sums in another order.
+
     Args:
         policy: changed in place through `optimizer`.
-        prompts: P prompts; each gets `config.num_seeds` trajectories.
-        reward_fn: called once with all N B K images, in that order, on the device of the policy.
+        prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
+        reward_fn: called once with all images of the process's trajectories, N B K of them in that order if it is
+            alone, on the device of the policy. A process without trajectories does not call it.
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.
         metadata: P dictionaries passed on to the reward; None: empty ones.
-        trajectory_offset: global id of the first trajectory, where several processes share an iteration.
+        processes: who shares the iteration, with the network and the optimizer that its `prepare` returned; None: this
+            process alone.
 
     Returns:
-        Scalars that stay tensors on their device, so that nothing waits for them: reward_mean, reward_std (population,
-        over all rewards), group_std (mean over seed groups), signal_fraction (share of trained pairs), loss and
-        grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means over trained pairs), num_calls and
-        num_row_evaluations of the rollout. `seconds_<stage>` are floats for encode, rollout, decode, reward and train;
-        an accelerator's queued work counts for the stage that waits for it.
+        Scalars, equal in all processes, that stay tensors on their device, so that nothing waits for them:
+        reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups), signal_fraction
+        (share of trained pairs), loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means
+        over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
+        `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train; an accelerator's
+        queued work counts for the stage that waits for it.
 
     Raises:
         ValueError: naming the argument; before the rollout, unless the rewards themselves are at fault.
+        ProcessLostError: if another process ended.
     """
+    processes = processes or Processes()
     table, names, extras = _checked_inputs(policy, prompts, optimizer, config, metadata)
-    ids = torch.arange(len(names)) + trajectory_offset
-    clock = StageClock()
-    with clock.stage("encode"):
-        condition = policy.encode(names, guided=config.guidance_scale != 1.0)
-        noise = ops.initial_noise(policy.latent_shape, seed, ids, policy.device)
-    with clock.stage("rollout"):
-        drawn = rollout(
-            policy, condition, table, noise, config.num_branches, seed, ids, config.max_batch, config.guidance_scale
-        )
-    with clock.stage("decode"):
-        images = _decode(policy, drawn.latents.flatten(0, 2), config.max_batch)
-    with clock.stage("reward"):
-        rewards = _score(reward_fn, images, names, extras, drawn.latents.shape[:3])
-    with clock.stage("train"):
-        prompt_ids = torch.arange(len(names)) // config.num_seeds
-        advantages = group_advantages(rewards, config.group, prompt_ids, config.adv_eps, config.adv_clip)
-        metrics = update(policy, drawn, advantages, optimizer, config)
-    return {**_reward_metrics(rewards), **_cost_metrics(drawn), **metrics, **clock.seconds}
+    with processes.guarded():
+        _check_agreement(processes, names, extras, config, seed)
+        shares, clock = deal(len(names), config.num_updates, processes.count), StageClock()
+        own, rows = shares[processes.index], padded(shares, processes.index)
+        with clock.stage("encode"):
+            condition = policy.encode([names[n] for n in rows], guided=config.guidance_scale != 1.0)
+            noise = ops.initial_noise(policy.latent_shape, seed, torch.tensor(rows), policy.device)
+        with clock.stage("rollout"):
+            limits = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
+            drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **limits)
+        with clock.stage("decode"):
+            images = _decode(policy, drawn.latents[: len(own)].flatten(0, 2), config.max_batch)
+        with clock.stage("reward"):
+            shape = (len(names), *drawn.latents.shape[1:3])
+            rewards = _score(reward_fn, images, own, names, extras, shape, processes)
+        with clock.stage("train"):
+            prompt_ids = torch.arange(len(names)) // config.num_seeds
+            advantages = group_advantages(rewards, config.group, prompt_ids, config.adv_eps, config.adv_clip)
+            metrics = update(policy, drawn, advantages, optimizer, config, processes)
+        return {**_reward_metrics(rewards), **_cost_metrics(drawn, processes), **metrics, **clock.slowest(processes)}
 
 
 class StageClock:
@@ -87,6 +100,13 @@ class StageClock:
         start = time.perf_counter()
         yield
         self.seconds[f"seconds_{name}"] = time.perf_counter() - start
+
+    def slowest(self, processes: Processes) -> dict[str, float]:
+        """The seconds of each stage in the process that took longest."""
+        if processes.count == 1:
+            return self.seconds
+        longest = processes.max(torch.tensor(list(self.seconds.values()), dtype=torch.float64))
+        return dict(zip(self.seconds, longest.tolist(), strict=True))
 
 
 def _checked_inputs(
@@ -115,22 +135,48 @@ def _checked_inputs(
     return config.table(policy), names, extras
 
 
-def _decode(policy: Policy, latents: Tensor, max_batch: int | None) -> Tensor:
-    """Images [R, 3, H, W] of latents [R, *shape]."""
-    return torch.cat([policy.decode(latents[rows]) for rows in equal_pieces(len(latents), max_batch)])
+def _check_agreement(
+    processes: Processes, names: list[str], extras: list[dict[str, Any]], config: GRPOConfig, seed: int
+) -> None:
+    """Stops processes that were given different work, as a data loader of one process each would do."""
+    if processes.count == 1:
+        return
+    digest = hashlib.sha256(repr((names, extras, config, seed)).encode()).digest()
+    number = torch.tensor(int.from_bytes(digest[:6], "big"))
+    if processes.max(number) != -processes.max(-number):
+        raise ValueError(
+            "grpo_step: prompts, metadata, config and seed must be the same in all processes, got different ones; "
+            "trajectories are dealt to the processes inside"
+        )
+
+
+def _decode(policy: Policy, latents: Tensor, max_batch: int | None) -> Tensor | None:
+    """Images [R, 3, H, W] of latents [R, *shape]; None of no latents."""
+    pieces = [policy.decode(latents[rows]) for rows in equal_pieces(len(latents), max_batch)]
+    return torch.cat(pieces) if pieces else None
 
 
 def _score(
-    reward_fn: Reward, images: Tensor, names: list[str], extras: list[dict[str, Any]], shape: torch.Size
+    reward_fn: Reward,
+    images: Tensor | None,
+    own: list[int],
+    names: list[str],
+    extras: list[dict[str, Any]],
+    shape: tuple[int, ...],
+    processes: Processes,
 ) -> Tensor:
-    """Rewards [N, B, K], float64 on the host; the images come in that order."""
-    repeats = len(images) // len(names)
-    prompts = [name for name in names for _ in range(repeats)]
-    metadata = [entry for entry in extras for _ in range(repeats)]
-    rewards = torch.as_tensor(reward_fn(images, prompts, metadata)).detach()
-    if rewards.shape != images.shape[:1]:
-        raise ValueError(f"grpo_step: reward_fn must return [{len(images)}], one per image, got {list(rewards.shape)}")
-    return rewards.to("cpu", torch.float64).view(shape)
+    """Rewards [N, B, K] of all processes, float64 on the host; `images` are those of the trajectories `own`."""
+    rewards = torch.zeros(shape, dtype=torch.float64)
+    if images is not None:
+        repeats = len(images) // len(own)
+        prompts = [names[n] for n in own for _ in range(repeats)]
+        metadata = [extras[n] for n in own for _ in range(repeats)]
+        scores = torch.as_tensor(reward_fn(images, prompts, metadata)).detach()
+        if scores.shape != images.shape[:1]:
+            want = f"[{len(images)}], one per image"
+            raise ValueError(f"grpo_step: reward_fn must return {want}, got {list(scores.shape)}")
+        rewards[own] = scores.to("cpu", torch.float64).view(len(own), *shape[1:])
+    return processes.sum(rewards)
 
 
 def _reward_metrics(rewards: Tensor) -> dict[str, Tensor]:
@@ -141,5 +187,7 @@ def _reward_metrics(rewards: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _cost_metrics(drawn: Rollout) -> dict[str, Tensor]:
-    return {name: torch.tensor(getattr(drawn, name)) for name in ("num_calls", "num_row_evaluations")}
+def _cost_metrics(drawn: Rollout, processes: Processes) -> dict[str, Tensor]:
+    # Padding makes the rollouts of all processes alike.
+    rows = drawn.num_row_evaluations * processes.count
+    return {"num_calls": torch.tensor(drawn.num_calls), "num_row_evaluations": torch.tensor(rows)}

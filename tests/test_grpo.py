@@ -180,21 +180,6 @@ def test_groups_are_compared_within_themselves_only(scored, group, signal):
     assert metrics["signal_fraction"] == signal
 
 
-def test_offset_names_the_trajectories_globally():
-    """Two processes that share six trajectories score what one process with all of them scores."""
-    rewards = []
-
-    def reward(images, prompts, metadata):
-        rewards.append(brightness(images, prompts, metadata))
-        return rewards[-1]
-
-    config = GRPOConfig(**SMALL)
-    for prompts, offset in ((PROMPTS, 0), (PROMPTS[:2], 0), (PROMPTS[2:], 4)):
-        policy = TinyPolicy()
-        grpo_step(policy, prompts, reward, sgd(policy), config, trajectory_offset=offset)
-    torch.testing.assert_close(torch.cat(rewards[1:]), rewards[0])
-
-
 def test_reward_rises_on_a_task_that_can_be_learned():
     policy = TinyPolicy(width=64)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-3)

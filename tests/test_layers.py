@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "tempflow_fast"
 # all its modules, which may import one another.
 LAYERS = (
     ("schedule", "noise", "native", "batching", "policies", "shapes", "files", "prompts", "progress"),
-    ("checks", "reference", "advantages", "rewards", "load"),
+    ("checks", "reference", "advantages", "rewards", "load", "processes"),
     ("ops",),
     ("config", "rollout", "info", "sample"),
     ("objective", "evaluate", "train_config"),

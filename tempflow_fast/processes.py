@@ -1,0 +1,182 @@
+"""The processes that share a run: one by itself, or many under accelerate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from .policies.base import Policy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MINUTES = 30.0
+"""How long a process waits for the others: longer than the slowest reward, and than saving a checkpoint."""
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run does not answer: it ended, or its machine is out of reach."""
+
+
+class Processes:
+    """One process by itself. Nothing here waits, copies or imports accelerate."""
+
+    index = 0
+    """Which process this is, 0 .. count - 1."""
+    count = 1
+    """How many processes share the run."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files of the run."""
+        return self.index == 0
+
+    def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
+        """Makes `policy.network` and the optimizer fit to be trained by all processes; returns the optimizer to use.
+
+        To be called once, after `policy.freeze_reference()` where there is a KL to the starting weights, and before a
+        learning-rate schedule takes hold of the optimizer.
+        """
+        return optimizer
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes of a tensor that has one shape in all of them; same device, same bits in all."""
+        return tensor
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """The largest value over all processes, element by element, as in `sum`."""
+        return tensor
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this process's share of the loss; the whole loss is the sum over the processes."""
+        loss.backward()
+
+    def accumulating(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Inside this context gradients stay with their process; the next backward outside it adds up all of them."""
+        return nullcontext()
+
+    def clip_grad_norm(self, parameters: Sequence[Parameter], max_norm: float) -> Tensor:
+        """Scales the gradient of the whole loss down to `max_norm`; returns its norm before, a scalar tensor."""
+        return clip_grad_norm_(parameters, max_norm).detach()
+
+    def trained_state(self, network: nn.Module) -> dict[str, Tensor]:
+        """The parameters that take a gradient, whole and on the host, under the names of the network without wrappers.
+
+        All processes must call it together; all but the main one get an empty dictionary.
+        """
+        return {name: value.detach().cpu() for name, value in network.named_parameters() if value.requires_grad}
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Inside this context the loss of another process is a `ProcessLostError` with a sentence that says so."""
+        return nullcontext()
+
+
+class AcceleratedProcesses(Processes):
+    """The processes of an `accelerate launch`, with DDP or FSDP2 as it was configured there.
+
+    Args:
+        accelerator: the one of this run; see `launched` for one with the settings that suit this package.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.index, self.count = accelerator.process_index, accelerator.num_processes
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
+        policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)
+        if isinstance(policy.network, DistributedDataParallel):
+            policy.network.broadcast_buffers = False  # they are constants, up to 0.9 GB of them in SD3
+        return optimizer
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return self._gather(tensor).sum(dim=0).to(tensor.device)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        return self._gather(tensor).amax(dim=0).to(tensor.device)
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        """[count, *shape]. Adding these up in order gives all processes the same bits."""
+        return self.accelerator.gather(tensor.detach().to(self.device)[None].contiguous())
+
+    def backward(self, loss: Tensor) -> None:
+        # DDP and FSDP2 average over the processes, and the shares are to be added.
+        self.accelerator.backward(loss * self.count)
+
+    def accumulating(self, network: nn.Module) -> AbstractContextManager[None]:
+        return self.accelerator.no_sync(network)
+
+    def clip_grad_norm(self, parameters: Sequence[Parameter], max_norm: float) -> Tensor:
+        return _whole(self.accelerator.clip_grad_norm_(parameters, max_norm).detach())
+
+    def trained_state(self, network: nn.Module) -> dict[str, Tensor]:
+        state = {}
+        for name, value in self.accelerator.unwrap_model(network).named_parameters():
+            if value.requires_grad:
+                whole = _whole(value.detach())  # parameter by parameter: never a second copy of all of them
+                if self.is_main:
+                    state[name] = whole.cpu()
+        return state
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_lost_connection(error):
+                raise
+            raise ProcessLostError(
+                f"process {self.index} of {self.count} lost the others: one of them ended or cannot be reached, and "
+                f"its own last lines say why ({str(error).strip().splitlines()[0]})"
+            ) from error
+
+
+def launched(cpu: bool = False, minutes: float = MINUTES, **settings: Any) -> Processes:
+    """The processes of this launch: many under `accelerate launch` or torchrun, else this one by itself.
+
+    Args:
+        cpu: use the CPU even where there is an accelerator.
+        minutes: how long a process waits for the others before it gives them up.
+        settings: passed on to accelerate's `Accelerator`, where there are many processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    # Some networks have parameters that do not reach their output (text rows of the last block); DDP would wait for
+    # their gradients.
+    data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    handlers = [data_parallel, InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))]
+    return AcceleratedProcesses(Accelerator(cpu=cpu, kwargs_handlers=handlers, **settings))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together on every process; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    from torch.distributed import DistError
+
+    text = str(error).lower()
+    return isinstance(error, DistError) or "gloo" in text or "connection closed by peer" in text
