@@ -55,7 +55,7 @@ def evaluate(
     seed: int = 0,
     guidance_scale: float = 1.0,
     max_batch: int | None = None,
-    num_shown: int = 12,
+    num_shown: int = 24,
 ) -> Evaluation:
     """Draws images of held-out prompts by the ODE and scores them.
 
