@@ -1,0 +1,108 @@
+"""Rewards in a thread of their own, so that pieces are scored while the next ones are decoded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import RewardError, Scores
+from .weighted import WeightedReward
+
+
+class BackgroundScorer:
+    """Scores the pieces it is given, one after another, beside its caller.
+
+        with BackgroundScorer(reward) as scorer:
+            for rows in pieces:
+                scorer.submit(policy.decode(latents[rows]), prompts[rows], metadata[rows])
+            scores = scorer.collect()
+
+    A thread is enough: torch, the image libraries and the network let go of the interpreter while they work. On an
+    accelerator the thread has a stream of its own, which waits for the work that makes a piece and for nothing else.
+    """
+
+    def __init__(self, reward: WeightedReward) -> None:
+        self.seconds_busy = 0.0
+        """Time that rewards took, whether or not anybody waited for it."""
+        self._reward = reward
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
+        self._pieces: list[tuple[int, Sequence[str], Future[Scores]]] = []
+        self._stream: torch.cuda.Stream | None = None
+
+    def submit(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Hands over images [R, 3, H, W] with their prompts and metadata; returns at once.
+
+        Raises:
+            RewardError: if an earlier piece has failed by now.
+        """
+        for first, _, piece in self._pieces:
+            if piece.done() and piece.exception():
+                raise self._renumbered(first, piece.exception())
+        made = None
+        if images.is_cuda:
+            made = torch.cuda.current_stream(images.device).record_event()
+        first = sum(len(names) for _, names, _ in self._pieces)
+        self._pieces.append((first, prompts, self._thread.submit(self._score, images, prompts, metadata, made)))
+
+    def collect(self, timeout: float | None = None) -> Scores:
+        """The scores of all pieces since the last call, in the order they were submitted; waits for them.
+
+        Args:
+            timeout: seconds to wait for all of them; None: for ever.
+
+        Raises:
+            RewardError: naming the reward and the sample, counted over all pieces; or that time ran out.
+            ValueError: if nothing was submitted.
+        """
+        if not self._pieces:
+            raise ValueError("collect: pieces must have been submitted, got none")
+        pieces, self._pieces = self._pieces, []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        scores = []
+        for first, prompts, piece in pieces:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            try:
+                scores.append(piece.result(left))
+            except RewardError as error:
+                raise self._renumbered(first, error) from error
+            except TimeoutError as error:
+                reason = f"no score within {timeout} s"
+                raise RewardError(self._reward.name, first, prompts[0], reason) from error
+        return Scores.joined(scores)
+
+    def __enter__(self) -> BackgroundScorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drops the pieces not yet begun; after an error nobody waits for the one under way."""
+        self._thread.shutdown(wait=error is None, cancel_futures=True)
+
+    def _score(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], made: torch.cuda.Event | None
+    ) -> Scores:
+        start = time.perf_counter()
+        try:
+            if made is None:
+                return self._reward.score(images, prompts, metadata)
+            self._stream = self._stream or torch.cuda.Stream(images.device)
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(made)
+                images.record_stream(self._stream)
+                return self._reward.score(images, prompts, metadata)
+        finally:
+            self.seconds_busy += time.perf_counter() - start
+
+    @staticmethod
+    def _renumbered(first: int, error: BaseException | None) -> BaseException | None:
+        """The error with its sample counted over all pieces."""
+        if isinstance(error, RewardError):
+            return RewardError(error.name, first + error.sample, error.prompt, error.reason)
+        return error

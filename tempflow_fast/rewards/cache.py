@@ -1,0 +1,56 @@
+"""Scores remembered by what was scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Metadata, Reward, range_of
+
+
+class CachedReward:
+    """A reward that scores equal images of equal prompts once; for rewards slower than hashing an image."""
+
+    def __init__(self, reward: Reward, num_entries: int) -> None:
+        """Keeps the last `num_entries` scores used; ValueError for fewer than one."""
+        if num_entries < 1:
+            raise ValueError(f"CachedReward: num_entries must be >= 1, got {num_entries}")
+        self.reward, self.num_entries = reward, num_entries
+        self.range = range_of(reward)
+        self._scores: OrderedDict[bytes, float] = OrderedDict()
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        """Scores [R], float64; the reward is called with the images that are new, each once."""
+        keys = [_key(*row) for row in zip(images.detach().cpu(), prompts, metadata, strict=True)]
+        known = {key: self._scores[key] for key in keys if key in self._scores}
+        first_of = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
+        if rows := sorted(first_of.values()):
+            new = self.reward(images[rows], [prompts[row] for row in rows], [metadata[row] for row in rows])
+            new = torch.as_tensor(new).detach().to("cpu", torch.float64)
+            if new.shape != (len(rows),):
+                raise ValueError(f"scores must be [{len(rows)}], one per image, got {list(new.shape)}")
+            known |= {keys[row]: score for row, score in zip(rows, new.tolist(), strict=True)}
+        self._remember({key: known[key] for key in keys})
+        return torch.tensor([known[key] for key in keys], dtype=torch.float64)
+
+    def _remember(self, scores: dict[bytes, float]) -> None:
+        for key, score in scores.items():
+            self._scores[key] = score
+            self._scores.move_to_end(key)
+        while len(self._scores) > self.num_entries:
+            self._scores.popitem(last=False)
+
+
+def _key(image: Tensor, prompt: str, metadata: Metadata) -> bytes:
+    """A digest of an image [3, H, W] on the host, its prompt and its metadata."""
+    digest = hashlib.blake2b(digest_size=16)
+    described = [str(image.dtype), list(image.shape), prompt, metadata]
+    digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
+    digest.update(image.contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -1,0 +1,62 @@
+"""One reward on one batch: its scores, or an error that names the sample."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import FinalError, Reward, RewardError, one_line, range_of
+
+RANGE_SLACK = 0.01
+"""Part of a declared range by which half precision may leave it."""
+
+
+def checked_scores(
+    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
+) -> Tensor:
+    """Scores of images [R, 3, H, W], float64 [R] on the host: finite, in the declared range, one per image.
+
+    A batch that raises is tried again in halves, down to single images: memory that was short may then do, and what
+    still fails is known by its sample. A reward that retries by itself says so by `FinalError`.
+
+    Raises:
+        RewardError: naming the reward and the first sample that failed, counted in `images`.
+    """
+    scores = _halving(name, reward, images, prompts, metadata, first=0)
+    low, high = range_of(reward)
+    slack = RANGE_SLACK * (high - low) if high - low < float("inf") else 0.0
+    wrong = ~scores.isfinite() | (scores < low - slack) | (scores > high + slack)
+    if wrong.any():
+        sample = int(wrong.nonzero()[0])
+        reason = f"score must be finite and in {low}..{high}, got {scores[sample].item()}"
+        raise RewardError(name, sample, prompts[sample], reason)
+    return scores
+
+
+def _halving(
+    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], first: int
+) -> Tensor:
+    """Scores [R]; `first` is the number of the first image in the whole batch."""
+    try:
+        scores = torch.as_tensor(reward(images, prompts, metadata))
+    except FinalError as error:
+        raise RewardError(name, first + error.sample, prompts[error.sample], one_line(error)) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        if len(images) == 1:
+            raise RewardError(name, first, prompts[0], reason) from error
+        warnings.warn(f'reward "{name}" failed on {len(images)} images and tries halves: {reason}', stacklevel=2)
+        half = len(images) // 2
+        pieces = [
+            _halving(name, reward, images[rows], prompts[rows], metadata[rows], first + rows.start)
+            for rows in (slice(0, half), slice(half, len(images)))
+        ]
+        return torch.cat(pieces)
+    if scores.shape != images.shape[:1]:
+        reason = f"scores must be [{len(images)}], one per image, got {list(scores.shape)}"
+        raise RewardError(name, first, prompts[0], reason)
+    return scores.detach().to("cpu", torch.float64)

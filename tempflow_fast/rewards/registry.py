@@ -1,0 +1,118 @@
+"""From what a user writes to a reward that can be called."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from .base import Reward, name_of
+from .cache import CachedReward
+from .weighted import WeightedReward
+
+REWARDS = {
+    "jpeg_compressibility": "tempflow_fast.rewards.jpeg:compressibility",
+    "jpeg_incompressibility": "tempflow_fast.rewards.jpeg:incompressibility",
+    "shapes": "tempflow_fast.rewards.shapes:partial",
+    "shapes_strict": "tempflow_fast.rewards.shapes:strict",
+}
+"""Reward name -> "module:attribute", imported on first use: a reward's libraries load only where it is asked for.
+
+A class is called with the settings of the reward, and its instance is the reward; any other callable is one itself.
+"""
+
+Spec = str | Reward | Mapping[str, Any]
+
+
+def get_reward(reward: Spec) -> WeightedReward:
+    """The reward that `reward` describes.
+
+    Args:
+        reward: one of
+            - a name of `REWARDS`, or "module:attribute";
+            - several with weights: "pickscore=1.0,ocr=0.5";
+            - a mapping, or its JSON, from names to weights or to settings: `{"pickscore": 0.5, "remote": {"weight":
+              1.0, "urls": ["http://127.0.0.1:18080"]}}`. Among the settings, `weight` (default 1), `cache` (number of
+              scores to remember by image, prompt and metadata) and `reward` (the name or "module:attribute", where the
+              key is a name of one's own) are understood for every reward; the others go to its class;
+            - a callable.
+
+    Returns:
+        The weighted sum, each reward logged under its name. The same name with the same settings is loaded once in a
+        process: weights are large.
+
+    Raises:
+        ValueError: for an unknown name, one that cannot be imported, or settings that the reward refuses.
+    """
+    if isinstance(reward, WeightedReward):
+        return reward
+    if callable(reward):
+        return WeightedReward({name_of(reward): reward}, {name_of(reward): 1.0})
+    rewards, weights = {}, {}
+    for name, entry in _entries(reward).items():
+        settings = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+        weights[name] = _number(name, settings.pop("weight", 1.0))
+        num_remembered = settings.pop("cache", None)
+        made = _load(settings.pop("reward", name), json.dumps(settings, sort_keys=True, default=str))
+        rewards[name] = made if num_remembered is None else CachedReward(made, num_remembered)
+    return WeightedReward(rewards, weights)
+
+
+def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name -> weight or settings."""
+    if isinstance(reward, Mapping):
+        return reward
+    if not isinstance(reward, str) or not reward.strip():
+        raise ValueError(f"get_reward: reward must be a name, a mapping or a callable, got {reward!r}")
+    if reward.lstrip().startswith("{"):
+        try:
+            return json.loads(reward)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"get_reward: reward must be JSON where it begins with {{, got {reward!r}") from error
+    found: dict[str, Any] = {}
+    for part in reward.split(","):
+        name, separator, weight = (text.strip() for text in part.partition("="))
+        if not name or name in found or (separator and not weight):
+            raise ValueError(f'get_reward: reward must be like "a=1.0,b=0.5" with each name once, got {reward!r}')
+        found[name] = weight if separator else 1.0
+    return found
+
+
+def _number(name: str, weight: object) -> float:
+    try:
+        return float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"get_reward: weight of {name} must be a number, got {weight!r}") from error
+
+
+@functools.cache
+def _load(target: str, settings: str) -> Reward:
+    """The reward for a name or "module:attribute" with its settings as JSON."""
+    found, options = _imported(target), json.loads(settings)
+    if not isinstance(found, type):
+        if options:
+            raise ValueError(f"get_reward: reward {target} must be given no settings, got {', '.join(options)}")
+        return found
+    try:
+        return found(**options)
+    except (TypeError, ImportError) as error:
+        raise ValueError(f"get_reward: cannot make reward {target}: {error}") from error
+
+
+def _imported(target: str) -> Callable[..., Any]:
+    module_name, separator, attribute = REWARDS.get(target, target).partition(":")
+    if not separator:
+        close = get_close_matches(target, REWARDS, n=1)
+        hint = f' (did you mean "{close[0]}"?)' if close else ""
+        known = ", ".join(sorted(REWARDS))
+        raise ValueError(f'get_reward: reward must be one of {known} or "module:function", got "{target}"{hint}')
+    try:
+        found = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f'get_reward: cannot load "{module_name}:{attribute}": {error}') from error
+    if not callable(found):
+        raise ValueError(f'get_reward: "{module_name}:{attribute}" must be a reward or its class, got {type(found)}')
+    return found

@@ -1,0 +1,59 @@
+"""Several rewards at once: each scored by itself, together a weighted sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Reward, Scores, range_of
+from .checked import checked_scores
+
+
+class WeightedReward:
+    """A weighted sum of rewards, which is a reward itself."""
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        """`rewards` and `weights` by the names under which their scores are logged.
+
+        Raises:
+            ValueError: for no reward, or a weight that is zero, infinite or NaN.
+        """
+        if not rewards:
+            raise ValueError("WeightedReward: rewards must hold at least one, got none")
+        for name, weight in weights.items():
+            if not math.isfinite(weight) or weight == 0:
+                raise ValueError(f"WeightedReward: weight of {name} must be a finite number other than 0, got {weight}")
+        self.rewards, self.weights = dict(rewards), {name: float(weights[name]) for name in rewards}
+        self.name = "+".join(self.rewards)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest sum."""
+        ends = [sorted(self.weights[name] * end for end in range_of(reward)) for name, reward in self.rewards.items()]
+        return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Scores:
+        """Every reward's scores of images [R, 3, H, W] with their R prompts and metadata.
+
+        Raises:
+            RewardError: from the first reward that fails, naming it and the sample.
+            ValueError: for images of another shape, or prompts or metadata of another length.
+        """
+        if images.dim() != 4 or images.shape[1] != 3 or not len(images):
+            raise ValueError(f"score: images must be [R, 3, H, W] with R >= 1, got {list(images.shape)}")
+        for argument, values in (("prompts", prompts), ("metadata", metadata)):
+            if len(values) != len(images):
+                raise ValueError(f"score: {argument} must have {len(images)} entries like images, got {len(values)}")
+        with torch.no_grad():
+            parts = {
+                name: checked_scores(name, reward, images, prompts, metadata) for name, reward in self.rewards.items()
+            }
+        return Scores(parts, self.weights)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        """The weighted sum, float64 [R] on the host; errors as `score`."""
+        return self.score(images, prompts, metadata).total
