@@ -35,6 +35,8 @@ class Processes:
     """Which process this is, 0 .. count - 1."""
     count = 1
     """How many processes share the run."""
+    device: torch.device | None = None
+    """Where this process has to compute; None: wherever it likes."""
 
     @property
     def is_main(self) -> bool:
@@ -93,12 +95,7 @@ class AcceleratedProcesses(Processes):
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.index, self.count = accelerator.process_index, accelerator.num_processes
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        return self.accelerator.device
+        self.index, self.count, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
 
     def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
         policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)
@@ -124,7 +121,8 @@ class AcceleratedProcesses(Processes):
         return self.accelerator.no_sync(network)
 
     def clip_grad_norm(self, parameters: Sequence[Parameter], max_norm: float) -> Tensor:
-        return _whole(self.accelerator.clip_grad_norm_(parameters, max_norm).detach())
+        self.accelerator.unscale_gradients()
+        return _whole(clip_grad_norm_(parameters, max_norm).detach())  # of shards: a norm that is sharded, too
 
     def trained_state(self, network: nn.Module) -> dict[str, Tensor]:
         state = {}
@@ -146,8 +144,8 @@ class AcceleratedProcesses(Processes):
             if not _is_lost_connection(error):
                 raise
             raise ProcessLostError(
-                f"process {self.index} of {self.count} lost the others: one of them ended or cannot be reached, and "
-                f"its own last lines say why ({str(error).strip().splitlines()[0]})"
+                f"process {self.index} of {self.count} lost the others: one of them ended, does not answer or cannot "
+                "be reached; its own last lines say why"
             ) from error
 
 

@@ -96,6 +96,24 @@ def test_updates_take_whole_trajectories_and_cost_one_forward_each():
     assert metrics["num_row_evaluations"] == 6 * (3 + 3 * (3 + 2 + 1))
 
 
+def test_training_may_leave_the_guidance_to_the_rollout():
+    class Noting(TinyPolicy):
+        def velocity(self, latents, sigma, condition, guidance_scale=1.0):
+            scales.append(guidance_scale)
+            return super().velocity(latents, sigma, condition, guidance_scale)
+
+    for guided_training, scale in ((True, 3.0), (False, 1.0)):
+        scales, policy = [], Noting()
+        config = GRPOConfig(**SMALL, num_updates=2, guidance_scale=3.0, guided_training=guided_training, beta=0.1)
+        metrics = grpo_step(policy, PROMPTS, brightness, sgd(policy, lr=0.0), config)
+        num_calls = int(metrics["num_calls"])
+        assert set(scales[:num_calls]) == {3.0}
+        # Per update a reference and a training forward, and the acting velocity of the second one.
+        assert scales[num_calls:] == [scale] * 5
+        assert metrics["log_ratio_rms"] == metrics["kl"] == 0
+        assert metrics["grad_norm"] > 0
+
+
 def test_equal_rewards_run_no_training_forward():
     policy = TinyPolicy()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, weight_decay=0.5)

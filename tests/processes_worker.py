@@ -1,0 +1,148 @@
+"""What each process of `test_processes.py` does: every case, its results written to a directory.
+
+python processes_worker.py DIRECTORY [ddp] [fsdp] [die]      alone, or under `accelerate launch`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tiny import PROMPTS, TinyPolicy, brightness
+
+from tempflow_fast import GRPOConfig, grpo, grpo_step
+from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched
+
+SMALL = {"num_steps": 4, "num_branches": 3, "num_updates": 2, "clip_range": 1e-3}
+GUIDED = {"guidance_scale": 3.0, "beta": 0.1, "micro_batch": 2, "max_batch": 5}
+SEVEN = [f"prompt number {n}" + "!" * n for n in range(7)]
+
+
+def rounded(images, prompts, metadata):
+    """Scores that a rounding of the images does not reach."""
+    return brightness(images, prompts, metadata).double().round(decimals=3)
+
+
+def mostly_silent(images, prompts, metadata):
+    scores = brightness(images, prompts, metadata)
+    return scores * torch.tensor([prompt != "silent" for prompt in prompts])
+
+
+CASES = {
+    # Seven trajectories: 4 + 3, or 3 + 2 + 2.
+    "seed groups": (SEVEN, brightness, GRPOConfig(**SMALL, num_seeds=1)),
+    # Two prompts of five seeds each, whose groups no number of processes keeps together.
+    "prompt groups": (PROMPTS[:2], rounded, GRPOConfig(**SMALL, num_seeds=5, group="prompt", **GUIDED)),
+    # Two trajectories, so that the third of three processes has none.
+    "few": (PROMPTS[:1], brightness, GRPOConfig(**SMALL, num_seeds=2, micro_batch=1)),
+    # Signal in one trajectory alone, so that all other processes only keep step.
+    "silent": (["silent"] * 4 + PROMPTS[2:], mostly_silent, GRPOConfig(**SMALL, num_seeds=1, micro_batch=2)),
+}
+
+
+def train(processes: Processes, prompts: list[str], reward_fn, config: GRPOConfig) -> dict:
+    """Two iterations of two updates: everything that must not depend on the number of processes."""
+    policy = TinyPolicy()
+    policy.freeze_reference()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    optimizer = processes.prepare(policy, optimizer)
+    policy.calls.clear()
+    with recorded_updates() as seen:
+        metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, None, processes) for seed in (5, 6)]
+    drawn, advantages = seen[0]
+    own = grpo.deal(len(advantages), config.num_updates, processes.count)[processes.index]
+    return {
+        "ids": drawn.trajectory_ids[: len(own)],
+        "noise": drawn.states[: len(own), 0],
+        "latents": drawn.latents[: len(own)],
+        "advantages": advantages,
+        "metrics": [{name: float(value) for name, value in row.items()} for row in metrics],
+        "calls": policy.calls,
+        "weights": processes.trained_state(policy.network),
+        "wrapper": type(policy.network).__name__,
+    }
+
+
+@contextmanager
+def recorded_updates() -> Iterator[list]:
+    """Notes what `grpo_step` hands to `update`, which runs all the same."""
+    real, seen = grpo.update, []
+
+    def noting(policy, drawn, advantages, *rest):
+        seen.append((drawn, advantages))
+        return real(policy, drawn, advantages, *rest)
+
+    grpo.update = noting
+    yield seen
+    grpo.update = real
+
+
+def errors(processes: Processes) -> dict[str, str]:
+    """What every process says when one of them was given something wrong."""
+    policy, config = TinyPolicy(), GRPOConfig(**SMALL, num_seeds=1)
+    optimizer = processes.prepare(policy, torch.optim.SGD(policy.parameters()))
+    nan = lambda images, *_: torch.full((len(images),), torch.nan if processes.index == 0 else 0.0)  # noqa: E731
+    texts = {}
+    for name, prompts, reward_fn in (("other work", SEVEN[processes.index :], brightness), ("nan", SEVEN, nan)):
+        try:
+            grpo_step(policy, prompts, reward_fn, optimizer, config, processes=processes)
+        except ValueError as error:
+            texts[name] = str(error)
+    return texts
+
+
+def shard(processes: AcceleratedProcesses) -> None:
+    """From here on `prepare` shards as after `accelerate launch --use_fsdp`, which accelerate keeps off the CPU."""
+    from accelerate import FullyShardedDataParallelPlugin, PartialState
+    from accelerate.utils import DistributedType
+
+    processes.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=100, cpu_ram_efficient_loading=False
+    )
+    for state in (PartialState(), processes.accelerator.state):
+        state.distributed_type = DistributedType.FSDP
+
+
+def die(processes: Processes, directory: Path) -> None:
+    """The last process is killed while it scores its images."""
+    # The launcher ends the survivors as soon as it sees the dead one; here they are to finish their sentence.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def deadly(images, prompts, metadata):
+        if processes.index == processes.count - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return brightness(images, prompts, metadata)
+
+    policy = TinyPolicy()
+    optimizer = processes.prepare(policy, torch.optim.SGD(policy.parameters()))
+    try:
+        grpo_step(policy, SEVEN, deadly, optimizer, GRPOConfig(**SMALL, num_seeds=1), processes=processes)
+    except ProcessLostError as error:
+        (directory / f"lost-{processes.index}").write_text(str(error))
+        raise
+
+
+def main(directory: Path, *parts: str) -> None:
+    processes = launched(cpu=True)
+    results = {name: train(processes, *case) for name, case in CASES.items()}
+    results["errors"] = errors(processes)
+    if "fsdp" in parts:
+        shard(processes)
+        results |= {f"fsdp {name}": train(processes, *case) for name, case in CASES.items()}
+        if processes.is_main:
+            save_file(results["fsdp seed groups"]["weights"], directory / "sharded.safetensors")
+    results["has accelerate"] = "accelerate" in sys.modules
+    torch.save(results, directory / f"{processes.count}-{processes.index}.pt")
+    processes.wait()
+    if "die" in parts:
+        die(processes, directory)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
