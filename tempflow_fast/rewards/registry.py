@@ -14,8 +14,17 @@ from .cache import CachedReward
 from .weighted import WeightedReward
 
 REWARDS = {
+    "aesthetic": "tempflow_fast.rewards.aesthetic:Aesthetic",
+    "clip": "tempflow_fast.rewards.clip:Clip",
+    "geneval": "tempflow_fast.rewards.geneval:GenEval",
+    "geneval_partial": "tempflow_fast.rewards.geneval:GenEvalPartial",
+    "geneval_strict": "tempflow_fast.rewards.geneval:GenEvalStrict",
+    "hpsv2": "tempflow_fast.rewards.hpsv2:HPSv2",
+    "imagereward": "tempflow_fast.rewards.imagereward:ImageReward",
     "jpeg_compressibility": "tempflow_fast.rewards.jpeg:compressibility",
     "jpeg_incompressibility": "tempflow_fast.rewards.jpeg:incompressibility",
+    "ocr": "tempflow_fast.rewards.ocr:Ocr",
+    "pickscore": "tempflow_fast.rewards.pickscore:PickScore",
     "shapes": "tempflow_fast.rewards.shapes:partial",
     "shapes_strict": "tempflow_fast.rewards.shapes:strict",
 }
@@ -98,7 +107,7 @@ def _load(target: str, settings: str) -> Reward:
         return found
     try:
         return found(**options)
-    except (TypeError, ImportError) as error:
+    except (TypeError, ImportError, OSError) as error:
         raise ValueError(f"get_reward: cannot make reward {target}: {error}") from error
 
 

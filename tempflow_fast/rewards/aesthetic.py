@@ -1,0 +1,52 @@
+"""LAION's aesthetic score v2: a small head (improved-aesthetic-predictor, Apache-2.0) on CLIP ViT-L/14 (MIT)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batching import equal_pieces
+from .clip_model import ClipModel
+from .pixels import clip_pixels
+from .weights import fill, read_weights, score_head
+
+
+class Aesthetic:
+    """How well people liked such images, about 1 to 10; the prompt plays no part.
+
+    The head was trained on this one CLIP model: with another it gives numbers without a meaning.
+    """
+
+    name = "aesthetic"
+    range = (-math.inf, math.inf)
+
+    def __init__(
+        self,
+        head: str = "trl-lib/ddpo-aesthetic-predictor:aesthetic-model.pth",
+        model: str = "openai/clip-vit-large-patch14",
+        dtype: str = "float32",
+        batch_size: int = 64,
+    ) -> None:
+        """Loads the head, "owner/name:file" on the hub or a file such as sac+logos+ava1-l14-linearMSE.pth, and CLIP.
+
+        Raises:
+            ValueError: if the head does not fit.
+            OSError: if something cannot be loaded.
+        """
+        self.clip, self.batch_size = ClipModel(model, dtype), batch_size
+        self.head = score_head(self.clip.network.config.projection_dim).eval().requires_grad_(False)
+        fill(self.head, {name.removeprefix("layers."): value for name, value in read_weights(head).items()}, head)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        """Scores, float32 [R], of images [R, 3, H, W], on their device."""
+        head = self.head.to(images.device)
+        scores = [
+            head(self.clip.image_embeddings(clip_pixels(images[rows], self.clip.image_size)))
+            for rows in equal_pieces(len(images), self.batch_size)
+        ]
+        return torch.cat(scores)[:, 0]

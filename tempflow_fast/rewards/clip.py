@@ -1,0 +1,56 @@
+"""CLIP score: how well image and prompt agree. Weights of openai/clip-vit-large-patch14: MIT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batching import equal_pieces
+from .clip_model import ClipModel
+from .pixels import clip_pixels
+
+
+class Clip:
+    """Cosine of the embeddings of image and prompt, in [-1, 1]; 100 times that is what papers print as CLIP score."""
+
+    name = "clip"
+    range = (-1.0, 1.0)
+
+    def __init__(
+        self, model: str = "openai/clip-vit-large-patch14", dtype: str = "float32", batch_size: int = 64
+    ) -> None:
+        """Loads a CLIP model and its tokenizer.
+
+        Args:
+            model: directory or hub name.
+            dtype: float32, bfloat16 or float16.
+            batch_size: images at once.
+
+        Raises:
+            OSError: if it cannot be loaded.
+        """
+        self.clip, self.batch_size = self.load(model, dtype), batch_size
+
+    def load(self, model: str, dtype: str) -> ClipModel:
+        """The weights and their tokenizer."""
+        return ClipModel(model, dtype)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """The model's input of images [R, 3, H, W]."""
+        return clip_pixels(images, self.clip.image_size)
+
+    def score(self, cosine: Tensor) -> Tensor:
+        """The reward [R] of cosines [R]."""
+        return cosine
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+        """Scores, float32 [R], of images [R, 3, H, W], on their device."""
+        cosines = []
+        for rows in equal_pieces(len(images), self.batch_size):
+            seen = self.clip.image_embeddings(self.pixels(images[rows]))
+            cosines.append((seen * self.clip.text_embeddings(prompts[rows], images.device)).sum(1))
+        return self.score(torch.cat(cosines))

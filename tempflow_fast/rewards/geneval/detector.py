@@ -1,0 +1,99 @@
+"""The object detector of GenEval: Mask2Former with COCO's classes, through transformers.
+
+GenEval runs mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco under mmdet; the default here is the same architecture with
+the weights of its authors. Preprocessing and scoring of queries are those of mmdet's test pipeline: shorter side to
+800 pixels unless the longer one would pass 1333, ImageNet's mean and deviation, sides padded to a multiple of 32;
+score of a query = class probability x mean mask probability within its mask; box = bounds of the mask.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from ..pixels import IMAGENET_MEAN, IMAGENET_STD, normalized, resized
+from .judge import THRESHOLD, Box, Detection
+from .names import OBJECTS
+
+MODEL = "facebook/mask2former-swin-small-coco-instance"
+SHORTER_SIDE, LONGER_SIDE, MULTIPLE = 800, 1333, 32
+MAX_QUERIES = 100
+"""Best (query, class) pairs of an image that are looked at."""
+
+
+class Detector:
+    """Finds objects of `OBJECTS`."""
+
+    def __init__(
+        self, model: str = MODEL, shorter_side: int = SHORTER_SIDE, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Loads a Mask2Former for instances of COCO's 80 classes from a directory or the hub.
+
+        Raises:
+            ValueError: for a model of fewer classes.
+            OSError: if it cannot be loaded.
+        """
+        from transformers import Mask2FormerForUniversalSegmentation
+
+        network = Mask2FormerForUniversalSegmentation.from_pretrained(model)
+        if network.config.num_labels < len(OBJECTS):
+            raise ValueError(f"Detector: model must know COCO's 80 classes, got {network.config.num_labels}")
+        self.network: nn.Module = network.to(dtype).eval().requires_grad_(False)
+        self.shorter_side = shorter_side
+
+    def __call__(self, images: Tensor) -> list[list[Detection]]:
+        """The objects in each of images [R, 3, H, W] in [0, 1] above the lower threshold, on their device."""
+        network = self.network.to(images.device)
+        pixels, inner = self.pixels(images)
+        output = network(pixel_values=pixels.to(network.dtype))
+        classes, masks = output.class_queries_logits.float(), output.masks_queries_logits.float()
+        frames = (pixels.shape[-2:], inner, images.shape[-2:])
+        return [_detections(*query, *frames) for query in zip(classes, masks, strict=True)]
+
+    def pixels(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The network's input, padded, and the height and width that hold the images."""
+        height, width = images.shape[-2:]
+        scale = min(self.shorter_side / min(height, width), LONGER_SIDE / max(height, width))
+        inner = int(height * scale + 0.5), int(width * scale + 0.5)
+        small = normalized(resized(images, *inner, mode="bilinear"), IMAGENET_MEAN, IMAGENET_STD)
+        below, right = (-side % MULTIPLE for side in inner)
+        return pad(small, (0, right, 0, below)), inner
+
+
+def _detections(
+    classes: Tensor, masks: Tensor, padded: tuple[int, int], inner: tuple[int, int], outer: tuple[int, int]
+) -> list[Detection]:
+    """The detections of one image.
+
+    Args:
+        classes: [Q, C + 1], logits of the classes of each query, the last of "no object".
+        masks: [Q, h, w], logits.
+        padded, inner, outer: height and width of the network's input, of the image in it, and of the image itself.
+    """
+    likely = classes.softmax(-1)[:, :-1]
+    scores, places = likely.flatten().topk(min(MAX_QUERIES, likely.numel()))
+    # A mask's probability is at most 1, so what is below the threshold by its class needs no mask.
+    chosen = (scores > THRESHOLD) & (places % likely.shape[1] < len(OBJECTS))
+    scores, places = scores[chosen], places[chosen]
+    if not len(places):
+        return []
+    full = interpolate(masks[places // likely.shape[1]][None], padded, mode="bilinear", align_corners=False)
+    full = interpolate(full[..., : inner[0], : inner[1]], outer, mode="bilinear", align_corners=False)[0]
+    inside = full > 0
+    within = (full.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
+    kinds = (places % likely.shape[1]).tolist()
+    rows = zip(kinds, (scores * within).tolist(), inside, strict=True)
+    return [Detection(OBJECTS[kind], score, bounds(mask), mask) for kind, score, mask in rows if score > THRESHOLD]
+
+
+def bounds(mask: Tensor) -> Box:
+    """The smallest box around a mask [H, W] that is not empty: left, top, right, bottom, the last two exclusive."""
+    left, right = _ends(mask.any(0))
+    top, bottom = _ends(mask.any(1))
+    return left, top, right, bottom
+
+
+def _ends(filled: Tensor) -> tuple[int, int]:
+    places = filled.nonzero()
+    return int(places[0]), int(places[-1]) + 1

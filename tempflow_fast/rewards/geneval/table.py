@@ -1,0 +1,57 @@
+"""GenEval's table of scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .names import TASKS
+
+Table = dict[str, dict[str, float]]
+
+
+def score_table(metadata: Sequence[Mapping[str, Any]], correct: Sequence[float]) -> Table:
+    """The published table of R images: for each task and `overall` accuracy, num_images, num_prompts, prompt_accuracy.
+
+    Args:
+        metadata: R entries; images of one prompt have equal ones.
+        correct: R times 1 or 0.
+
+    Returns:
+        A row per task that occurs, in the order of `TASKS`. `accuracy` of `overall` is the mean of the tasks', and its
+        `image_accuracy` the mean of all images. `prompt_accuracy` counts a prompt with one right image.
+    """
+    if len(metadata) != len(correct) or not len(metadata):
+        raise ValueError(f"score_table: correct must have one entry per image, got {len(correct)} for {len(metadata)}")
+    keys = [json.dumps(entry, sort_keys=True) for entry in metadata]
+    rows: Table = {}
+    for task in TASKS:
+        places = [place for place, entry in enumerate(metadata) if entry["tag"] == task]
+        if places:
+            rows[task] = _row([keys[place] for place in places], [float(correct[place]) for place in places])
+    overall = _row(keys, [float(value) for value in correct])
+    mean_of_tasks = sum(row["accuracy"] for row in rows.values()) / len(rows)
+    rows["overall"] = {**overall, "accuracy": mean_of_tasks, "image_accuracy": overall["accuracy"]}
+    return rows
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown, accuracies in percent."""
+    lines = ["| task | images | accuracy | prompts | with a right image |", "| --- | ---: | ---: | ---: | ---: |"]
+    for task, row in table.items():
+        numbers = (row["num_images"], row["accuracy"], row["num_prompts"], row["prompt_accuracy"])
+        lines.append("| {} | {:.0f} | {:.2%} | {:.0f} | {:.2%} |".format(task, *numbers))
+    return "\n".join(lines) + "\n"
+
+
+def _row(keys: Sequence[str], correct: Sequence[float]) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for key, value in zip(keys, correct, strict=True):
+        best[key] = max(best.get(key, 0.0), value)
+    return {
+        "accuracy": sum(correct) / len(correct),
+        "num_images": len(correct),
+        "num_prompts": len(best),
+        "prompt_accuracy": sum(best.values()) / len(best),
+    }
