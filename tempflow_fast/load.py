@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .policies import SD3Policy
+from .policies import POLICIES, DiffusersPolicy
 from .shapes import pipeline_path
 
 EMBEDDED = "embedded"
 
 
-def load_policy(model: str, device: str = "cpu") -> SD3Policy:
-    """The policy of a model, in float32.
+def load_policy(
+    model: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    resolution: int | tuple[int, int] | None = None,
+    max_text_length: int | None = None,
+) -> DiffusersPolicy:
+    """The policy of a model; its class is that of `POLICIES` for the pipeline class that the model names.
 
     Args:
-        model: `embedded` for the packaged one, a directory in the StableDiffusion3Pipeline layout, or the name of such
-            a model on the Hugging Face hub.
+        model: `embedded` for the packaged one, a directory in the layout of a diffusers pipeline, or the name of such a
+            model on the Hugging Face hub.
         device: where to put it.
+        dtype: precision of the network.
+        resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
+        max_text_length: number of tokens that a prompt is cut at; None: what the class has.
 
     Raises:
-        ValueError: if there is no such model, or it is no StableDiffusion3Pipeline.
+        ValueError: if there is no such model, it is of no registered class, or a setting does not fit it.
     """
     path = pipeline_path() if model == EMBEDDED else Path(model)
     is_directory = (path / "model_index.json").is_file()
@@ -29,7 +39,25 @@ def load_policy(model: str, device: str = "cpu") -> SD3Policy:
     if not is_directory and (path.exists() or model.count("/") != 1 or model.startswith((".", "/"))):
         expected = f"{EMBEDDED!r}, a directory with a model_index.json, or a hub name"
         raise ValueError(f"load_policy: model must be {expected}, got {str(path)!r}")
+    source = str(path) if is_directory else model
     try:
-        return SD3Policy.from_pretrained(path if is_directory else model, device, torch.float32)
+        name = _pipeline_name(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"load_policy: cannot load {model!r}: {str(error).strip().splitlines()[0]}") from error
+        raise _unloadable(model, error) from error
+    if name not in POLICIES:
+        raise ValueError(f"load_policy: model must be one of {', '.join(sorted(POLICIES))}, got a {name}")
+    try:
+        return POLICIES[name].from_pretrained(source, device, dtype, resolution, max_text_length)
+    except (OSError, ValueError) as error:
+        raise _unloadable(model, error) from error
+
+
+def _pipeline_name(source: str) -> Any:
+    """The pipeline class that a model's model_index.json names."""
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.load_config(source).get("_class_name")
+
+
+def _unloadable(model: str, error: Exception) -> ValueError:
+    return ValueError(f"load_policy: cannot load {model!r}: {str(error).strip().splitlines()[0]}")

@@ -167,7 +167,7 @@ def test_only_the_transformer_is_trained(policy):
 
 @pytest.mark.parametrize("resolution", [0, 18, -16])
 def test_resolution_must_hold_whole_patches(tmp_path, resolution):
-    with pytest.raises(ValueError, match="SD3Policy: resolution must be a positive multiple of 4 pixels, got"):
+    with pytest.raises(ValueError, match="SD3Policy: resolution must be a positive multiple of 4 pixels, or"):
         SD3Policy(sd3_pipeline(tmp_path), resolution)
 
 

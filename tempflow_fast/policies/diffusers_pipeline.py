@@ -1,0 +1,324 @@
+"""What the policies on diffusers pipelines share: everything but the calls that differ from model to model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import lora
+from .base import Condition
+from .network import NetworkPolicy
+from .prompt_cache import PromptCache, Row
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from typing_extensions import Self
+
+ALIGNMENT = 64  # bytes; what PyTorch's own allocators give
+LORA_TARGETS = (
+    *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
+)
+"""The attention's projections, which the three model classes name alike; the choice of the public training scripts."""
+
+
+class DiffusersPolicy(NetworkPolicy):
+    """A `Policy` on a diffusers pipeline: its transformer is trained, its other parts are frozen.
+
+    The rollout without branches is the pipeline's own sampler: same text encoding, timesteps, guidance, Euler steps and
+    decoding.
+
+    Args:
+        pipeline: the loaded pipeline, on the device and in the precision to use; the VAE is moved to float32, because
+            images decoded in 16 bits show bands.
+        resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
+        max_text_length: number of tokens that a prompt is cut at; None: `default_text_length`.
+
+    Raises:
+        ValueError: if the resolution is no multiple of the pixels that one token covers, or the length not in range.
+    """
+
+    pipeline_name: ClassVar[str]
+    """Of the class in diffusers."""
+    text_encoders: ClassVar[tuple[str, ...]]
+    """The pipeline's names for them."""
+    default_text_length: ClassVar[int]
+    """Where the public training scripts, or else the pipeline, cut a prompt."""
+    longest_text: ClassVar[int] = 512
+    """What the pipeline takes at most."""
+    negative_prompt: ClassVar[str] = ""
+    """What guidance leads away from."""
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        resolution: int | tuple[int, int] | None = None,
+        max_text_length: int | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.max_text_length = self.default_text_length if max_text_length is None else max_text_length
+        if not 1 <= self.max_text_length <= self.longest_text:
+            raise ValueError(f"{self._name}: max_text_length must be in 1..{self.longest_text}, got {max_text_length}")
+        self._size = self._checked_size(resolution)
+        self.latent_shape = self._latent_shape()
+        self.dtype: torch.dtype = pipeline.transformer.dtype
+        if pipeline.vae.dtype != torch.float32:
+            pipeline.vae.to(torch.float32)
+        for part in (pipeline.vae, *self._encoders):
+            _aligned(part.requires_grad_(False).eval())
+        super().__init__(_aligned(pipeline.transformer.requires_grad_(True).eval()))
+        self._cache, self._offload = PromptCache(), False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        resolution: int | tuple[int, int] | None = None,
+        max_text_length: int | None = None,
+    ) -> Self:
+        """Loads a pipeline directory or Hugging Face repository; needs diffusers and transformers."""
+        import diffusers
+
+        pipeline_class = getattr(diffusers, cls.pipeline_name)
+        # A model_index.json that says null still makes diffusers ask for the part; only an explicit None is taken.
+        parts = pipeline_class.load_config(str(path))
+        absent = {name: None for name, part in parts.items() if isinstance(part, (list, tuple)) and part[0] is None}
+        dtypes = {"default": dtype, "vae": torch.float32}
+        pipeline = pipeline_class.from_pretrained(str(path), dtype=dtypes, **absent)
+        return cls(pipeline.to(device), resolution, max_text_length)
+
+    # What a subclass says.
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent for images of `self._size` pixels."""
+        raise NotImplementedError
+
+    def _encode_one(self, prompt: str) -> Row:
+        """The tensors of one prompt, each without a leading dimension; "text" is [L, C]."""
+        raise NotImplementedError
+
+    def _predict(self, latents: Tensor, sigma: Tensor, tensors: Row, guidance_scale: float) -> Tensor:
+        """Calls `self.acting` on R rows; sigma is float32 [R]."""
+        raise NotImplementedError
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Pixels in [-1, 1] by the VAE, in its precision."""
+        raise NotImplementedError
+
+    def _collate(self, rows: Sequence[Row]) -> Row:
+        """Rows of one length on top of one another."""
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _combine(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor | None]:
+        """What `velocity` returns of the two velocities."""
+        return cond, uncond
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input and needs no second evaluation."""
+        return False
+
+    def _levels(self, num_steps: int) -> np.ndarray | None:
+        """What the pipeline gives its scheduler to shift; None: the scheduler's own choice."""
+        return np.linspace(1.0, 1 / num_steps, num_steps)
+
+    # What every such policy does.
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _encoders(self) -> list[nn.Module]:
+        parts = (getattr(self.pipeline, name) for name in self.text_encoders)
+        return [part for part in parts if part is not None]
+
+    @property
+    def _token_side(self) -> int:
+        """Pixels along one side of an image token."""
+        return self.pipeline.vae_scale_factor * 2
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Image tokens down and across."""
+        return self._size[0] // self._token_side, self._size[1] // self._token_side
+
+    def _checked_size(self, resolution: int | tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if resolution is None:
+            resolution = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+        size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+        side = self._token_side
+        if len(size) != 2 or any(pixels <= 0 or pixels % side for pixels in size):
+            expected = f"a positive multiple of {side} pixels, or (height, width) of such"
+            raise ValueError(f"{self._name}: resolution must be {expected}, got {resolution}")
+        return size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lives."""
+        return self.pipeline.transformer.device
+
+    def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
+        """Encodings of P prompts, each encoded once, by itself, and kept.
+
+        With `guided` the rows are pairs (prompt, negative prompt), [P, 2, ...], unless the network embeds guidance:
+        flattened, a slice of them is the input of one network call for both, without a copy.
+
+        Raises:
+            ValueError: for no prompt.
+        """
+        if not len(prompts):
+            raise ValueError("encode: prompts must hold at least one text, got none")
+        paired = guided and not self._embeds_guidance
+        texts = [text for prompt in prompts for text in ((prompt, self.negative_prompt) if paired else (prompt,))]
+        known = self._encodings(texts)
+        tensors = self._collate([known[text] for text in texts])
+        return Condition({name: part.unflatten(0, (-1, 2)) if paired else part for name, part in tensors.items()})
+
+    def _encodings(self, texts: Sequence[str]) -> dict[str, Row]:
+        known = {text: self._cache.get(text) for text in texts}
+        missing = [text for text, row in known.items() if row is None]
+        if missing:
+            with self._encoders_at_hand(), torch.no_grad():
+                for text in missing:
+                    # One per call, so that the bits of an encoding do not depend on its neighbours.
+                    known[text] = self._encode_one(text)
+                    self._cache.put(text, known[text])
+        return known
+
+    def offload_text_encoders(self) -> None:
+        """From now on the text encoders wait in host memory, and come to the device only for prompts not yet known."""
+        self._offload = True
+        self._move_encoders("cpu")
+
+    @contextmanager
+    def _encoders_at_hand(self) -> Iterator[None]:
+        if self._offload:
+            self._move_encoders(self.device)
+        try:
+            yield
+        finally:
+            if self._offload:
+                self._move_encoders("cpu")
+
+    def _move_encoders(self, device: torch.device | str) -> None:
+        for encoder in self._encoders:
+            encoder.to(device)
+
+    def velocity(
+        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guidance_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Velocity of latents [R, *latent_shape] at sigma (float or [R]), as the `Policy` protocol says.
+
+        Raises:
+            ValueError: if there is guidance to do and the condition was encoded without.
+        """
+        paired = guidance_scale != 1.0 and not self._embeds_guidance
+        tensors, has_pairs = condition.tensors, condition.tensors["text"].dim() == 4
+        if paired and not has_pairs:
+            expected = "from encode(prompts, guided=True) for guidance"
+            raise ValueError(f"velocity: condition must come {expected}, got an unguided one")
+        if not isinstance(sigma, Tensor):
+            sigma = torch.full((len(latents),), sigma, device=latents.device)
+        hidden, sigma = latents.to(self.dtype), sigma.float()
+        if paired:
+            hidden, sigma = hidden.repeat_interleave(2, dim=0), sigma.repeat_interleave(2)
+        if has_pairs:
+            tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
+        velocity = self._predict(hidden, sigma, tensors, guidance_scale)
+        # Unpatchifying leaves a permuted view where patches are single pixels; the ops want rows of neighbours.
+        velocity = velocity.to(latents.dtype).contiguous()
+        return self._combine(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [R, 3, H, W], float32 in [0, 1]."""
+        with torch.autocast(latents.device.type, enabled=False):
+            pixels = self._decode(latents.to(self.pipeline.vae.dtype))
+        return self.pipeline.image_processor.postprocess(pixels, output_type="pt")
+
+    def sigmas(self, num_steps: int) -> list[float]:
+        """The T + 1 sigmas of the pipeline's scheduler, with its static or resolution-dependent shift."""
+        config = self.pipeline.scheduler.config
+        scheduler = type(self.pipeline.scheduler).from_config(config)
+        shift: dict[str, float] = {}
+        if config.use_dynamic_shifting:
+            # A straight line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            shift["mu"] = config.base_shift + slope * (math.prod(self._grid) - config.base_image_seq_len)
+        scheduler.set_timesteps(num_steps, sigmas=self._levels(num_steps), **shift)
+        return scheduler.sigmas.tolist()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """The backward pass computes each block again instead of keeping its activations: slower, far less memory."""
+        self.pipeline.transformer.enable_gradient_checkpointing()
+
+    def add_lora(
+        self,
+        rank: int = 32,
+        alpha: float = 64,
+        targets: Sequence[str] = LORA_TARGETS,
+        init: str | bool = "gaussian",
+        seed: int = 0,
+    ) -> None:
+        """Trains a low-rank adapter in float32 instead of the network, which is frozen and becomes the reference.
+
+        Args:
+            rank: inner dimension of the adapter.
+            alpha: the adapter's output is scaled by alpha / rank.
+            targets: ends of the names of the linear layers to adapt.
+            init: peft's `init_lora_weights`.
+            seed: of the initial weights, which are the same wherever this runs.
+
+        Raises:
+            ValueError: naming the argument; also if there is an adapter already.
+        """
+        lora.add_lora(self.pipeline.transformer, rank, alpha, targets, init, seed)
+
+    def save_lora(self, directory: str | Path) -> None:
+        """Writes `pytorch_lora_weights.safetensors`, as diffusers' `load_lora_weights` takes it.
+
+        Raises:
+            ValueError: without an adapter.
+        """
+        lora.save_lora(self.pipeline, directory)
+
+    def load_lora(self, path: str | Path) -> None:
+        """Adds the adapter from such a directory or file, to sample with it or train it on.
+
+        Raises:
+            ValueError: if there is none, it does not fit, or there is an adapter already.
+        """
+        lora.load_lora(self.pipeline.transformer, path)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the whole pipeline, an adapter merged into it, as `from_pretrained` here and in diffusers loads it."""
+        transformer = self.pipeline.transformer
+        try:
+            if lora.has_adapter(transformer):
+                self.pipeline.transformer = lora.merged(transformer)
+            self.pipeline.save_pretrained(str(directory), safe_serialization=True)
+        finally:
+            self.pipeline.transformer = transformer
+
+
+def _aligned(module: nn.Module) -> nn.Module:
+    """`module` with every weight at an aligned address.
+
+    Weights mapped from a safetensors file stand where the file has them, and matrix kernels round differently there: a
+    loaded policy would not give the bits of its own copy, nor those of the policy that was saved.
+    """
+    for parameter in module.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+    return module

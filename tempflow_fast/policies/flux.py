@@ -1,0 +1,58 @@
+"""FLUX.1, and every model stored in diffusers' `FluxPipeline` layout."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .packing import PackedPolicy
+from .prompt_cache import Row
+
+
+class FluxPolicy(PackedPolicy):
+    """A `PackedPolicy` on a `FluxPipeline`.
+
+    A network with embedded guidance (FLUX.1-dev) takes the guidance scale as an input, the pipeline's `guidance_scale`;
+    a scale of 1 is an input, too. One without (FLUX.1-schnell) gets classifier-free guidance against the empty prompt,
+    the pipeline's `true_cfg_scale`.
+    """
+
+    pipeline_name = "FluxPipeline"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    default_text_length = 512
+
+    @cached_property
+    def _image_ids(self) -> Tensor:
+        """Position (0, row, column) of every image token, float32 [L, 3]; texts stand at the origin."""
+        rows, columns = (torch.arange(length, dtype=torch.float32) for length in self._grid)
+        return torch.cartesian_prod(torch.zeros(1), rows, columns).to(self.device)
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        return self.pipeline.transformer.config.guidance_embeds
+
+    def _encode_one(self, prompt: str) -> Row:
+        text, pooled, _ = self.pipeline.encode_prompt(
+            prompt, None, device=self.device, max_sequence_length=self.max_text_length
+        )
+        return {"text": text[0].to(self.dtype), "pooled": pooled[0].to(self.dtype)}
+
+    def _predict(self, latents: Tensor, sigma: Tensor, tensors: Row, guidance_scale: float) -> Tensor:
+        text = tensors["text"]
+        return self.acting(
+            hidden_states=latents,
+            timestep=sigma,
+            guidance=torch.full_like(sigma, guidance_scale) if self._embeds_guidance else None,
+            pooled_projections=tensors["pooled"],
+            encoder_hidden_states=text,
+            txt_ids=self._image_ids.new_zeros(text.shape[1], 3),
+            img_ids=self._image_ids,
+            return_dict=False,
+        )[0]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        unscaled = self._unpacked(latents) / vae.config.scaling_factor + vae.config.shift_factor
+        return vae.decode(unscaled, return_dict=False)[0]
