@@ -16,7 +16,7 @@ LAYERS = (
     ("checks", "reference", "advantages", "rewards", "load", "processes"),
     ("ops",),
     ("config", "rollout", "info", "sample"),
-    ("objective", "evaluate", "train_config"),
+    ("objective", "evaluate", "train_config", "geometry", "memory"),
     ("update", "plots", "run_directory", "recipes"),
     ("grpo",),
     ("train",),
