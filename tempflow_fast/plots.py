@@ -50,13 +50,20 @@ def sample_sheet(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
         path: the PNG.
         evaluations: name -> evaluation; all of the same prompts and noise.
     """
-    shown = [list(zip(e.images, e.accuracy.bool().tolist(), strict=False)) for e in evaluations.values()]
+    shown = [list(zip(e.images, _right(e), strict=False)) for e in evaluations.values()]
     cells = [[_tile(image, right, SMALL_TILE) for image, right in images] for images in zip(*shown, strict=True)]
     captions = [entry["prompt"] for entry in next(iter(evaluations.values())).metadata][: len(cells)]
     counts = [
-        f"{name} ({sum(right for _, right in e)} exactly right)" for name, e in zip(evaluations, shown, strict=True)
+        name if None in [right for _, right in e] else f"{name} ({sum(right for _, right in e)} exactly right)"
+        for name, e in zip(evaluations, shown, strict=True)
     ]
     _save(path, _grid(cells, captions, f"{len(cells)} prompts, each {', '.join(counts)}"))
+
+
+def _right(evaluation: Evaluation) -> list[bool | None]:
+    """Whether each image is exactly right; None where nobody can tell."""
+    accuracy = evaluation.accuracy
+    return [None] * len(evaluation.metadata) if accuracy is None else accuracy.bool().tolist()
 
 
 def contact_sheet(path: Path, images: Tensor, captions: Sequence[str]) -> None:

@@ -9,19 +9,20 @@ from .train import Trained
 
 
 def score_table(evaluation: Evaluation) -> str:
-    """Accuracy and reward per task, one line each."""
-    lines = [f"{'task':<14} {'images':>6} {'accuracy':>9} {'reward':>7}"]
+    """The measures per task, one line each."""
+    names = list(evaluation.measures)
+    lines = [f"{'task':<14} {'images':>6}" + "".join(f" {name:>9}" for name in names)]
     for task, row in evaluation.table().items():
-        lines.append(f"{task:<14} {row['num_images']:>6.0f} {row['accuracy']:>9.3f} {row['reward']:>7.3f}")
+        lines.append(f"{task:<14} {row['num_images']:>6.0f}" + "".join(f" {row[name]:>9.3f}" for name in names))
     return "\n".join(lines)
 
 
 def change_table(before: Evaluation, after: Evaluation) -> str:
-    """Accuracy per task before and after, and the difference."""
-    first, second = before.table(), after.table()
+    """The first measure per task before and after, and the difference."""
+    (name, *_), first, second = before.measures, before.table(), after.table()
     lines = [f"{'task':<14} {'images':>6} {'before':>7} {'after':>7} {'change':>7}"]
     for task, row in first.items():
-        old, new = row["accuracy"], second[task]["accuracy"]
+        old, new = row[name], second[task][name]
         lines.append(f"{task:<14} {row['num_images']:>6.0f} {old:>7.3f} {new:>7.3f} {new - old:>+7.3f}")
     return "\n".join(lines)
 
@@ -33,20 +34,24 @@ def closing_lines(trained: Trained, directory: Path) -> str:
     next_line = f'Next: tempflow-fast sample --weights "{directory}" --prompt "{prompt}" --output samples.png'
     if trained.after is None:
         return f"Scored before training only.\nBy how much the {cost} helped is not known.\n{next_line}"
-    before, after = trained.before.table(), trained.after.table()
-    gains = {task: after[task]["accuracy"] - before[task]["accuracy"] for task in before}
+    before, after, (name, *_) = trained.before.table(), trained.after.table(), trained.before.measures
+    gains = {task: after[task][name] - before[task][name] for task in before}
     overall = gains.pop(OVERALL)
     best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
     # The two scores share prompts and noise, so the error is that of the mean difference.
-    difference = trained.after.accuracy - trained.before.accuracy
+    difference = trained.after.measures[name] - trained.before.measures[name]
     error = difference.std(correction=0).item() / len(difference) ** 0.5
+    old, new = before[OVERALL], after[OVERALL]
+    label, reward = {
+        "accuracy": ("strict accuracy", f" (reward {old['reward']:.3f} -> {new['reward']:.3f})"),
+        "reward": ("reward", ""),
+    }[name]
+    by_task = f"; most in {best} ({gains[best]:+.3f}), least in {worst} ({gains[worst]:+.3f})" if len(gains) > 1 else ""
     return "\n".join(
         [
-            f"{'Improved' if overall > 0 else 'Not improved'}: strict accuracy on {len(difference)} images of held-out "
-            f"prompts, {before[OVERALL]['accuracy']:.3f} -> {after[OVERALL]['accuracy']:.3f} "
-            f"(reward {before[OVERALL]['reward']:.3f} -> {after[OVERALL]['reward']:.3f}).",
-            f"By {overall:+.3f} +- {error:.3f} in {cost}; most in {best} ({gains[best]:+.3f}), "
-            f"least in {worst} ({gains[worst]:+.3f}).",
+            f"{'Improved' if overall > 0 else 'Not improved'}: {label} on {len(difference)} images of held-out "
+            f"prompts, {old[name]:.3f} -> {new[name]:.3f}{reward}.",
+            f"By {overall:+.3f} +- {error:.3f} in {cost}{by_task}.",
             next_line,
         ]
     )

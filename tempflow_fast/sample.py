@@ -13,7 +13,7 @@ from .policies.base import Condition, Policy
 from .schedule import StepTable
 
 FIRST_TRAJECTORY = 1 << 40
-"""Trajectory id of image 0. Training counts from 0, so no image here starts from noise that training saw."""
+"""Trajectory id of row 0. Training counts from 0, so no image here starts from noise that training saw."""
 
 
 @torch.no_grad()
@@ -24,10 +24,11 @@ def sample_images(
     seed: int = 0,
     guidance_scale: float = 1.0,
     max_batch: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
     """One image per prompt, drawn without noise on the way.
 
-    Image r starts from noise that depends on (seed, r) alone, so two policies given the same prompts can be compared
+    Row r starts from noise that depends on (seed, r) alone, so two policies given the same prompts can be compared
     image by image, whatever `max_batch` is.
 
     Args:
@@ -37,16 +38,17 @@ def sample_images(
         seed: key of the initial noise.
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
         max_batch: most images in one network call; None: no limit.
+        rows: [R], which rows these are of a larger set of images; None: 0..R-1.
 
     Returns:
         [R, 3, H, W], float32 in [0, 1], on the host.
     """
     condition = policy.encode(prompts, guided=guidance_scale != 1.0)
-    ids = torch.arange(len(prompts)) + FIRST_TRAJECTORY
+    ids = FIRST_TRAJECTORY + (torch.arange(len(prompts)) if rows is None else torch.tensor(rows))
     images = []
-    for rows in equal_pieces(len(prompts), max_batch):
-        noise = ops.initial_noise(policy.latent_shape, seed, ids[rows], policy.device)
-        latents = _solve(policy, noise, condition[rows], table, guidance_scale)
+    for piece in equal_pieces(len(prompts), max_batch):
+        noise = ops.initial_noise(policy.latent_shape, seed, ids[piece], policy.device)
+        latents = _solve(policy, noise, condition[piece], table, guidance_scale)
         images.append(policy.decode(latents).float().cpu())
     return torch.cat(images)
 

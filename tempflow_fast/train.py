@@ -1,22 +1,28 @@
-"""The training loop: evaluate, iterate within the budget, save, evaluate again, draw."""
+"""The training loop: evaluate, iterate within the budget, keep checkpoints, evaluate again, draw."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from .evaluate import Evaluation, evaluate
+from .average import WeightAverage
+from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from .evaluate import OVERALL, Evaluation, score
 from .grpo import grpo_step
+from .optimizers import learning_rate, make_optimizer, set_learning_rate
 from .plots import sample_sheet, training_curve
-from .policies.base import Policy
+from .policies import DiffusersPolicy
+from .processes import Processes
 from .progress import Budget, ProgressBar, StopRequest
-from .prompts import get_prompts
-from .rewards import get_reward
+from .prompts import PromptSet, get_prompts
+from .resume import begin
+from .rewards import Reward, RewardError, get_reward
 from .run_directory import RunDirectory
-from .train_config import TrainConfig
+from .trackers import Trackers
+from .train_config import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -33,107 +39,207 @@ class Trained:
 
 def train(
     config: TrainConfig,
-    policy: Policy,
+    policy: DiffusersPolicy,
     run: RunDirectory,
     stop: StopRequest | None = None,
     report: Callable[[str], None] = print,
+    processes: Processes | None = None,
 ) -> Trained:
     """Trains the policy and fills the run directory (see `run_directory`); the same config gives the same metrics.
 
-    Whatever ends the iterations, the weights they led to are written.
+    In the directory of an earlier run it goes on from the last checkpoint, as if the run had never stopped. Whatever
+    ends the iterations, the weights they led to are written.
 
     Args:
         config: the settings.
-        policy: the model that `config` names; changed in place.
-        run: where to write; must be new or empty.
+        policy: the model that `config` names, see `prepare_policy`; changed in place.
+        run: where to write: new, empty, or of an earlier run.
         stop: a `made` request ends the run after its current iteration.
         report: takes one sentence now and then.
+        processes: those that share the run, which all call this; None: this one by itself.
 
     Raises:
-        ValueError: before any work, for a directory that holds something, or an unknown prompt set or reward.
+        ValueError: before any work, for a directory that holds something else, settings that the run cannot change,
+            or an unknown prompt set, reward or tracker.
         KeyboardInterrupt: from a second Ctrl-C during the iterations.
     """
-    get_prompts(config.prompts), get_reward(config.reward), get_reward(config.accuracy)
-    run.claim()
-    run.write_config(config)
-    before = score(config, policy)
-    run.write_evaluation("before", before)
-    report(f"before training: {summary(before)}")
-    budget = _iterate(config, policy, run, stop or StopRequest())
-    seconds = budget.seconds
+    processes = processes or Processes()
+    loop = _Loop(config, policy, run, processes, report if processes.is_main else _silent)
+    before = loop.prepare()
+    budget = loop.iterate(stop or StopRequest())
     try:
-        after = _finish(config, policy, run, before)
-        report(f"after training: {summary(after)}")
+        after = loop.finish(before)
     except KeyboardInterrupt:
         after = None
-    return Trained(before, after, budget.num_done, seconds)
+    return Trained(before, after, budget.num_done, budget.seconds)
 
 
-def score(config: TrainConfig, policy: Policy) -> Evaluation:
-    """The policy's evaluation as a run with these settings does it."""
-    return evaluate(
-        policy,
-        config.grpo.table(policy),
-        config.prompts,
-        config.reward,
-        config.accuracy,
-        config.eval_images,
-        config.eval_seed,
-        config.grpo.guidance_scale,
-        config.grpo.max_batch,
-    )
+def find_task(task: TaskConfig) -> tuple[PromptSet, Reward]:
+    """The prompts and the reward of the settings, before anything expensive is begun.
+
+    Raises:
+        ValueError: for prompts or rewards, also for evaluation, that are not there or cannot be loaded.
+    """
+    prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
+    if task.accuracy is not None:
+        get_reward(task.accuracy)
+    return prompts, get_reward(task.reward)
+
+
+class _Loop:
+    """A run: what it is made of, and the order of its parts."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: DiffusersPolicy,
+        run: RunDirectory,
+        processes: Processes,
+        report: Callable[[str], None],
+    ) -> None:
+        own = config.optimizer
+        self.prompts, self.reward = find_task(config.task)
+        self.trackers = Trackers(config.run.trackers if processes.is_main else (), run.logs)
+        self.config, self.policy, self.run, self.processes, self.report = config, policy, run, processes, report
+        self.start = begin(run, config, processes)
+        if config.grpo.beta > 0:
+            policy.freeze_reference()
+        optimizer = processes.prepare(policy, make_optimizer(policy.parameters(), own))
+        average = None if own.ema_decay is None else WeightAverage(policy, optimizer, own.ema_decay, own.ema_every)
+        self.state = TrainingState(policy, optimizer, average)
+        self._saved = 0
+
+    def prepare(self) -> Evaluation:
+        """Scores the starting weights, then loads those of the checkpoint."""
+        self.trackers.start(self.config.flat() if self.start.checkpoint is None else None)
+        before = self._evaluation("before")
+        if self.start.checkpoint is not None:
+            load_checkpoint(self.start.checkpoint, self.state)
+            self._saved = self.state.num_iterations
+            self.report(self.start.sentence())
+        return before
+
+    def iterate(self, stop: StopRequest) -> Budget:
+        """Runs iterations until the budget is used up or a stop is asked for; the weights are written in any case."""
+        own, state = self.config.run, self.state
+        budget = Budget(own.num_iterations, own.minutes, state.num_iterations, state.seconds)
+        bar = ProgressBar(hidden=not self.processes.is_main)
+        try:
+            while not self._any(stop.made or budget.fraction >= 1):
+                self._evaluate_if_due()
+                with budget.running():
+                    metrics = self._iteration(state.num_iterations, budget.fraction)
+                budget.num_done = state.num_iterations = state.num_iterations + 1
+                state.seconds = budget.seconds
+                self._log(metrics)
+                bar.show(budget, metrics)
+                if state.num_iterations % own.checkpoint_every == 0:
+                    self._save()
+            self._save()
+        except RewardError:
+            if self.processes.count == 1:
+                self._save()  # nothing of the iteration was learnt yet
+                self._write_tuned()
+            raise
+        except BaseException:
+            if self.processes.count == 1:  # the others of many would not be there to put sharded weights together
+                self._write_tuned()
+            raise
+        finally:
+            bar.close()
+        self._write_tuned()
+        return budget
+
+    def finish(self, before: Evaluation) -> Evaluation:
+        """Writes the pictures and the scores of the tuned policy."""
+        if self.processes.is_main and (metrics := self.run.read_metrics()):
+            training_curve(self.run.curve, metrics)
+        after = self._evaluation("after")
+        if self.processes.is_main:
+            sample_sheet(self.run.sheet, {"before": before, "after": after})
+        self.trackers.finish()
+        return after
+
+    def _any(self, stops: bool) -> bool:
+        """Whether any process wants to stop: all of them must leave the loop after the same iteration."""
+        return bool(self.processes.max(torch.tensor(int(stops))))
+
+    def _iteration(self, index: int, fraction: float) -> dict[str, float]:
+        """One `grpo_step`; its prompts and noise depend on (seed, index) alone."""
+        config, task = self.config, self.config.task
+        rate = learning_rate(config.optimizer, index, fraction)
+        set_learning_rate(self.state.optimizer, rate)
+        metadata = self.prompts.training(index, task.prompts_per_iteration, task.seed)
+        metrics = grpo_step(
+            self.policy,
+            [entry["prompt"] for entry in metadata],
+            self.reward,
+            self.state.optimizer,
+            config.grpo,
+            seed=(task.seed << 32) + index,
+            metadata=metadata,
+            processes=self.processes,
+        )
+        return {"learning_rate": rate, **{name: float(value) for name, value in metrics.items()}}
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        if self.processes.is_main:
+            done, seconds = self.state.num_iterations, self.state.seconds
+            self.run.append_metrics({"iteration": done, "seconds": seconds, **metrics})
+            self.trackers.log({f"train/{name}": value for name, value in metrics.items()}, done)
+
+    def _save(self) -> None:
+        """Writes a checkpoint, unless there is one of this iteration or nothing was done."""
+        if self.state.num_iterations == 0 or self.state.num_iterations == self._saved:
+            return
+        if self.processes.is_main:
+            self.run.synchronize_metrics()
+        save_checkpoint(
+            self.run.checkpoints, self.state, self.config, self.processes, self.config.run.num_checkpoints
+        )
+        self._saved = self.state.num_iterations
+
+    def _evaluate_if_due(self) -> None:
+        done, every = self.state.num_iterations, self.config.evaluation.eval_every
+        if done and every and done % every == 0:
+            evaluation = self._evaluation()
+            self.report(f"after {done} iterations: {summary(evaluation)}")
+
+    def _evaluation(self, name: str | None = None) -> Evaluation:
+        """The evaluation at this point, from the run directory if it is there already; with a name it is reported."""
+        done = self.state.num_iterations
+        known = self.run.evaluation(done) if self.processes.is_main else None
+        if self._any(known is not None):
+            evaluation = known or self.run.evaluation(done)
+        else:
+            with self._averaged():
+                evaluation = score(self.config, self.policy, self.processes)
+            if self.processes.is_main:
+                self.run.write_evaluation(done, evaluation)
+                names, rows = evaluation.measures, evaluation.table().items()
+                self.trackers.log({f"eval/{task}/{name}": row[name] for task, row in rows for name in names}, done)
+                self.trackers.log_images("eval/images", evaluation.images, done)
+        if name is not None and self.processes.is_main:
+            self.run.write_scores(name, evaluation)
+            self.report(f"{name} training: {summary(evaluation)}")
+        return evaluation
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside this context the policy has its average weights, if the run keeps an average."""
+        return nullcontext() if self.state.average is None else self.state.average.applied()
+
+    def _write_tuned(self) -> None:
+        if self.processes.is_main:
+            with self._averaged():
+                self.run.write_tuned(self.policy, adapter=self.config.policy.lora_rank is not None)
 
 
 def summary(evaluation: Evaluation) -> str:
     """The overall result in one phrase."""
-    row = evaluation.table()["overall"]
-    return f"strict accuracy {row['accuracy']:.3f}, reward {row['reward']:.3f} on {row['num_images']} held-out images"
+    row = evaluation.table()[OVERALL]
+    accuracy = f"strict accuracy {row['accuracy']:.3f}, " if "accuracy" in row else ""
+    return f"{accuracy}reward {row['reward']:.3f} on {row['num_images']} held-out images"
 
 
-def _iterate(config: TrainConfig, policy: Policy, run: RunDirectory, stop: StopRequest) -> Budget:
-    """Runs iterations until the budget is used up or a stop is asked for; the weights are written in any case."""
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
-    warmup = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda iteration: min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
-    )
-    budget, bar = Budget(config.num_iterations, config.minutes), ProgressBar()
-    try:
-        while budget.fraction < 1 and not stop.made:
-            metrics = _iteration(config, policy, optimizer, budget.num_done)
-            warmup.step()
-            budget.num_done += 1
-            run.append_metrics({"iteration": budget.num_done, "seconds": budget.seconds, **metrics})
-            bar.show(budget, metrics)
-    finally:
-        bar.close()
-        run.write_model(policy)
-    return budget
-
-
-def _iteration(config: TrainConfig, policy: Policy, optimizer: torch.optim.Optimizer, index: int) -> dict[str, float]:
-    """One `grpo_step`; its prompts and noise depend on (seed, index) alone."""
-    source = get_prompts(config.prompts)
-    rng = random.Random(f"{config.seed}/{index}")
-    metadata = source.draw(source.train_prompts(), config.prompts_per_iteration, rng)
-    metrics = grpo_step(
-        policy,
-        [entry["prompt"] for entry in metadata],
-        get_reward(config.reward),
-        optimizer,
-        config.grpo,
-        seed=(config.seed << 32) + index,
-        metadata=metadata,
-    )
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def _finish(config: TrainConfig, policy: Policy, run: RunDirectory, before: Evaluation) -> Evaluation:
-    """Writes the pictures and the scores of the tuned policy."""
-    if metrics := run.read_metrics():
-        training_curve(run.curve, metrics)
-    after = score(config, policy)
-    run.write_evaluation("after", after)
-    sample_sheet(run.sheet, {"before": before, "after": after})
-    return after
+def _silent(sentence: str) -> None:
+    """Says nothing: the main process speaks for all."""

@@ -13,25 +13,28 @@ import torch
 from PIL import Image
 
 import tempflow_fast
-from tempflow_fast.cli import main
+from tempflow_fast.cli import _parse, main
+from tempflow_fast.commands import COMMANDS
 from tempflow_fast.evaluate import Evaluation
+from tempflow_fast.recipes import RECIPES, get_recipe
 from tempflow_fast.report import closing_lines
+from tempflow_fast.run_directory import RunDirectory
 from tempflow_fast.shapes.prompts import TASKS
 from tempflow_fast.train import Trained
+from tempflow_fast.train_config import TrainConfig
 
 OUTPUT = ["--output", "out"]
 BAD = {
-    "recipe": (["train", *OUTPUT, "--recipe", "nope"], "name must be one of shapes, got 'nope'"),
-    "no value": (["train", *OUTPUT, "--set", "seed"], "name=value, got 'seed'"),
-    "setting": (["train", *OUTPUT, "--set", "nope=1"], "got 'nope'"),
-    "inner setting": (["train", *OUTPUT, "--set", "grpo.nope=1"], "num_branches"),
-    "type": (["train", *OUTPUT, "--set", "grpo.num_branches=2.5"], "num_branches must be int, got 2.5"),
-    "not JSON": (["train", *OUTPUT, "--set", "learning_rate=fast"], "learning_rate must be JSON, got 'fast'"),
-    "range": (["train", *OUTPUT, "--minutes", "-1"], "minutes must be positive, got -1.0"),
-    "reward": (["train", *OUTPUT, "--set", "reward=nope"], '"nope"'),
-    "directory in use": (["train", "--output", "used"], "new or empty directory, got 'used'"),
+    "recipe": (["train", *OUTPUT, "--recipe", "sd35-geneval"], "got 'sd35-geneval' (did you mean sd35m-geneval"),
+    "reward": (["train", *OUTPUT, "--reward", "pickscor"], 'got "pickscor" (did you mean "pickscore"?)'),
+    "tracker": (["train", *OUTPUT, "--trackers", "tensorbord"], "got 'tensorbord' (did you mean tensorboard?)"),
+    "prompts": (["train", *OUTPUT, "--prompts", "shape"], "got 'shape' (did you mean shapes?)"),
+    "recipe's data": (["train", *OUTPUT, "--recipe", "sd35m-ocr"], "'dataset/ocr/train.txt'"),
+    "directory in use": (["train", "--output", "used"], "new or empty directory, or that of a run"),
+    "no resuming": (["train", "--output", "used", "--resume", "never"], "got 'used', which holds something"),
     "model": (["sample", *OUTPUT, "--prompt", "x", "--model", "./nope"], "model must be 'embedded'"),
     "half a model": (["sample", *OUTPUT, "--prompt", "x", "--model", "used"], "model_index.json"),
+    "no prompt": (["sample", *OUTPUT], "--prompt must be given, got none"),
     "empty prompt": (["sample", *OUTPUT, "--prompt", " "], "--prompt must say something, got ' '"),
     "count": (["sample", *OUTPUT, "--prompt", "x", "--count", "0"], "--count must be >= 1, got 0"),
     "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used"], "directory"),
@@ -60,35 +63,101 @@ def test_bad_argument_is_one_line(workplace, capsys, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "train"),
-        (["train"], "--output"),
-        (["train", *OUTPUT, "--minutes", "1", "--iterations", "1"], "not allowed with"),
-        (["train", *OUTPUT, "--seed", "x"], "invalid int value: 'x'"),
+        (["trian"], "Available subcommands: train, sample, eval, recipes, info"),
+        (["train"], "--output PATH"),
+        (["train", *OUTPUT, "--seed", "x"], "Error parsing --seed: invalid literal for int"),
+        (["train", *OUTPUT, "--num-branches", "2.5"], "--num-branches: invalid literal for int() with base 10: '2.5'"),
+        (["train", *OUTPUT, "--num-brunches", "2"], "Perhaps you meant: --num-branches INT"),
+        (["train", *OUTPUT, "--sampler", "flow-sde"], "Expected one of ('flow_sde', 'dance_sde', 'cps')"),
+        (["train", *OUTPUT, "--minutes", "-1"], "minutes must be positive, got -1.0"),
+        (["train", *OUTPUT, "--betas", "0.9"], "--betas"),
+        (["train", *OUTPUT, "--num-branches", "1"], "num_branches must give a group two rewards to compare, got 1"),
     ],
 )
 def test_usage_error_names_what_was_expected(capsys, arguments, words):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert words in capsys.readouterr().err
+    assert words in plain(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("train", {"--recipe", "--seed", "--output", "--minutes", "--iterations", "--set"}),
-        ("sample", {"--model", "--weights", "--prompt", "--count", "--seed", "--output"}),
-        ("eval", {"--model", "--weights", "--images", "--seed", "--output"}),
-        ("info", set()),
-    ],
-)
-def test_help_lists_the_options(capsys, command, options):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert text.startswith(f"usage: tempflow-fast {command}")
-    assert set(re.findall(r"^  (--\w+)", text, re.MULTILINE)) == options
+def plain(text: str) -> str:
+    """Boxed text without its box and line breaks."""
+    return " ".join(re.sub("[╭╮╰╯│─]", " ", text).split())
+
+
+def test_help_lists_every_setting_with_its_default(capsys):
+    texts = {}
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        texts[command] = plain(capsys.readouterr().out)
+        assert texts[command].startswith(f"usage: tempflow-fast {command}")
+        assert plain(COMMANDS[command].__doc__).split(".")[0] in texts[command]
+    shapes = get_recipe("shapes").flat()
+    assert len(shapes) > 50
+    missing = [name for name in shapes if f"--{name.replace('_', '-')} " not in texts["train"].replace(",", " ")]
+    assert missing == []
+    assert "Side of square images in pixels" in texts["train"]
+    assert "--learning-rate FLOAT Its value after the warm-up and before the decay. (default: 0.0003)" in texts["train"]
+    assert set(re.findall(r" (--\w+)", texts["sample"])) >= {"--model", "--weights", "--prompt", "--count", "--output"}
+    assert set(re.findall(r" (--\w+)", texts["eval"])) >= {"--model", "--weights", "--images", "--seed", "--output"}
+
+
+def test_every_setting_says_what_it_is():
+    """The text under a field is its only documentation, on the command line as in the code."""
+    import inspect
+    from dataclasses import fields
+
+    groups = {type(getattr(get_recipe("shapes"), item.name)) for item in fields(TrainConfig)}
+    for group in groups:
+        source = inspect.getsource(group)
+        for item in fields(group):
+            assert re.search(rf'^    {item.name}: .*\n    """', source, re.MULTILINE), item.name
+
+
+def test_recipes_are_listed_with_their_sources(capsys):
+    assert main(["recipes"]) == 0
+    sections = capsys.readouterr().out.split("\n\n")
+    text = "\n\n".join(sections)
+    for name, recipe in RECIPES.items():
+        assert f"\n{name}\n" in f"\n{text}"
+        assert "Source: " in recipe.__doc__, name
+        assert TrainConfig.from_json(recipe().to_json()) == recipe()
+    for line in ("lora_rank = 32", "ema_decay = 0.9", "beta = 0.004", "eval_steps = 40", "guidance_scale = 4.5"):
+        assert line in text[text.index("sd35m-geneval") : text.index("sd35m-pickscore")]
+
+
+def test_the_command_line_answers_before_torch_is_loaded():
+    for arguments in (["train", "--help"], ["recipes"], ["train", "--output", "x", "--nope", "1"]):
+        code = f"""
+import sys
+from tempflow_fast.cli import _parse, main
+from tempflow_fast.commands import COMMANDS
+try: main({arguments!r})
+except SystemExit: pass
+sys.exit(3 if "torch" in sys.modules else 0)
+"""
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, arguments
+
+
+def test_a_limit_of_ones_own_replaces_the_recipes(workplace):
+    def limits(*arguments: str) -> tuple[object, object]:
+        run = _parse(["train", *OUTPUT, *arguments]).settings.run
+        return run.num_iterations, run.minutes
+
+    assert limits() == (100, None)
+    assert limits("--minutes", "4") == (None, 4.0)
+    assert limits("--iterations", "7") == limits("--num-iterations=7") == (7, None)
+    assert limits("--minutes", "4", "--iterations", "7") == (7, 4.0)
+
+
+def test_a_run_directory_brings_its_own_settings(workplace):
+    RunDirectory("used").write_config(get_recipe("flux-hps").with_settings(seed=5))
+    settings = _parse(["train", "--output", "used", "--num-seeds", "3"]).settings
+    assert (settings.task.seed, settings.grpo.num_seeds, settings.policy.resolution) == (5, 3, 1024)
+    assert _parse(["train", "--output", "used", "--recipe", "shapes"]).settings == get_recipe("shapes")
 
 
 def test_module_runs_as_the_command():
@@ -108,7 +177,7 @@ def test_closing_lines(after, words):
     def scores(right):
         metadata = [{"tag": tag, "prompt": "x"} for tag in "aabb"]
         right = torch.tensor(right, dtype=torch.float64)
-        return Evaluation(("a", "b"), metadata, right, right / 2, images=torch.zeros(0, 3, 8, 8))
+        return Evaluation(("a", "b"), metadata, right / 2, torch.zeros(0, 3, 8, 8), right)
 
     trained = Trained(scores([1, 1, 0, 0]), scores(after) if after else None, num_iterations=3, seconds=12.0)
     text = closing_lines(trained, Path("runs/x"))

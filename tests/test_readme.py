@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_train import LITTLE
+from test_train import OPTIONS
 from tiny import sd3_pipeline
 
 from tempflow_fast.cli import main
@@ -19,7 +19,6 @@ BLOCKS = {
     for language in ("bash", "python")
 }
 COMMANDS = [line for block in BLOCKS["bash"] for line in block.splitlines()]
-IN_LITTLE = [word for setting in LITTLE for word in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def test_command_succeeds(command, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     arguments = shlex.split(command)[1:]
     if arguments[0] == "train":
-        arguments += ["--iterations", "1", *IN_LITTLE]
+        arguments += ["--iterations", "1", *OPTIONS]
     if arguments[0] == "eval":
         arguments += ["--images", "12"]
     assert main(arguments) == 0

@@ -10,29 +10,37 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from tempflow_fast.evaluate import score
 from tempflow_fast.load import load_policy
+from tempflow_fast.prepare import prepare_policy
 from tempflow_fast.progress import Budget
 from tempflow_fast.recipes import get_recipe
 from tempflow_fast.run_directory import RunDirectory
 from tempflow_fast.sample import sample_images
-from tempflow_fast.train import score, train
+from tempflow_fast.train import train
 
-LITTLE = ("prompts_per_iteration=6", "eval_images=12", "grpo.branch_steps=[0,1]", "grpo.num_branches=4")
+LITTLE = {"prompts_per_iteration": 6, "eval_images": 12, "branch_steps": (0, 1), "num_branches": 4, "trackers": ()}
+"""A run of seconds, not minutes."""
+OPTIONS = ["--prompts-per-iteration", "6", "--eval-images", "12", "--num-branches", "4"]
+OPTIONS += ["--branch-steps", "0", "1", "--trackers"]
+"""The same on the command line."""
 PATIENCE = 300
 """Seconds for a step of another process on a busy machine."""
 SCORED = {"eval_after.json", "samples.png"}
-WHOLE = {"config.json", "metrics.jsonl", "eval_before.json", "reward.png", "model"} | SCORED
+WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "model"}
+WHOLE |= {"checkpoints"} | SCORED
 
 
-def little_run(directory: Path, *settings: str) -> RunDirectory:
-    config = get_recipe("shapes").with_settings([*LITTLE, "num_iterations=2", "minutes=null", *settings])
+def little_run(directory: Path, **settings: Any) -> RunDirectory:
+    config = get_recipe("shapes").with_settings(**{**LITTLE, "num_iterations": 2, **settings})
     run = RunDirectory(directory)
-    train(config, load_policy(config.model), run, report=lambda sentence: None)
+    train(config, prepare_policy(config.policy), run, report=lambda sentence: None)
     return run
 
 
@@ -54,7 +62,7 @@ def test_run_directory_is_whole(run):
     assert metrics[0]["num_row_evaluations"] == 6 * (2 + 4 * 5 + 4 * 4)
     for picture in (run.curve, run.sheet):
         with Image.open(picture) as image:
-            assert min(image.size) > 400
+            assert min(image.size) > 300
 
 
 def test_training_changes_the_weights_alone(run):
@@ -73,7 +81,7 @@ def test_saved_weights_score_as_the_run_did(run):
 
 @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
 def test_seed_decides_the_metrics(run, tmp_path, seed, same):
-    again = little_run(tmp_path / "again", f"seed={seed}")
+    again = little_run(tmp_path / "again", seed=seed)
     assert (untimed(again) == untimed(run)) == same
     # Evaluation does not depend on the seed of training.
     assert (again.path / "eval_before.json").read_text() == (run.path / "eval_before.json").read_text()
@@ -81,16 +89,16 @@ def test_seed_decides_the_metrics(run, tmp_path, seed, same):
 
 def test_training_raises_what_it_is_rewarded_for(tmp_path):
     """Eight iterations towards red images: easier than the task, and unmistakable."""
-    settings = ("num_iterations=8", "reward=tiny:brightness", "learning_rate=1e-3", "grpo.num_branches=6")
-    rewards = [row["reward_mean"] for row in little_run(tmp_path / "red", *settings).read_metrics()]
+    settings = {"num_iterations": 8, "reward": "tiny:brightness", "learning_rate": 1e-3, "num_branches": 6}
+    settings |= {"learning_rate_decay": 0.0}
+    rewards = [row["reward_mean"] for row in little_run(tmp_path / "red", **settings).read_metrics()]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.05
 
 
 @pytest.mark.parametrize("num_signals", [1, 2])
 def test_ctrl_c_leaves_a_usable_directory(tmp_path, num_signals):
     run, errors = RunDirectory(tmp_path / "run"), tmp_path / "errors"
-    command = [sys.executable, "-m", "tempflow_fast", "train", "--minutes", "60", "--output", str(run.path)]
-    command += [word for setting in LITTLE for word in ("--set", setting)]
+    command = [sys.executable, "-m", "tempflow_fast", "train", "--minutes", "60", "--output", str(run.path), *OPTIONS]
     with errors.open("w") as stderr, subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL) as process:
         try:
             wait_for(run.read_metrics, process)
@@ -127,10 +135,15 @@ def test_images_do_not_depend_on_the_batch():
 def test_budget_ends_at_the_first_limit(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    budget = Budget(num_iterations=10, minutes=1.0)
-    budget.num_done, clock[0] = 2, 6.0
-    assert budget.fraction == pytest.approx(0.2)
-    clock[0] = 30.0
-    assert budget.fraction == pytest.approx(0.5)
+    budget = Budget(num_iterations=10, minutes=1.0, num_done=1, seconds=4.0)
+    with budget.running():
+        budget.num_done, clock[0] = 2, 2.0
+        assert budget.fraction == pytest.approx(0.2)
+        assert budget.remaining == pytest.approx(24.0)
+        clock[0] = 26.0
+        assert budget.fraction == pytest.approx(0.5)
+    clock[0] = 1000.0
+    assert budget.seconds == 30.0, "only the time inside counts"
     budget.num_done = 10
     assert budget.fraction == 1.0
+    assert Budget(None, None, num_done=5, seconds=9.0).fraction == 0.0

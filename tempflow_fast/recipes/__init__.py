@@ -1,17 +1,33 @@
-"""Recipes: named settings of a training run, one function in one file each."""
+"""Recipes: named settings of a training run, one small file per model.
+
+A recipe is a function without arguments that returns a `TrainConfig`; its docstring is what `tempflow-fast recipes`
+prints. A new one is a function and a line in `RECIPES`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ..names import unknown
 from ..train_config import TrainConfig
+from .flux import flux_hps, flux_pickscore
+from .qwen_image import qwen_image_pickscore
+from .sd35m import sd35m_geneval, sd35m_ocr, sd35m_pickscore
 from .shapes import shapes
 
-RECIPES = {"shapes": shapes}
-
-__all__ = ["RECIPES", "get_recipe", "shapes"]
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "shapes": shapes,
+    "sd35m-geneval": sd35m_geneval,
+    "sd35m-pickscore": sd35m_pickscore,
+    "sd35m-ocr": sd35m_ocr,
+    "flux-pickscore": flux_pickscore,
+    "flux-hps": flux_hps,
+    "qwen-image-pickscore": qwen_image_pickscore,
+}
 
 
 def get_recipe(name: str) -> TrainConfig:
-    """The settings of a recipe; ValueError for an unknown name."""
+    """The settings of a recipe; ValueError for an unknown name, with the nearest ones."""
     if name not in RECIPES:
-        raise ValueError(f"get_recipe: name must be one of {', '.join(sorted(RECIPES))}, got {name!r}")
+        raise unknown("get_recipe: name", name, RECIPES)
     return RECIPES[name]()

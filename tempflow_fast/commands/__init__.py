@@ -1,0 +1,16 @@
+"""The commands of `tempflow-fast`: one file each, a dataclass whose fields are its options, called to run it.
+
+What a command needs beyond its options is imported when it runs, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+from .evaluate import Evaluate
+from .info import Info
+from .recipes import Recipes
+from .sample import Sample
+from .train import Train
+
+COMMANDS = {"train": Train, "sample": Sample, "eval": Evaluate, "recipes": Recipes, "info": Info}
+
+__all__ = ["COMMANDS", "Evaluate", "Info", "Recipes", "Sample", "Train"]

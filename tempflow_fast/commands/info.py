@@ -1,0 +1,16 @@
+"""tempflow-fast info."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Says what was built and which body serves each op."""
+
+    def __call__(self) -> int:
+        from ..info import info
+
+        print(info())
+        return 0

@@ -1,0 +1,26 @@
+"""tempflow-fast recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """Lists the recipes: what each trains, where its settings come from, and how it differs from the defaults."""
+
+    def __call__(self) -> int:
+        from ..recipes import RECIPES
+        from ..train_config import TrainConfig, differences
+
+        for name, recipe in RECIPES.items():
+            print(f"{name}\n{_indented(recipe.__doc__ or '')}")
+            for setting, (_, value) in differences(TrainConfig(), recipe()).items():
+                print(f"        {setting} = {value}")
+            print()
+        print("Start one by tempflow-fast train --recipe NAME --output RUN; --setting value changes any setting.")
+        return 0
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line.strip()}".rstrip() for line in text.strip().splitlines())

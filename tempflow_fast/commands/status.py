@@ -1,0 +1,5 @@
+"""Exit statuses."""
+
+BAD_ARGUMENT = 2
+INTERRUPTED = 130
+"""After Ctrl-C, as shells have it."""

@@ -1,0 +1,103 @@
+"""tempflow-fast train."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from ..geometry import Geometry
+from ..recipes import get_recipe
+from ..run_directory import RunDirectory
+from ..train_config import TrainConfig
+from .libraries import quieten_libraries
+from .status import INTERRUPTED
+
+DEFAULT_RECIPE = "shapes"
+LIMITS = ("num_iterations", "minutes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains a model and writes a run directory, or goes on with one.
+
+    The directory gets the settings, metrics, checkpoints, scores and samples before and after, and the tuned weights.
+    Ctrl-C ends a run early and keeps what was learnt; the same command goes on with it, also after a crash.
+    """
+
+    output: Path
+    """Run directory: a new or empty one, or that of an earlier run to go on with."""
+    recipe: str | None = None
+    """Settings to start from, see tempflow-fast recipes; None: those of the run in --output, else shapes."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the last checkpoint in --output, if there is one; never: refuse a directory in use."""
+    dry_run: bool = False
+    """Print who does what in an iteration and what it costs, and end."""
+    settings: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str]) -> Train:
+        """What the options are where `arguments` do not set them: the recipe or the run decides, and it is among them.
+
+        Raises:
+            ValueError: for an unknown recipe.
+        """
+        given = _first_look(arguments)
+        run = RunDirectory(given.output) if given.output else None
+        if given.recipe is None and given.resume != "never" and run is not None and run.exists():
+            settings = run.read_config()
+        else:
+            settings = get_recipe(given.recipe or DEFAULT_RECIPE)
+        # Whoever names one limit wants that one, not the recipe's other one as well.
+        limits = {name for name in LIMITS if getattr(given, name) is not None}
+        if len(limits) == 1:
+            settings = settings.with_settings(**{name: None for name in LIMITS if name not in limits})
+        return cls(output=tyro.MISSING, settings=settings)
+
+    def __call__(self) -> int:
+        run, config = RunDirectory(self.output), self.settings
+        from ..processes import launched
+
+        processes = launched(cpu=config.policy.device == "cpu")
+        say = print if processes.is_main else _silent
+        if self.dry_run:
+            say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))
+            return 0
+        from ..info import info
+        from ..prepare import prepare_policy
+        from ..progress import StopRequest
+        from ..report import change_table, closing_lines
+        from ..trackers import Trackers
+        from ..train import find_task, train
+
+        # Before the model is loaded: what is not there is said at once.
+        if processes.is_main and (self.resume == "never" or not run.exists()):
+            run.check_free()
+        find_task(config.task)
+        Trackers(config.run.trackers, run.logs)
+        quieten_libraries()
+        policy = prepare_policy(config.policy, processes.device)
+        say(f"seed {config.task.seed}, model {config.policy.model}, run directory {run.path}\n{info()}")
+        with StopRequest() as stop:
+            trained = train(config, policy, run, stop, say, processes)
+        if trained.after is not None:
+            say(change_table(trained.before, trained.after))
+        say(closing_lines(trained, self.output))
+        return INTERRUPTED if stop.made else 0
+
+
+def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options that decide the defaults of the others, before these are read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--recipe", "--output", "--resume", "--minutes"):
+        parser.add_argument(option, nargs="?")
+    parser.add_argument("--iterations", "--num-iterations", "--num_iterations", nargs="?", dest="num_iterations")
+    return parser.parse_known_args(arguments)[0]
+
+
+def _silent(text: object) -> None:
+    """Says nothing: the main process speaks for all."""

@@ -1,0 +1,35 @@
+"""The states of the random number generators of this process, for what draws from them: a reward of the user's, say.
+
+Nothing in the package does: its noise and its prompts are functions of the seed.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def captured() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """States of Python, numpy, torch and its GPUs, as tensors and as what JSON can hold."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.copy())}
+    if torch.cuda.is_initialized():
+        tensors |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors, {"python": [version, list(words), gauss], "numpy": [name, *rest]}
+
+
+def restore(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    """Puts the generators where `captured` found them; GPUs as far as there are as many."""
+    version, words, gauss = scalars["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, *rest = scalars["numpy"]
+    np.random.set_state((name, tensors["numpy"].numpy(), *rest))
+    torch.set_rng_state(tensors["torch"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda:{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda:{index}"], index)
