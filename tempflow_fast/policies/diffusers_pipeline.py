@@ -74,6 +74,8 @@ class DiffusersPolicy(NetworkPolicy):
         for part in (pipeline.vae, *self._encoders):
             _aligned(part.requires_grad_(False).eval())
         super().__init__(_aligned(pipeline.transformer.requires_grad_(True).eval()))
+        for name in self._idle_modules:
+            self.network.get_submodule(name).requires_grad_(False)
         self._cache, self._offload = PromptCache(), False
 
     @classmethod
@@ -121,6 +123,11 @@ class DiffusersPolicy(NetworkPolicy):
     def _combine(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor | None]:
         """What `velocity` returns of the two velocities."""
         return cond, uncond
+
+    @property
+    def _idle_modules(self) -> tuple[str, ...]:
+        """Parts of the transformer that its output does not depend on. Data-parallel training waits for gradients."""
+        return ()
 
     @property
     def _embeds_guidance(self) -> bool:
@@ -283,7 +290,7 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: naming the argument; also if there is an adapter already.
         """
-        lora.add_lora(self.pipeline.transformer, rank, alpha, targets, init, seed)
+        lora.add_lora(self.pipeline.transformer, rank, alpha, targets, init, seed, excluded=self._idle_modules)
 
     def save_lora(self, directory: str | Path) -> None:
         """Writes `pytorch_lora_weights.safetensors`, as diffusers' `load_lora_weights` takes it.

@@ -26,6 +26,12 @@ class QwenImagePolicy(PackedPolicy):
     longest_text = 1024
     negative_prompt = " "
 
+    @property
+    def _idle_modules(self) -> tuple[str, ...]:
+        # Only the image tokens leave the last block.
+        last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
+        return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
+
     def _encode_one(self, prompt: str) -> Row:
         text, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=self.max_text_length)
         return {"text": text[0].to(self.dtype)}
