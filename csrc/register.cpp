@@ -3,21 +3,18 @@
 #include "cpu/kernels.h"
 #include "ops.h"
 
-STABLE_TORCH_LIBRARY_IMPL(tempflow_fast, CPU, m) {
-  namespace cpu = tempflow::cpu;
-  m.impl("guided_velocity", TORCH_BOX(&cpu::guided_velocity));
-  m.impl("euler_step", TORCH_BOX(&cpu::euler_step));
-  m.impl("branch_step", TORCH_BOX(&cpu::branch_step));
-  m.impl("initial_noise", TORCH_BOX(&cpu::initial_noise));
-  m.impl("log_prob", TORCH_BOX(&cpu::log_prob));
-  m.impl("log_prob_backward", TORCH_BOX(&cpu::log_prob_backward));
-  m.impl("policy_loss", TORCH_BOX(&cpu::policy_loss));
-}
+#define TF_BODIES_OF(device)                                                      \
+  m.impl("guided_velocity", TORCH_BOX(&tempflow::device::guided_velocity));       \
+  m.impl("euler_step", TORCH_BOX(&tempflow::device::euler_step));                 \
+  m.impl("branch_step", TORCH_BOX(&tempflow::device::branch_step));               \
+  m.impl("initial_noise", TORCH_BOX(&tempflow::device::initial_noise));           \
+  m.impl("log_prob", TORCH_BOX(&tempflow::device::log_prob));                     \
+  m.impl("log_prob_backward", TORCH_BOX(&tempflow::device::log_prob_backward));   \
+  m.impl("policy_loss", TORCH_BOX(&tempflow::device::policy_loss))
 
+STABLE_TORCH_LIBRARY_IMPL(tempflow_fast, CPU, m) { TF_BODIES_OF(cpu); }
 #ifdef TF_CUDA
-STABLE_TORCH_LIBRARY_IMPL(tempflow_fast, CUDA, m) {
-  m.impl("branch_step", TORCH_BOX(&tempflow::cuda::branch_step));
-}
+STABLE_TORCH_LIBRARY_IMPL(tempflow_fast, CUDA, m) { TF_BODIES_OF(cuda); }
 #endif
 
 #define TF_EXPORT extern "C" __attribute__((visibility("default")))

@@ -31,7 +31,17 @@ struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 
 TF_HD float load(float v) { return v; }
+TF_HD void store(float& out, float v) { out = v; }
 TF_HD float load(bf16 v) { return as_float(static_cast<uint32_t>(v.bits) << 16); }
+
+#if defined(__CUDA_ARCH__)
+
+// The GPU's own conversions, one instruction each; stores round to nearest even, as PyTorch does.
+TF_HD float load(fp16 v) { float wide; asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(v.bits)); return wide; }
+TF_HD void store(bf16& out, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+TF_HD void store(fp16& out, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+
+#else
 
 // Re-biases the exponent with integer adds; a subnormal half becomes normal by the float subtraction. No branches, and
 // independent of the processor's flush-to-zero mode.
@@ -44,7 +54,6 @@ TF_HD float load(fp16 v) {
 }
 
 // Round to nearest even, as PyTorch does.
-TF_HD void store(float& out, float v) { out = v; }
 TF_HD void store(bf16& out, float v) {
   const uint32_t bits = as_bits(v), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
@@ -58,6 +67,8 @@ TF_HD void store(fp16& out, float v) {
   const uint32_t half = magnitude >= 0x47800000u ? special : finite;                    // 2^16
   out.bits = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }
+
+#endif
 
 template <class T>
 TF_HD float rounded(float v) {

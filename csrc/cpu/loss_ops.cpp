@@ -10,8 +10,8 @@ LogProbArgs log_prob_args(const char* op, const Tensor& latents_next, const Tens
   args.latents_next = rows(op, "latents_next", latents_next, latents);
   args.latents = rows(op, "latents", latents, latents);
   args.velocity = rows(op, "velocity", velocity, latents);
-  args.table = checked_table(op, table);
-  args.steps = checked_steps(op, table, steps, latents.size(0));
+  args.table = checked_table(op, table, latents);
+  args.steps = known_steps(op, table, steps, latents.size(0));
   args.d = latents.size(1);
   return args;
 }
@@ -46,15 +46,6 @@ void finish_row(const LossArgs& args, int64_t r, int64_t num_rows, const Clip& c
     statistics.kl += step.kl(sum_of(&sums.sum_squares_ref[r * chunks], chunks), args.d) / static_cast<double>(num_rows);
 }
 
-void check_branches(const char* op, const Tensor& branches, const Tensor& velocity, const Tensor& advantages) {
-  const int64_t num_rows = velocity.size(0), d = velocity.size(1);
-  STD_TORCH_CHECK(branches.dim() == 3 && branches.size(0) == num_rows && branches.size(2) == d &&
-                  (d == 1 || branches.stride(2) == 1) && branches.scalar_type() == velocity.scalar_type(), op,
-                  ": branches must be [R, K, D] like velocity, contiguous within each branch");
-  STD_TORCH_CHECK(advantages.scalar_type() == ScalarType::Float && advantages.is_contiguous() &&
-                  advantages.numel() == num_rows * branches.size(1), op, ": advantages must be contiguous float32 [R, K]");
-}
-
 }  // namespace
 
 Tensor log_prob(const Tensor latents_next, const Tensor latents, const Tensor velocity, const Tensor table,
@@ -63,7 +54,7 @@ Tensor log_prob(const Tensor latents_next, const Tensor latents, const Tensor ve
   const int64_t num_rows = latents.size(0), chunks = chunks_of(args.d);
   std::vector<double> sum_squares(num_rows * chunks);
   args.sum_squares = sum_squares.data();
-  const auto kernel = kernels().log_prob[dtype_index("log_prob", latents)];
+  const auto kernel = kernels().log_prob[dtype_of("log_prob", latents)];
   run(kernel, args, 0, num_rows * chunks, std::min(args.d, kChunk));
   Tensor out = new_empty(latents, std::vector<int64_t>{num_rows}, ScalarType::Float);
   float* log_density = out.mutable_data_ptr<float>();
@@ -80,12 +71,10 @@ Tensor log_prob_backward(const Tensor grad, const Tensor latents_next, const Ten
   const char* op = "log_prob_backward";
   LogProbArgs args = log_prob_args(op, latents_next, latents, velocity, table, steps);
   const int64_t num_rows = latents.size(0);
-  STD_TORCH_CHECK(grad.scalar_type() == ScalarType::Float && grad.is_contiguous() && grad.numel() == num_rows, op,
-                  ": grad must be contiguous float32 [R]");
   Tensor out = new_empty(velocity, std::vector<int64_t>{num_rows, args.d});
-  args.grad = grad.const_data_ptr<float>();
+  args.grad = checked_floats(op, "grad", grad, num_rows, latents);
   args.grad_velocity = out.mutable_data_ptr();
-  const auto kernel = kernels().log_prob_backward[dtype_index(op, latents)];
+  const auto kernel = kernels().log_prob_backward[dtype_of(op, latents)];
   run(kernel, args, 0, num_rows * chunks_of(args.d), std::min(args.d, kChunk));
   return out;
 }
@@ -95,9 +84,10 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
                        const Tensor advantages, const Tensor table, const Tensor steps, double guidance_scale,
                        double clip_range, double beta, bool with_gradient) {
   const char* op = "policy_loss";
-  const int dtype = dtype_index(op, velocity);
-  check_branches(op, branches, velocity, advantages);
+  const Dtype dtype = dtype_of(op, velocity);
+  check_branches(op, branches, velocity);
   const int64_t num_rows = velocity.size(0), d = velocity.size(1), k = branches.size(1), chunks = chunks_of(d);
+  const float* advantage = checked_floats(op, "advantages", advantages, num_rows * k, velocity);
   Tensor gradient = new_empty(velocity, with_gradient ? std::vector<int64_t>{num_rows, d} : std::vector<int64_t>{0},
                               ScalarType::Float);
   Tensor log_ratio = new_empty(velocity, std::vector<int64_t>{num_rows, k}, ScalarType::Float);
@@ -105,8 +95,8 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
   const LossArgs args{rows(op, "velocity", velocity, velocity), rows(op, "velocity_uncond", velocity_uncond, velocity),
                       rows(op, "latents", latents, velocity), rows(op, "velocity_old", velocity_old, velocity),
                       rows(op, "velocity_ref", velocity_ref, velocity), branches.const_data_ptr(), branches.stride(0),
-                      branches.stride(1), static_cast<float>(guidance_scale), checked_table(op, table),
-                      checked_steps(op, table, steps, num_rows), sums.products.data(), sums.sum_squares_ref.data(),
+                      branches.stride(1), static_cast<float>(guidance_scale), checked_table(op, table, velocity),
+                      known_steps(op, table, steps, num_rows), sums.products.data(), sums.sum_squares_ref.data(),
                       sums.log_ratio_grad.data(), beta / static_cast<double>(std::max<int64_t>(num_rows, 1)),
                       gradient.mutable_data_ptr<float>(), k, d};
   const Clip clip(clip_range);
@@ -117,8 +107,7 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
     const int64_t last = std::min(first + group, num_rows);
     run(kernels().loss_products[dtype], args, first * chunks, last * chunks, work);
     for (int64_t r = first; r < last; ++r)
-      finish_row(args, r, num_rows, clip, advantages.const_data_ptr<float>(), log_ratio.mutable_data_ptr<float>(), sums,
-                 statistics);
+      finish_row(args, r, num_rows, clip, advantage, log_ratio.mutable_data_ptr<float>(), sums, statistics);
     if (with_gradient) run(kernels().loss_gradient[dtype], args, first * chunks, last * chunks, work);
   }
   const double num_ratios = static_cast<double>(std::max<int64_t>(num_rows * k, 1));

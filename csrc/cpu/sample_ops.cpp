@@ -8,7 +8,7 @@ namespace {
 SampleResult sample(const char* op, const Tensor& latents, const Tensor& velocity, const OptionalTensor& uncond,
                     double guidance_scale, const Tensor& table, int64_t step, int64_t k, uint64_t seed,
                     const int64_t* ids) {
-  const int dtype = dtype_index(op, latents);
+  const Dtype dtype = dtype_of(op, latents);
   const int64_t n = latents.size(0), d = latents.size(1), chunks = chunks_of(d);
   Tensor next = new_empty(latents, std::vector<int64_t>{n, d});
   Tensor branches = new_empty(latents, std::vector<int64_t>{n, k, d});
@@ -16,7 +16,7 @@ SampleResult sample(const char* op, const Tensor& latents, const Tensor& velocit
   std::vector<double> sum_squares(n * k * chunks);
   const SampleArgs args{rows(op, "latents", latents, latents), rows(op, "velocity", velocity, latents),
                              rows(op, "velocity_uncond", uncond, latents), static_cast<float>(guidance_scale),
-                             checked_step(op, table, step, k > 0), static_cast<uint32_t>(step), seed, ids,
+                             known_step(op, table, step, k > 0), static_cast<uint32_t>(step), seed, ids,
                              next.mutable_data_ptr(), branches.mutable_data_ptr(), sum_squares.data(), n, k, d};
   run(kernels().sample[dtype], args, 0, n * chunks, std::min(d, kChunk) * (k * 8 + 1));
   const Step step_row(args.step_row);
@@ -31,10 +31,11 @@ SampleResult sample(const char* op, const Tensor& latents, const Tensor& velocit
 SampleResult branch_step(const Tensor latents, const Tensor velocity, const OptionalTensor velocity_uncond,
                          double guidance_scale, const Tensor table, int64_t step, int64_t num_branches,
                          const Tensor seed, const Tensor trajectory_ids) {
-  STD_TORCH_CHECK(num_branches >= 1 && num_branches <= 0x10000, "branch_step: num_branches must be in 1..65536");
-  const uint64_t key = static_cast<uint64_t>(*checked_integers("branch_step", "seed", seed, 1));
-  const int64_t* ids = checked_integers("branch_step", "trajectory_ids", trajectory_ids, latents.size(0));
-  return sample("branch_step", latents, velocity, velocity_uncond, guidance_scale, table, step, num_branches, key, ids);
+  const char* op = "branch_step";
+  check_num_branches(op, num_branches);
+  const uint64_t key = static_cast<uint64_t>(*checked_integers(op, "seed", seed, 1, latents));
+  const int64_t* ids = checked_integers(op, "trajectory_ids", trajectory_ids, latents.size(0), latents);
+  return sample(op, latents, velocity, velocity_uncond, guidance_scale, table, step, num_branches, key, ids);
 }
 
 Tensor euler_step(const Tensor latents, const Tensor velocity, const OptionalTensor velocity_uncond,
@@ -45,8 +46,8 @@ Tensor euler_step(const Tensor latents, const Tensor velocity, const OptionalTen
 
 Tensor initial_noise(const Tensor trajectory_ids, const Tensor seed, int64_t numel) {
   const int64_t n = trajectory_ids.numel();
-  const int64_t* ids = checked_integers("initial_noise", "trajectory_ids", trajectory_ids, n);
-  const uint64_t key = static_cast<uint64_t>(*checked_integers("initial_noise", "seed", seed, 1));
+  const int64_t* ids = checked_integers("initial_noise", "trajectory_ids", trajectory_ids, n, trajectory_ids);
+  const uint64_t key = static_cast<uint64_t>(*checked_integers("initial_noise", "seed", seed, 1, trajectory_ids));
   Tensor out = new_empty(trajectory_ids, std::vector<int64_t>{n, numel}, ScalarType::Float);
   const NoiseArgs args{key, ids, out.mutable_data_ptr<float>(), numel};
   run(kernels().initial_noise, args, 0, n * chunks_of(numel), std::min(numel, kChunk) * 8);
@@ -59,7 +60,7 @@ Tensor guided_velocity(const Tensor velocity, const Tensor velocity_uncond, doub
   Tensor out = new_empty(velocity, std::vector<int64_t>{n, d});
   const GuideArgs args{rows(op, "velocity", velocity, velocity), rows(op, "velocity_uncond", velocity_uncond, velocity),
                             static_cast<float>(guidance_scale), out.mutable_data_ptr(), d};
-  run(kernels().guide[dtype_index(op, velocity)], args, 0, n * chunks_of(d), std::min(d, kChunk));
+  run(kernels().guide[dtype_of(op, velocity)], args, 0, n * chunks_of(d), std::min(d, kChunk));
   return out;
 }
 

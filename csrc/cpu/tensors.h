@@ -1,56 +1,25 @@
-// From tensors to kernel arguments: the checks that memory safety needs, and tasks spread over torch's threads.
+// What the CPU bodies share: checks of values, and tasks spread over torch's threads.
 #pragma once
 #include <algorithm>
 #include <vector>
 
-#include "../ops.h"
+#include "../tensors.h"
 #include "kernels.h"
 
 namespace tempflow::cpu {
 
 using torch::stable::new_empty;
 
-inline int dtype_index(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return kFloat;
-    case ScalarType::BFloat16: return kBfloat16;
-    case ScalarType::Half: return kHalf;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, op, ": float32, bfloat16 or float16 expected; float64 is served by tempflow_fast_reference");
-  return 0;
+// The row of a table, which has to add noise if `noisy`.
+inline const double* known_step(const char* op, const Tensor& table, int64_t step, bool noisy) {
+  const double* row = checked_step(op, table, step, table);
+  STD_TORCH_CHECK(!noisy || row[3] > 0, op, ": step ", step, " has s = 0");
+  return row;
 }
 
-inline Rows rows(const char* op, const char* name, const Tensor& t, const Tensor& like) {
-  check_rows(op, name, t, like);
-  return {t.const_data_ptr(), t.stride(0)};
-}
-inline Rows rows(const char* op, const char* name, const OptionalTensor& t, const Tensor& like) {
-  return t ? rows(op, name, *t, like) : Rows{nullptr, 0};
-}
-
-inline const double* checked_table(const char* op, const Tensor& table) {
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == kColumns && table.is_contiguous() &&
-                  table.scalar_type() == ScalarType::Double, op, ": coefficients must be float64 [T, 5]");
-  return table.const_data_ptr<double>();
-}
-
-inline const double* checked_step(const char* op, const Tensor& table, int64_t step, bool noisy) {
-  const double* data = checked_table(op, table);
-  STD_TORCH_CHECK(step >= 0 && step < table.size(0) && (!noisy || data[step * kColumns + 3] > 0), op,
-                  ": step ", step, " is not a step of the table", noisy ? " with s > 0" : "");
-  return data + step * kColumns;
-}
-
-inline const int64_t* checked_integers(const char* op, const char* name, const Tensor& t, int64_t count) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.numel() == count, op, ": ", name,
-                  " must be int64 with ", count, " values");
-  return t.const_data_ptr<int64_t>();
-}
-
-inline const int64_t* checked_steps(const char* op, const Tensor& table, const Tensor& steps, int64_t count) {
-  const int64_t* data = checked_integers(op, "steps", steps, count);
-  for (int64_t r = 0; r < count; ++r) checked_step(op, table, data[r], true);
+inline const int64_t* known_steps(const char* op, const Tensor& table, const Tensor& steps, int64_t count) {
+  const int64_t* data = checked_integers(op, "steps", steps, count, table);
+  for (int64_t r = 0; r < count; ++r) known_step(op, table, data[r], true);
   return data;
 }
 

@@ -1,42 +1,200 @@
-// What kernels may use: launch(), dynamic_shared(), warp_sum() and four-wide accesses.
+// What kernels are made of: the elements of a thread, sums over a block, the step of a row.
 //
-// With TF_EMULATE the same kernel source runs on the CPU (emulate.h), which is how it is tested where there is no GPU.
-// Rules for kernels: every thread reaches every barrier (mask work, never return early); full-mask shuffles only.
+// Rules for kernels: every thread reaches every barrier (mask work, never return early); full-mask shuffles only; what is
+// one number per row is formed in double by few threads, what is one per element in float.
 #pragma once
+#include <type_traits>
+
 #include "../noise.h"
-#if defined(TF_EMULATE)
-#include "emulate.h"
-#else
-#include <cuda_runtime.h>
-
-namespace tempflow::cuda {
-
-template <class... P, class... A>
-const char* launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared, void* stream, A... args) {
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(args...);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-__device__ __forceinline__ float* dynamic_shared() {
-  extern __shared__ float memory[];
-  return memory;
-}
-
-}  // namespace tempflow::cuda
-#endif
+#include "launch.h"
 
 namespace tempflow::cuda {
 
 template <class T>
-struct alignas(4 * sizeof(T)) Quad { T v[4]; };   // one 16- or 8-byte access
+constexpr int kLanes = kAccess / sizeof(T);
 
-__device__ __forceinline__ float warp_sum(float v) {
-#if defined(__CUDACC__)
-#pragma unroll
+// kLanes elements as they stand in memory.
+struct alignas(kAccess) [[gnu::may_alias]] Pack { uint32_t words[kAccess / 4]; };
+
+// One access of 128 bits: of an assignment nvcc makes four. No kernel reads what it has written so.
+__device__ __forceinline__ void write_pack(void* to, const Pack& pack) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(pack.words[0]),
+               "r"(pack.words[1]), "r"(pack.words[2]), "r"(pack.words[3]));
+#else
+  *static_cast<Pack*>(to) = pack;
 #endif
+}
+
+template <class T>
+__device__ __forceinline__ T element(const Pack& pack, int i) {
+  if constexpr (sizeof(T) == 4) return as_float(pack.words[i]);
+  else return T{static_cast<uint16_t>(pack.words[i / 2] >> (16 * (i % 2)))};
+}
+
+// Two narrow floats in a word, the first in its low half.
+template <class T>
+__device__ __forceinline__ uint32_t pair(float first, float second) {
+#if defined(__CUDA_ARCH__)
+  uint32_t word;
+  if constexpr (std::is_same_v<T, bf16>) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+#else
+  T low, high;
+  store(low, first);
+  store(high, second);
+  return low.bits | static_cast<uint32_t>(high.bits) << 16;
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ Pack packed(const float* values) {
+  Pack pack;
+#pragma unroll
+  for (int i = 0; i < kAccess / 4; ++i) {
+    if constexpr (sizeof(T) == 4) pack.words[i] = as_bits(values[i]);
+    else pack.words[i] = pair<T>(values[2 * i], values[2 * i + 1]);
+  }
+  return pack;
+}
+
+// The blocks of a launch: `blocks` for each row, in the order of the rows.
+struct Grid {
+  int64_t n, d;
+  uint32_t blocks;
+  bool packed;                             // rows may be accessed kAccess bytes at a time
+  TF_HD int64_t size() const { return n * blocks; }
+};
+
+// Whether every one of these rows begins at a multiple of kAccess bytes and is made of whole packs.
+template <class T, class... More>
+bool packable(int64_t d, const More&... rows) {
+  return d % kLanes<T> == 0 &&
+         ((rows.stride % kLanes<T> == 0 && reinterpret_cast<uintptr_t>(rows.data) % kAccess == 0) && ...);
+}
+
+template <class T, class... More>
+Grid grid_of(int64_t n, int64_t d, const More&... rows) {
+  constexpr int64_t elements = kThreads * kLanes<T>;
+  return {n, d, static_cast<uint32_t>((d + elements - 1) / elements), packable<T>(d, rows...)};
+}
+
+// The elements of one thread: kLanes neighbours of a row, of which `count` exist. Absent ones read as 0.
+template <class T>
+struct Tile {
+  int64_t row, first;
+  uint32_t block;
+  int count;
+  bool whole_packs;
+
+  __device__ __forceinline__ Tile(const Grid& grid, uint32_t index) : whole_packs(grid.packed) {
+    const uint32_t quotient = index / grid.blocks;
+    row = quotient;
+    block = index - quotient * grid.blocks;
+    first = (static_cast<int64_t>(block) * kThreads + threadIdx.x) * kLanes<T>;
+    const int64_t left = grid.d - first;
+    count = left >= kLanes<T> ? kLanes<T> : left > 0 ? static_cast<int>(left) : 0;
+  }
+
+  __device__ __forceinline__ void read(float (&out)[kLanes<T>], const T* row_start) const {
+    const T* data = row_start + first;
+    if (whole_packs) {
+      Pack pack{};
+      if (count) pack = *reinterpret_cast<const Pack*>(data);
+#pragma unroll
+      for (int i = 0; i < kLanes<T>; ++i) out[i] = load(element<T>(pack, i));
+    } else {
+#pragma unroll
+      for (int i = 0; i < kLanes<T>; ++i) out[i] = i < count ? load(data[i]) : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void read(float (&out)[kLanes<T>], const Rows& rows) const {
+    read(out, static_cast<const T*>(rows.data) + row * rows.stride);
+  }
+
+  __device__ __forceinline__ void read(float (&out)[kLanes<T>], const Guided& velocity) const {
+    read(out, velocity.cond);
+    if (!velocity.uncond.data) return;
+    float uncond[kLanes<T>];
+    read(uncond, velocity.uncond);
+#pragma unroll
+    for (int i = 0; i < kLanes<T>; ++i) out[i] = guide(out[i], uncond[i], velocity.scale);
+  }
+
+  // Elements `at` .. of the tile, in a row of Out.
+  template <class Out>
+  __device__ __forceinline__ void write(Out* row_start, const Pack& pack, int at = 0) const {
+    Out* data = row_start + first + at;
+    if (whole_packs) {
+      if (count) write_pack(data, pack);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kLanes<Out>; ++i)
+        if (at + i < count) data[i] = element<Out>(pack, i);
+    }
+  }
+
+  // Out is T, or float in a kernel that reads something narrower.
+  template <class Out>
+  __device__ __forceinline__ void write(Out* row_start, const float (&values)[kLanes<T>]) const {
+#pragma unroll
+    for (int at = 0; at < kLanes<T>; at += kLanes<Out>) write(row_start, packed<Out>(values + at), at);
+  }
+};
+
+// A row of a contiguous tensor with `d` elements of type T in a row.
+template <class T>
+__device__ __forceinline__ T* row_of(void* data, int64_t row, int64_t d) {
+  return static_cast<T*>(data) + row * d;
+}
+
+__device__ __forceinline__ Step step_of(const StepOfRow& rows, int64_t row) {
+  const int64_t index = rows.steps ? rows.steps[row] : 0;
+  const bool known = index >= 0 && index < rows.num_steps;
+  Step step(rows.table + (known ? index : 0) * kColumns);
+  if (!known) {
+    step.a32 = step.b32 = step.s32 = as_float(0x7fc00000u);
+    step.b = step.s = static_cast<double>(step.b32);
+  }
+  return step;
+}
+
+template <class V>
+__device__ __forceinline__ V warp_sum(V v) {
+#pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
   return v;
+}
+
+// The sum of the partial sums of one row's blocks, for all lanes of the warp that calls it.
+__device__ __forceinline__ double sum_of(const float* partial, uint32_t blocks) {
+  double sum = 0;
+  for (uint32_t i = threadIdx.x % 32; i < blocks; i += 32) sum += static_cast<double>(partial[i]);
+  return warp_sum(sum);
+}
+
+// out[i * stride] = the sum of value(i) over the threads of the block, i = 0 .. count - 1, in an order that never changes.
+template <class Value>
+__device__ __forceinline__ void block_sums(float* out, int64_t stride, int64_t count, Value value) {
+  constexpr int kGroup = 32;
+  __shared__ float sums[kGroup][kWarps];
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int64_t first = 0; first < count; first += kGroup) {
+    const int size = count - first < kGroup ? static_cast<int>(count - first) : kGroup;
+    for (int i = 0; i < size; ++i) {
+      const float sum = warp_sum(value(first + i));
+      if (thread % 32 == 0) sums[i][thread / 32] = sum;
+    }
+    __syncthreads();
+    if (thread < size) {
+      float sum = 0;
+      for (int warp = 0; warp < kWarps; ++warp) sum += sums[thread][warp];
+      out[(first + thread) * stride] = sum;
+    }
+    __syncthreads();
+  }
 }
 
 }  // namespace tempflow::cuda

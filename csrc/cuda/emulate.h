@@ -1,18 +1,20 @@
 // Runs kernel source on the CPU, for tests: one fiber per thread of a block, blocks one after another.
 //
-// Barriers and shuffles are real meeting points, so wrong indices, tails, reductions and missing barriers show; races
-// inside a warp, alignment and memory order do not.
+// Barriers and shuffles are real meeting points, so wrong indices, tails, reductions and missing barriers show (the
+// latter when blocks and threads take turns in the opposite order, too); memory order does not.
 #pragma once
 #include <ucontext.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __shared__ static            // one block at a time
 
 namespace tempflow::cuda::emulation {
 
@@ -26,7 +28,7 @@ struct Block {
   std::vector<ucontext_t> fibers;
   std::vector<std::vector<char>> stacks;
   std::vector<char> done;
-  std::vector<float> exchanged, shared;
+  std::vector<double> exchanged[2];
   std::vector<Barrier> warps;
   Barrier all;
   ucontext_t scheduler;
@@ -35,9 +37,9 @@ struct Block {
   void (*entry)(void*) = nullptr;
   void* context = nullptr;
 
-  explicit Block(int threads, size_t shared_bytes)
-      : fibers(threads), stacks(threads, std::vector<char>(64 * 1024)), done(threads), exchanged(threads),
-        shared(shared_bytes / sizeof(float) + 1), warps((threads + 31) / 32) {}
+  explicit Block(int threads)
+      : fibers(threads), stacks(threads, std::vector<char>(64 * 1024)), done(threads),
+        exchanged{std::vector<double>(threads), std::vector<double>(threads)}, warps((threads + 31) / 32) {}
 
   void pause() { swapcontext(&fibers[current], &scheduler); }
 
@@ -50,14 +52,14 @@ struct Block {
     while (barrier.generation == generation) pause();
   }
 
-  // The value that another lane of the caller's (full) warp passed in.
-  float exchange(float value, int lane) {
-    const int warp = current / 32;
-    exchanged[current] = value;
-    wait(warps[warp], 32);
-    const float result = exchanged[warp * 32 + lane];
-    wait(warps[warp], 32);
-    return result;
+  // The value that another lane of the caller's (full) warp passed in. Two sets of values take turns: a lane can be at
+  // the next exchange before another has read this one's, but not at the one after it.
+  double exchange(double value, int lane) {
+    Barrier& warp = warps[current / 32];
+    double* values = exchanged[warp.generation % 2].data() + current / 32 * 32;
+    values[current % 32] = value;
+    wait(warp, 32);
+    return values[lane];
   }
 
   static void run_fiber();
@@ -67,6 +69,12 @@ struct Block {
 inline Block*& active() {
   static thread_local Block* block = nullptr;
   return block;
+}
+
+// Whether blocks and threads run from the last to the first: a result that depends on it is a race.
+inline bool& backwards() {
+  static bool value = false;
+  return value;
 }
 
 inline void Block::run_fiber() {
@@ -87,12 +95,26 @@ inline void Block::run() {
     done[t] = 0;
   }
   for (int left = threads; left > 0;)
-    for (int t = 0; t < threads; ++t) {
-      if (done[t]) continue;
-      current = t;
-      swapcontext(&scheduler, &fibers[t]);
-      left -= done[t];
+    for (int turn = 0; turn < threads; ++turn) {
+      current = backwards() ? threads - 1 - turn : turn;
+      if (done[current]) continue;
+      swapcontext(&scheduler, &fibers[current]);
+      left -= done[current];
     }
+}
+
+// Calls `kernel` as every thread of every block.
+template <class Kernel>
+void run_blocks(int64_t blocks, int threads, Kernel kernel) {
+  Block block(threads);
+  block.entry = [](void* context) { (*static_cast<Kernel*>(context))(); };
+  block.context = &kernel;
+  active() = &block;
+  for (int64_t b = 0; b < blocks; ++b) {
+    block.block.x = static_cast<unsigned>(backwards() ? blocks - 1 - b : b);
+    block.run();
+  }
+  active() = nullptr;
 }
 
 }  // namespace tempflow::cuda::emulation
@@ -105,28 +127,11 @@ inline void __syncthreads() {
   block.wait(block.all, static_cast<int>(block.fibers.size()));
 }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
+template <class V>
+V __shfl_xor_sync(unsigned, V value, int mask) {
   auto& block = *tempflow::cuda::emulation::active();
-  return block.exchange(value, (block.current % 32) ^ mask);
+  return static_cast<V>(block.exchange(static_cast<double>(value), (block.current % 32) ^ mask));
 }
 
-namespace tempflow::cuda {
-
-inline float* dynamic_shared() { return emulation::active()->shared.data(); }
-
-template <class... P, class... A>
-const char* launch(void (*kernel)(P...), int64_t blocks, int threads, size_t shared, void*, A... args) {
-  auto call = [&] { kernel(args...); };
-  emulation::Block block(threads, shared);
-  block.entry = [](void* context) { (*static_cast<decltype(call)*>(context))(); };
-  block.context = &call;
-  emulation::active() = &block;
-  for (int64_t b = 0; b < blocks; ++b) {
-    block.block.x = static_cast<unsigned>(b);
-    block.run();
-  }
-  emulation::active() = nullptr;
-  return nullptr;
-}
-
-}  // namespace tempflow::cuda
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* at, unsigned value) { return std::exchange(*at, *at + value); }

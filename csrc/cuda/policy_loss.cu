@@ -1,0 +1,178 @@
+// policy_loss and its gradient in two launches: the sums behind log r, then, from these, the loss and d loss / d v.
+//
+// No element of the gradient can be formed before the whole row has been seen, so the data are read twice. The second
+// launch goes through the rows in the opposite order: what the first one read last is still in the L2 cache, and of up to
+// a cache's worth of rows nothing comes from memory twice. Each of its blocks adds up the partial sums of its row
+// itself (a few KB), which saves a launch and a wait between the two.
+#include "device.h"
+
+namespace tempflow::cuda {
+namespace {
+
+constexpr int kGroup = 32;                 // branches whose weights stand in shared memory at a time
+
+// Guided velocity rounded to its dtype: a stored velocity_old of the same policy is then equal to it, bit for bit.
+template <class T>
+__device__ __forceinline__ void read_policy_velocity(float (&v)[kLanes<T>], const Tile<T>& tile, const LossArgs& args) {
+  tile.read(v, args.velocity);
+  if (!args.velocity.uncond.data) return;
+#pragma unroll
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = rounded<T>(v[i]);
+}
+
+template <class T>
+__device__ __forceinline__ const T* branch_of(const LossArgs& args, int64_t row, int64_t k) {
+  return static_cast<const T*>(args.branches) + row * args.branch_row_stride + k * args.branch_stride;
+}
+
+// The partial sums of branch k of a row, one per block; k = K: those of (v - v_ref)^2.
+__device__ __forceinline__ float* partial_of(const LossArgs& args, int64_t row, int64_t k, uint32_t blocks) {
+  return args.partial + (row * (args.k + 1) + k) * blocks;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) loss_sums_kernel(LossArgs args, Grid grid) {
+  constexpr int lanes = kLanes<T>;
+  const Tile<T> tile(grid, blockIdx.x);
+  const Step step = step_of(args.step, tile.row);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *args.finished = 0;
+  float v[lanes], old[lanes], x[lanes], shift[lanes], centre[lanes];
+  read_policy_velocity(v, tile, args);
+  tile.read(old, args.velocity_old);
+  tile.read(x, args.latents);
+#pragma unroll
+  for (int i = 0; i < lanes; ++i) {
+    shift[i] = step.shift(v[i], old[i]);
+    centre[i] = step.centre(shift[i], x[i], old[i]);
+  }
+  block_sums(partial_of(args, tile.row, 0, grid.blocks) + tile.block, grid.blocks, args.k, [&](int64_t k) {
+    float next[lanes], sum = 0;
+    tile.read(next, branch_of<T>(args, tile.row, k));
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) sum = fma1(shift[i], next[i] + centre[i], sum);
+    return sum;
+  });
+  if (!args.velocity_ref.data) return;
+  block_sums(partial_of(args, tile.row, args.k, grid.blocks) + tile.block, 1, 1, [&](int64_t) {
+    float ref[lanes], sum = 0;
+    tile.read(ref, args.velocity_ref);
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) sum = fma1(v[i] - ref[i], v[i] - ref[i], sum);
+    return sum;
+  });
+}
+
+// What a group of branches of a row hands from the warps that form it to the block.
+struct GroupTerms {
+  float weight[kGroup];                    // of x' - m in the gradient
+  double loss[kGroup];
+  bool clipped[kGroup];
+};
+
+// One warp per branch; `first` is the first branch of the group.
+__device__ __forceinline__ void form_terms(GroupTerms& terms, const LossArgs& args, const Step& step, int64_t row,
+                                           int64_t first, int size, uint32_t blocks, bool leader) {
+  for (int i = threadIdx.x / 32; i < size; i += kWarps) {
+    const double log_ratio = step.log_ratio(sum_of(partial_of(args, row, first + i, blocks), blocks), args.d);
+    if (threadIdx.x % 32) continue;
+    const int64_t branch = row * args.k + first + i;
+    const double share = step.noise_weight / static_cast<double>(args.n * args.k);
+    const Surrogate surrogate(log_ratio, static_cast<double>(args.advantages[branch]), args.clip);
+    terms.weight[i] = static_cast<float>(share * surrogate.derivative * step.velocity_factor(args.d));
+    terms.loss[i] = share * surrogate.value;
+    terms.clipped[i] = surrogate.clipped;
+    if (leader) args.log_ratio[branch] = static_cast<float>(log_ratio);
+  }
+}
+
+// The last row to finish adds up all of them, in their order. Called by the first block of each row.
+__device__ __forceinline__ void finish_row(const LossArgs& args, int64_t row, const RowStatistics& statistics) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    args.rows[row] = statistics;
+    __threadfence();                       // before the count, so that whoever counts to R sees all rows
+    last = atomicAdd(args.finished, 1u) == static_cast<uint32_t>(args.n) - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!last || threadIdx.x >= 32) return;
+  RowStatistics sum{};
+#pragma unroll 1
+  for (int64_t r = threadIdx.x; r < args.n; r += 32) {
+    const volatile RowStatistics& other = args.rows[r];
+    sum.loss += other.loss;
+    sum.kl += other.kl;
+    sum.num_clipped += other.num_clipped;
+  }
+  sum = {warp_sum(sum.loss), warp_sum(sum.kl), warp_sum(sum.num_clipped)};
+  if (threadIdx.x) return;
+  *args.loss = static_cast<float>(sum.loss + args.beta * sum.kl);
+  *args.kl = static_cast<float>(sum.kl);
+  *args.clip_fraction = static_cast<float>(sum.num_clipped / static_cast<double>(args.n * args.k));
+}
+
+// `blocks` is that of the first launch; without a gradient this one has a single block per row.
+template <class T>
+__global__ void __launch_bounds__(kThreads) loss_gradient_kernel(LossArgs args, Grid grid, uint32_t blocks) {
+  constexpr int lanes = kLanes<T>;
+  __shared__ GroupTerms terms;
+  __shared__ float kl_weight;
+  const Tile<T> tile(grid, static_cast<uint32_t>(grid.size() - 1) - blockIdx.x);
+  const Step step = step_of(args.step, tile.row);
+  const bool leader = tile.block == 0;
+  const double num_rows = static_cast<double>(args.n);
+  if (threadIdx.x == 0) kl_weight = static_cast<float>(args.beta / num_rows * step.b * step.velocity_factor(args.d));
+  __syncthreads();
+
+  float mean[lanes]{}, gradient[lanes]{};
+  if (args.gradient) {
+    float v[lanes], x[lanes];
+    read_policy_velocity(v, tile, args);
+    tile.read(x, args.latents);
+    if (args.velocity_ref.data) tile.read(gradient, args.velocity_ref);
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) {
+      mean[i] = step.mean(x[i], v[i]);
+      gradient[i] = args.velocity_ref.data ? kl_weight * (v[i] - gradient[i]) : 0.0f;
+    }
+  }
+  RowStatistics statistics{};              // of the first thread
+  for (int64_t first = 0; first < args.k; first += kGroup) {
+    const int size = args.k - first < kGroup ? static_cast<int>(args.k - first) : kGroup;
+    form_terms(terms, args, step, tile.row, first, size, blocks, leader);
+    __syncthreads();
+    for (int i = 0; args.gradient && i < size; ++i) {
+      float next[lanes];
+      tile.read(next, branch_of<T>(args, tile.row, first + i));
+#pragma unroll
+      for (int j = 0; j < lanes; ++j) gradient[j] = fma1(terms.weight[i], next[j] - mean[j], gradient[j]);
+    }
+    for (int i = 0; leader && threadIdx.x == 0 && i < size; ++i) {
+      statistics.loss += terms.loss[i];
+      statistics.num_clipped += terms.clipped[i];
+    }
+    __syncthreads();
+  }
+  if (args.gradient) tile.write(args.gradient + tile.row * args.d, gradient);
+  if (!leader) return;
+  if (args.velocity_ref.data)
+    statistics.kl = step.kl(sum_of(partial_of(args, tile.row, args.k, blocks), blocks), args.d) / num_rows;
+  finish_row(args, tile.row, statistics);
+}
+
+}  // namespace
+
+const char* policy_loss(Dtype dtype, const LossArgs& args, void* stream) {
+  return by_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Rows branches{args.branches, args.branch_stride}, branch_rows{args.branches, args.branch_row_stride};
+    const Grid grid = grid_of<T>(args.n, args.d, args.velocity.cond, args.velocity.uncond, args.latents,
+                                 args.velocity_old, args.velocity_ref, branches, branch_rows, Rows{args.gradient, args.d});
+    const char* error = launch(loss_sums_kernel<T>, grid.size(), kThreads, stream, args, grid);
+    Grid second = grid;
+    if (!args.gradient) second.blocks = 1;
+    return error ? error : launch(loss_gradient_kernel<T>, second.size(), kThreads, stream, args, second, grid.blocks);
+  });
+}
+
+}  // namespace tempflow::cuda

@@ -1,0 +1,76 @@
+// From tensors to what kernels take, with the checks that memory safety needs. Values on a device are not looked at.
+#pragma once
+#include "ops.h"
+#include "step.h"
+
+namespace tempflow {
+
+inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), op, ": ", name,
+                  " must be on the device of the first argument");
+}
+
+inline Dtype dtype_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return kFloat;
+    case ScalarType::BFloat16: return kBfloat16;
+    case ScalarType::Half: return kHalf;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, op, ": float32, bfloat16 or float16 expected; float64 is served by tempflow_fast_reference");
+  return kFloat;
+}
+
+// A [N, D] argument whose rows are contiguous; raises otherwise.
+inline Rows rows(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  check_device(op, name, t, like);
+  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == like.size(0) && t.size(1) == like.size(1), op, ": ", name,
+                  " must have the shape of the first argument");
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have the dtype of the first argument");
+  STD_TORCH_CHECK(t.size(1) == 1 || t.stride(1) == 1, op, ": ", name, " must be contiguous within each row");
+  return {t.const_data_ptr(), t.stride(0)};
+}
+inline Rows rows(const char* op, const char* name, const OptionalTensor& t, const Tensor& like) {
+  return t ? rows(op, name, *t, like) : Rows{nullptr, 0};
+}
+
+inline const double* checked_table(const char* op, const Tensor& table, const Tensor& like) {
+  check_device(op, "coefficients", table, like);
+  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == kColumns && table.is_contiguous() &&
+                  table.scalar_type() == ScalarType::Double, op, ": coefficients must be float64 [T, 5]");
+  return table.const_data_ptr<double>();
+}
+
+inline const double* checked_step(const char* op, const Tensor& table, int64_t step, const Tensor& like) {
+  const double* data = checked_table(op, table, like);
+  STD_TORCH_CHECK(step >= 0 && step < table.size(0), op, ": step ", step, " is not a step of the table");
+  return data + step * kColumns;
+}
+
+inline const int64_t* checked_integers(const char* op, const char* name, const Tensor& t, int64_t count,
+                                       const Tensor& like) {
+  check_device(op, name, t, like);
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.numel() == count, op, ": ", name,
+                  " must be int64 with ", count, " values");
+  return t.const_data_ptr<int64_t>();
+}
+
+inline const float* checked_floats(const char* op, const char* name, const Tensor& t, int64_t count, const Tensor& like) {
+  check_device(op, name, t, like);
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == count, op, ": ", name,
+                  " must be contiguous float32 with ", count, " values");
+  return t.const_data_ptr<float>();
+}
+
+inline void check_num_branches(const char* op, int64_t num_branches) {
+  STD_TORCH_CHECK(num_branches >= 1 && num_branches <= 0x10000, op, ": num_branches must be in 1..65536");
+}
+
+inline void check_branches(const char* op, const Tensor& branches, const Tensor& velocity) {
+  check_device(op, "branches", branches, velocity);
+  STD_TORCH_CHECK(branches.dim() == 3 && branches.size(0) == velocity.size(0) && branches.size(2) == velocity.size(1) &&
+                  (branches.size(2) == 1 || branches.stride(2) == 1) && branches.scalar_type() == velocity.scalar_type(),
+                  op, ": branches must be [R, K, D] like velocity, contiguous within each branch");
+}
+
+}  // namespace tempflow

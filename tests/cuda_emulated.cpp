@@ -1,0 +1,134 @@
+// Runs the launchers of csrc/cuda on the CPU (emulate.h) for test_cuda_emulated.py.
+//
+// A request on stdin is the launcher's name, the dtype and its arguments in the order of the argument struct, as tokens:
+// "i 5" and "f 0.5" numbers, "n" a null pointer, "p 64" a pointer to 64 bytes that follow the line. The answer on stdout
+// is the error text's length and text, then the bytes behind every pointer. Each buffer is an allocation of its own and
+// exactly as long as told, so that the address sanitizer sees every access beside it. With any argument the program runs
+// blocks and threads backwards.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../csrc/cuda/branch.cu"
+#include "../csrc/cuda/log_prob.cu"
+#include "../csrc/cuda/move.cu"
+#include "../csrc/cuda/policy_loss.cu"
+
+using namespace tempflow;
+using namespace tempflow::cuda;
+
+namespace {
+
+struct Request {
+  std::string name;
+  int dtype = 0;
+  std::vector<std::string> tokens;
+  std::vector<std::unique_ptr<char[]>> buffers;
+  std::vector<size_t> sizes;
+  size_t next_token = 0, next_buffer = 0;
+
+  bool read() {
+    char line[4096], word[64];
+    if (!std::fgets(line, sizeof(line), stdin)) return false;
+    int used = 0, step = 0;
+    if (std::sscanf(line, "%63s %d%n", word, &dtype, &used) != 2) std::abort();
+    name = word;
+    for (; std::sscanf(line + used, "%63s%n", word, &step) == 1; used += step) tokens.emplace_back(word);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i] != "p") continue;
+      sizes.push_back(std::stoull(tokens[i + 1]));
+      buffers.emplace_back(new char[sizes.back()]);
+      if (std::fread(buffers.back().get(), 1, sizes.back(), stdin) != sizes.back()) std::abort();
+    }
+    return true;
+  }
+
+  void answer(const char* error) const {
+    std::printf("%zu\n%s", error ? std::strlen(error) : 0, error ? error : "");
+    for (size_t i = 0; i < buffers.size(); ++i) std::fwrite(buffers[i].get(), 1, sizes[i], stdout);
+    std::fflush(stdout);
+  }
+
+  bool take(const char* kind) {
+    if (tokens.at(next_token) != kind) return false;
+    ++next_token;
+    return true;
+  }
+  std::string value(const char* kind) {
+    if (!take(kind)) std::abort();
+    return tokens.at(next_token++);
+  }
+  int64_t integer() { return std::stoll(value("i")); }
+  double number() { return std::stod(value("f")); }
+  template <class T = void>
+  T* pointer() {
+    if (take("n")) return nullptr;
+    value("p");
+    return reinterpret_cast<T*>(buffers.at(next_buffer++).get());
+  }
+
+  const void* first_element() {
+    const char* data = pointer<const char>();
+    const int64_t offset = integer();
+    return data ? data + offset * size_of(static_cast<Dtype>(dtype)) : nullptr;
+  }
+  Rows rows() {
+    const void* data = first_element();
+    return {data, integer()};
+  }
+  Guided guided() {
+    const Rows cond = rows(), uncond = rows();
+    return {cond, uncond, static_cast<float>(number())};
+  }
+  StepOfRow step_of_row() {
+    const double* table = pointer<const double>();
+    const int64_t num_steps = integer();
+    return {table, num_steps, pointer<const int64_t>()};
+  }
+  Noise noise() {
+    const int64_t* seed = pointer<const int64_t>();
+    return {seed, pointer<const int64_t>()};
+  }
+};
+
+// Braces evaluate their elements in order, so each line reads the tokens as they come.
+const char* run(Request& r) {
+  const Dtype dtype = static_cast<Dtype>(r.dtype);
+  if (r.name == "guided_velocity")
+    return guided_velocity(dtype, GuideArgs{r.guided(), r.pointer(), r.integer(), r.integer()}, nullptr);
+  if (r.name == "euler_step")
+    return euler_step(dtype, EulerArgs{r.rows(), r.guided(), r.pointer<double>(), r.pointer(), r.integer(), r.integer()},
+                      nullptr);
+  if (r.name == "branch_step")
+    return branch_step(dtype, BranchArgs{r.rows(), r.guided(), r.pointer<double>(), static_cast<uint32_t>(r.integer()),
+                                         r.noise(), r.pointer(), r.pointer(), r.pointer<float>(), r.pointer<float>(),
+                                         r.integer(), r.integer(), r.integer()}, nullptr);
+  if (r.name == "initial_noise")
+    return initial_noise(NoiseArgs{r.noise(), r.pointer<float>(), r.integer(), r.integer()}, nullptr);
+  if (r.name == "log_prob" || r.name == "log_prob_backward") {
+    const LogProbArgs args{r.rows(), r.rows(), r.rows(), r.step_of_row(), r.pointer<float>(), r.pointer<float>(),
+                           r.pointer<float>(), r.pointer(), r.integer(), r.integer()};
+    return r.name == "log_prob" ? log_prob(dtype, args, nullptr) : log_prob_backward(dtype, args, nullptr);
+  }
+  if (r.name == "policy_loss")
+    return policy_loss(dtype, LossArgs{r.guided(), r.rows(), r.rows(), r.rows(), r.first_element(), r.integer(),
+                                       r.integer(), r.pointer<float>(), r.step_of_row(), Clip(r.number()), r.number(),
+                                       r.pointer<float>(), r.pointer<RowStatistics>(), r.pointer<uint32_t>(),
+                                       r.pointer<float>(), r.pointer<float>(), r.pointer<float>(), r.pointer<float>(),
+                                       r.pointer<float>(), r.integer(), r.integer(), r.integer()}, nullptr);
+  return "no such launcher";
+}
+
+}  // namespace
+
+int main(int count, char**) {
+  emulation::backwards() = count > 1;
+  for (;;) {
+    Request request;
+    if (!request.read()) return 0;
+    request.answer(run(request));
+  }
+}

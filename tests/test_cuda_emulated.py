@@ -1,0 +1,175 @@
+"""Every CUDA kernel, run on the CPU under the address and undefined-behaviour sanitizers, against the reference."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cuda_emulated import Emulator, build
+from test_ops import DTYPES, GUIDED, IDS, ROWS, SEED, STEPS, Case, make_case, oracle
+from tolerances import assert_near
+from torch import Tensor
+
+from tempflow_fast import native, reference
+
+COMPILER = shutil.which("g++")
+pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++")
+
+# Odd and short; two blocks with a masked end; whole packs of every dtype in two blocks (fp32) or one (16 bits).
+SIZES = pytest.mark.parametrize("numel", [3, 2051, 2048])
+NATIVE = torch.ops.tempflow_fast
+KEY = torch.tensor(SEED)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cuda") / "emulated"
+    build(COMPILER, path, has_fma=native.cpu_isa() in ("avx2", "avx512"))
+    return path
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["forwards", "backwards"])
+def cuda(request, program) -> Iterator[Emulator]:
+    emulator = Emulator(program, backwards=request.param)
+    yield emulator
+    emulator.close()
+
+
+def assert_same(got: Tensor, want: Tensor) -> None:
+    """Equal bits where this machine has fma and the compiled CPU bodies; the last bit may differ elsewhere."""
+    if native.cpu_isa() in ("avx2", "avx512"):
+        assert torch.equal(got, want)
+    else:
+        torch.testing.assert_close(got, want, rtol=2**-7 if want.dtype == torch.bfloat16 else 2**-10, atol=1e-5)
+
+
+def wide(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.double() for tensor in tensors]
+
+
+@DTYPES
+@SIZES
+@GUIDED
+def test_moves_and_branches(cuda, dtype, numel, guided):
+    case, k = make_case(dtype, numel, guided), 1 if guided else 3
+    state = (case.latents, case.velocity, case.uncond, case.scale, ROWS, 3)
+    moved, branches, log_prob = cuda.branch_step(*state, k, KEY, IDS)
+    want_moved, want_branches, _ = reference.branch_step(*wide(*state[:3]), case.scale, ROWS, 3, k, KEY, IDS)
+    assert_near("latents", dtype, moved, want_moved)
+    assert_near("latents", dtype, branches, want_branches)
+    velocity = case.velocity.double() if case.uncond is None else reference._guided(*wide(*state[1:3]), case.scale)
+    for branch in range(k):  # the density is that of the branch as it is stored
+        steps = torch.full_like(STEPS, 3)
+        want = reference.log_prob(branches[:, branch].double(), case.latents.double(), velocity, ROWS, steps)
+        assert_near("log_prob", dtype, log_prob[:, branch], want)
+    assert torch.equal(cuda.euler_step(*state), moved)
+    for got, want in zip((moved, branches), NATIVE.branch_step(*state, k, KEY, IDS), strict=False):
+        assert_same(got, want)
+    if guided:
+        assert_same(cuda.guided_velocity(*state[1:4]), NATIVE.guided_velocity(*state[1:4]))
+
+
+def test_initial_noise(cuda):
+    for numel in (5, 1028):
+        got = cuda.initial_noise(IDS, KEY, numel)
+        assert_same(got, NATIVE.initial_noise(IDS, KEY, numel))
+        assert_near("latents", torch.float32, got, reference.initial_noise(IDS, KEY, numel))
+
+
+@DTYPES
+@SIZES
+def test_log_prob(cuda, dtype, numel):
+    case = make_case(dtype, numel, guided=False)
+    inputs = (case.branches[:, 1], case.latents, case.velocity)
+    want = wide(*inputs)
+    assert_near("log_prob", dtype, cuda.log_prob(*inputs, ROWS, STEPS), reference.log_prob(*want, ROWS, STEPS))
+    grad = torch.randn(5)
+    got = cuda.log_prob_backward(grad, *inputs, ROWS, STEPS)
+    assert_near("gradient", dtype, got, reference.log_prob_backward(grad.double(), *want, ROWS, STEPS))
+    assert_same(got, NATIVE.log_prob_backward(grad, *inputs, ROWS, STEPS))
+
+
+def loss_inputs(case: Case, beta: float = 0.04, *, with_ref: bool = True) -> tuple:
+    ref = case.velocity_ref if with_ref else None
+    tensors = (case.velocity, case.uncond, case.latents, case.branches, case.velocity_old, ref, case.advantages)
+    return *tensors, ROWS, STEPS[: len(case.latents)], case.scale, 1e-3, beta
+
+
+@DTYPES
+@SIZES
+@GUIDED
+def test_policy_loss(cuda, dtype, numel, guided):
+    case = make_case(dtype, numel, guided)
+    loss, log_ratio, clip_fraction, kl, gradient = cuda.policy_loss(*loss_inputs(case), True)
+    want = oracle(case, 1e-3, 0.04)
+    assert_near("statistic", dtype, loss, want[0])
+    assert_near("log_ratio", dtype, log_ratio, want[1])
+    assert_near("statistic", dtype, clip_fraction, want[2])
+    assert_near("statistic", dtype, kl, want[3])
+    assert_near("gradient", torch.float32, gradient, want[4])
+    alone = cuda.policy_loss(*loss_inputs(case), False)
+    assert all(torch.equal(a, b) for a, b in zip(alone[:4], (loss, log_ratio, clip_fraction, kl), strict=True))
+
+
+def test_policy_loss_of_many_rows_and_branches_without_reference(cuda):
+    """More rows than a warp has lanes, more branches than stand in shared memory together, one more block."""
+    case, rows, k = make_case(torch.bfloat16, 2056, guided=False), 33, 35
+    generator = torch.Generator().manual_seed(1)
+    few = [t[:1].expand(rows, -1) for t in (case.velocity, case.latents, case.velocity_old)]
+    branches = case.branches[:1, :1] + 0.1 * torch.randn(rows, k, 2056, generator=generator).bfloat16()
+    advantages, steps = torch.randn(rows, k, generator=generator), torch.arange(rows) % 7
+    inputs = (few[0], None, few[1], branches, few[2], None, advantages, ROWS, steps, 1.0, 1e-4, 0.0, True)
+    got, want = cuda.policy_loss(*inputs), NATIVE.policy_loss(*inputs)
+    for kind, a, b in zip(("statistic", "log_ratio", "statistic", "statistic", "gradient"), got, want, strict=True):
+        assert_near(kind, torch.float32, a, b.double())
+
+
+def test_an_unchanged_policy_has_ratio_one(cuda):
+    case = make_case(torch.bfloat16, 2048, guided=True)
+    old = cuda.guided_velocity(case.velocity, case.uncond, case.scale)
+    got = cuda.policy_loss(*loss_inputs(case._replace(velocity_old=old), 0.0, with_ref=False), True)
+    assert (got[1] == 0).all()
+    assert (got[2], got[3]) == (0, 0)
+
+
+@DTYPES
+def test_rows_may_stand_anywhere(cuda, dtype):
+    """Rows with gaps between whole packs, a repeated row, rows that begin off a pack: the bits of contiguous copies."""
+    buffer = torch.randn(4, 3, 48).to(dtype)
+    latents, velocity, uncond = buffer[:, 1, 16:], buffer[:1, 0, :32].expand(4, 32), buffer[:, 2, 3:35]
+    branches, table_steps = buffer[:, :2, 16:], STEPS[:4]
+    args = (velocity, uncond, latents, branches, latents, uncond, torch.randn(4, 2), ROWS, table_steps, 2.0, 1e-3, 0.1)
+    copies = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
+    for got, want in zip(cuda.policy_loss(*args, True), cuda.policy_loss(*copies, True), strict=True):
+        assert torch.equal(got, want)
+    state = [latents, velocity, uncond]
+    want = cuda.branch_step(*(t.contiguous() for t in state), 2.0, ROWS, 2, 2, KEY, IDS[:4])
+    got = cuda.branch_step(*state, 2.0, ROWS, 2, 2, KEY, IDS[:4])
+    alone = cuda.branch_step(*(t[3:] for t in state), 2.0, ROWS, 2, 2, KEY, IDS[3:4])
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert all(torch.equal(a, b[3:]) for a, b in zip(alone, want, strict=True))
+
+
+def test_no_rows(cuda):
+    case = make_case(torch.float32, 6, guided=True, num_rows=0)
+    state = (case.latents, case.velocity, case.uncond, case.scale, ROWS, 1)
+    assert cuda.euler_step(*state).shape == (0, 6)
+    assert [t.shape for t in cuda.branch_step(*state, 2, KEY, IDS[:0])] == [(0, 6), (0, 2, 6), (0, 2)]
+    assert cuda.log_prob(*case[:2], case.velocity, ROWS, STEPS[:0]).shape == (0,)
+    assert cuda.policy_loss(*loss_inputs(case), True)[4].shape == (0, 6)
+
+
+def test_a_step_outside_of_the_table_makes_nan_and_touches_nothing_else(cuda):
+    case, steps = make_case(torch.float32, 7, guided=False), torch.tensor([2, -1, 8, 10**12, 3])
+    outside = torch.tensor([False, True, True, True, False])
+    inputs = (case.branches[:, 0].contiguous(), case.latents, case.velocity, ROWS, steps)
+    assert torch.equal(cuda.log_prob(*inputs).isnan(), outside)
+    assert torch.equal(cuda.log_prob_backward(torch.ones(5), *inputs).isnan().all(1), outside)
+    arguments = list(loss_inputs(case))
+    arguments[8] = steps
+    loss, log_ratio, _, _, gradient = cuda.policy_loss(*arguments, True)
+    assert loss.isnan()
+    assert torch.equal(log_ratio.isnan().all(1), outside)
+    assert torch.equal(gradient.isnan().all(1), outside)
