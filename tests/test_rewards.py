@@ -59,6 +59,7 @@ class Scaled:
         ),
         (json.dumps({"mine": {**TRIPLED, "weight": 2}}), {"mine": 2.0}),
         (level, {"level": 1.0}),
+        ({"shown": {"reward": level, "weight": 3}}, {"shown": 3.0}),
     ],
 )
 def test_every_form_of_a_reward_is_scored_by_its_weights(spec, weights):
@@ -96,7 +97,7 @@ def test_advantages_can_be_summed_reward_by_reward():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("shaeps", r'one of .*shapes_strict .* got "shaeps" \(did you mean "shapes"\?\)'),
+        ("shaeps", r'one of aesthetic, .* got "shaeps" \(did you mean "shapes"\?\)'),
         ("no.such.module:thing", "cannot load"),
         (f"{HERE}:nothing", "cannot load"),
         (f"{HERE}:TEXTS", "must be a reward or its class"),

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from .resize import center_square
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -30,26 +31,6 @@ def normalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     return (images - mean) / std
 
 
-def resized(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
-    """Images [R, 3, H, W] at another size, antialiased and rounded to 256 levels, as image libraries resize bytes."""
-    images = quantized(images)
-    if images.shape[-2:] == (height, width):
-        return images
-    return quantized(interpolate(images, (height, width), mode=mode, antialias=True, align_corners=False))
-
-
-def center_square(images: Tensor, size: int) -> Tensor:
-    """Images with their shorter side resized to `size` and the middle of the longer one kept, [R, 3, size, size]."""
-    height, width = images.shape[-2:]
-    if height <= width:
-        height, width = size, size * width // height
-    else:
-        height, width = size * height // width, size
-    images = resized(images, height, width)
-    top, left = (height - size) // 2, (width - size) // 2
-    return images[..., top : top + size, left : left + size]
-
-
 def clip_pixels(images: Tensor, size: int) -> Tensor:
     """CLIP's input [R, 3, size, size], float32, of images [R, 3, H, W]: bicubic resize, middle square, CLIP's scale."""
-    return normalized(center_square(images, size), CLIP_MEAN, CLIP_STD)
+    return normalized(center_square(as_bytes(images), size).float() / 255, CLIP_MEAN, CLIP_STD)

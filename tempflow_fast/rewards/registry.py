@@ -16,6 +16,7 @@ from .weighted import WeightedReward
 REWARDS = {
     "aesthetic": "tempflow_fast.rewards.aesthetic:Aesthetic",
     "clip": "tempflow_fast.rewards.clip:Clip",
+    "flow_grpo_server": "tempflow_fast.rewards.flow_grpo_server:FlowGrpoServer",
     "geneval": "tempflow_fast.rewards.geneval:GenEval",
     "geneval_partial": "tempflow_fast.rewards.geneval:GenEvalPartial",
     "geneval_strict": "tempflow_fast.rewards.geneval:GenEvalStrict",
@@ -25,6 +26,7 @@ REWARDS = {
     "jpeg_incompressibility": "tempflow_fast.rewards.jpeg:incompressibility",
     "ocr": "tempflow_fast.rewards.ocr:Ocr",
     "pickscore": "tempflow_fast.rewards.pickscore:PickScore",
+    "remote": "tempflow_fast.rewards.remote:Remote",
     "shapes": "tempflow_fast.rewards.shapes:partial",
     "shapes_strict": "tempflow_fast.rewards.shapes:strict",
 }
@@ -45,8 +47,8 @@ def get_reward(reward: Spec) -> WeightedReward:
             - several with weights: "pickscore=1.0,ocr=0.5";
             - a mapping, or its JSON, from names to weights or to settings: `{"pickscore": 0.5, "remote": {"weight":
               1.0, "urls": ["http://127.0.0.1:18080"]}}`. Among the settings, `weight` (default 1), `cache` (number of
-              scores to remember by image, prompt and metadata) and `reward` (the name or "module:attribute", where the
-              key is a name of one's own) are understood for every reward; the others go to its class;
+              scores to remember by image, prompt and metadata) and `reward` (name, "module:attribute" or callable,
+              where the key is a name of one's own) are understood for every reward; the others go to its class;
             - a callable.
 
     Returns:
@@ -65,7 +67,8 @@ def get_reward(reward: Spec) -> WeightedReward:
         settings = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weights[name] = _number(name, settings.pop("weight", 1.0))
         num_remembered = settings.pop("cache", None)
-        made = _load(settings.pop("reward", name), json.dumps(settings, sort_keys=True, default=str))
+        target = settings.pop("reward", name)
+        made = target if callable(target) else _load(target, json.dumps(settings, sort_keys=True, default=str))
         rewards[name] = made if num_remembered is None else CachedReward(made, num_remembered)
     return WeightedReward(rewards, weights)
 

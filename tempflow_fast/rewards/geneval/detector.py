@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from ..pixels import IMAGENET_MEAN, IMAGENET_STD, normalized, resized
+from ..pixels import IMAGENET_MEAN, IMAGENET_STD, as_bytes, normalized
+from ..resize import resized
 from .judge import THRESHOLD, Box, Detection
 from .names import OBJECTS
 
@@ -56,7 +57,8 @@ class Detector:
         height, width = images.shape[-2:]
         scale = min(self.shorter_side / min(height, width), LONGER_SIDE / max(height, width))
         inner = int(height * scale + 0.5), int(width * scale + 0.5)
-        small = normalized(resized(images, *inner, mode="bilinear"), IMAGENET_MEAN, IMAGENET_STD)
+        levels = resized(as_bytes(images), *inner, mode="bilinear")
+        small = normalized(levels.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
         below, right = (-side % MULTIPLE for side in inner)
         return pad(small, (0, right, 0, below)), inner
 
