@@ -72,11 +72,12 @@ class Processes:
         return clip_grad_norm_(parameters, max_norm).detach()
 
     def trained_state(self, network: nn.Module) -> dict[str, Tensor]:
-        """The parameters that take a gradient, whole and on the host, under the names of the network without wrappers.
+        """Copies of the parameters that take a gradient, whole, on the host, under the names of the bare network.
 
         All processes must call it together; all but the main one get an empty dictionary.
         """
-        return {name: value.detach().cpu() for name, value in network.named_parameters() if value.requires_grad}
+        trained = ((name, value) for name, value in network.named_parameters() if value.requires_grad)
+        return {name: value.detach().to("cpu", copy=True) for name, value in trained}
 
     def wait(self) -> None:
         """Returns when every process has come here."""
@@ -130,7 +131,7 @@ class AcceleratedProcesses(Processes):
             if value.requires_grad:
                 whole = _whole(value.detach())  # parameter by parameter: never a second copy of all of them
                 if self.is_main:
-                    state[name] = whole.cpu()
+                    state[name] = whole.to("cpu", copy=True)
         return state
 
     def wait(self) -> None:

@@ -11,12 +11,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from pipelines import sd3_pipeline
 from safetensors.torch import save_file
 from tiny import PROMPTS, TinyPolicy, brightness
+from torch.nn import Parameter
 
 from tempflow_fast import GRPOConfig, grpo, grpo_step
+from tempflow_fast.policies import SD3Policy
 from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched
 
 SMALL = {"num_steps": 4, "num_branches": 3, "num_updates": 2, "clip_range": 1e-3}
@@ -26,7 +30,7 @@ SEVEN = [f"prompt number {n}" + "!" * n for n in range(7)]
 
 def rounded(images, prompts, metadata):
     """Scores that a rounding of the images does not reach."""
-    return brightness(images, prompts, metadata).double().round(decimals=3)
+    return brightness(images, prompts, metadata).double().round(decimals=2)
 
 
 def mostly_silent(images, prompts, metadata):
@@ -34,25 +38,41 @@ def mostly_silent(images, prompts, metadata):
     return scores * torch.tensor([prompt != "silent" for prompt in prompts])
 
 
+def adapted() -> SD3Policy:
+    """A transformer in 16 bits with an adapter in 32, computed again block by block in the backward pass."""
+    with TemporaryDirectory() as directory:
+        policy = SD3Policy(sd3_pipeline(Path(directory)).to(torch.bfloat16))
+    policy.add_lora(rank=4, alpha=8)
+    policy.enable_gradient_checkpointing()
+    return policy
+
+
 CASES = {
     # Seven trajectories: 4 + 3, or 3 + 2 + 2.
-    "seed groups": (SEVEN, brightness, GRPOConfig(**SMALL, num_seeds=1)),
+    "seed groups": (TinyPolicy, SEVEN, brightness, GRPOConfig(**SMALL, num_seeds=1)),
     # Two prompts of five seeds each, whose groups no number of processes keeps together.
-    "prompt groups": (PROMPTS[:2], rounded, GRPOConfig(**SMALL, num_seeds=5, group="prompt", **GUIDED)),
+    "prompt groups": (TinyPolicy, PROMPTS[:2], rounded, GRPOConfig(**SMALL, num_seeds=5, group="prompt", **GUIDED)),
     # Two trajectories, so that the third of three processes has none.
-    "few": (PROMPTS[:1], brightness, GRPOConfig(**SMALL, num_seeds=2, micro_batch=1)),
+    "few": (TinyPolicy, PROMPTS[:1], brightness, GRPOConfig(**SMALL, num_seeds=2, micro_batch=1)),
     # Signal in one trajectory alone, so that all other processes only keep step.
-    "silent": (["silent"] * 4 + PROMPTS[2:], mostly_silent, GRPOConfig(**SMALL, num_seeds=1, micro_batch=2)),
+    "silent": (
+        TinyPolicy,
+        ["silent"] * 4 + PROMPTS[2:],
+        mostly_silent,
+        GRPOConfig(**SMALL, num_seeds=1, micro_batch=2),
+    ),
 }
+ADAPTER = {"adapter": (adapted, PROMPTS, brightness, GRPOConfig(**SMALL, num_seeds=1, **GUIDED))}
 
 
-def train(processes: Processes, prompts: list[str], reward_fn, config: GRPOConfig) -> dict:
+def train(processes: Processes, make_policy, prompts: list[str], reward_fn, config: GRPOConfig) -> dict:
     """Two iterations of two updates: everything that must not depend on the number of processes."""
-    policy = TinyPolicy()
+    policy = make_policy()
     policy.freeze_reference()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     optimizer = processes.prepare(policy, optimizer)
-    policy.calls.clear()
+    getattr(policy, "calls", []).clear()
+    start = processes.trained_state(policy.network)
     with recorded_updates() as seen:
         metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, None, processes) for seed in (5, 6)]
     drawn, advantages = seen[0]
@@ -63,8 +83,10 @@ def train(processes: Processes, prompts: list[str], reward_fn, config: GRPOConfi
         "latents": drawn.latents[: len(own)],
         "advantages": advantages,
         "metrics": [{name: float(value) for name, value in row.items()} for row in metrics],
-        "calls": policy.calls,
+        "calls": list(getattr(policy, "calls", [])),
+        "start": start,
         "weights": processes.trained_state(policy.network),
+        "replica": [parameter.detach().clone() for parameter in policy.parameters() if type(parameter) is Parameter],
         "wrapper": type(policy.network).__name__,
     }
 
@@ -97,13 +119,14 @@ def errors(processes: Processes) -> dict[str, str]:
     return texts
 
 
-def shard(processes: AcceleratedProcesses) -> None:
+def shard(processes: AcceleratedProcesses, policy: str) -> None:
     """From here on `prepare` shards as after `accelerate launch --use_fsdp`, which accelerate keeps off the CPU."""
     from accelerate import FullyShardedDataParallelPlugin, PartialState
     from accelerate.utils import DistributedType
 
+    processes.accelerator.free_memory()
     processes.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=100, cpu_ram_efficient_loading=False
+        fsdp_version=2, auto_wrap_policy=policy, min_num_params=100, cpu_ram_efficient_loading=False
     )
     for state in (PartialState(), processes.accelerator.state):
         state.distributed_type = DistributedType.FSDP
@@ -130,14 +153,15 @@ def die(processes: Processes, directory: Path) -> None:
 
 def main(directory: Path, *parts: str) -> None:
     processes = launched(cpu=True)
-    results = {name: train(processes, *case) for name, case in CASES.items()}
+    cases = CASES | (ADAPTER if "two" in parts else {})
+    results = {name: train(processes, *case) for name, case in cases.items()}
     results["errors"] = errors(processes)
-    if "fsdp" in parts:
-        shard(processes)
-        results |= {f"fsdp {name}": train(processes, *case) for name, case in CASES.items()}
+    if "two" in parts:
+        for name, case in cases.items():
+            shard(processes, "transformer_based_wrap" if name in ADAPTER else "size_based_wrap")
+            results[f"sharded {name}"] = train(processes, *case)
         if processes.is_main:
-            save_file(results["fsdp seed groups"]["weights"], directory / "sharded.safetensors")
-    results["has accelerate"] = "accelerate" in sys.modules
+            save_file(results["sharded seed groups"]["weights"], directory / "sharded.safetensors")
     torch.save(results, directory / f"{processes.count}-{processes.index}.pt")
     processes.wait()
     if "die" in parts:

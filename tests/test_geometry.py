@@ -46,7 +46,7 @@ def test_one_process_does_what_the_geometry_says(settings):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
 def test_work_of_all_processes_adds_up(case, num_processes):
-    prompts, _, config = CASES[case]
+    _, prompts, _, config = CASES[case]
     geometry = Geometry(config, len(prompts), num_processes)
     alone = Geometry(config, len(prompts)).work[0]
     parts = geometry.work

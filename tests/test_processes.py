@@ -1,7 +1,7 @@
 """One, two and three real processes: the same rollouts, the same advantages, the same weights; and what ends a run.
 
-`processes_worker.py` is launched once per number of processes, by `accelerate launch` with gloo on the CPU. FSDP2 is
-accelerate's own, but for its refusal to shard on a CPU.
+`processes_worker.py` is launched once for two and once for three, by `accelerate launch` with gloo on the CPU. FSDP2
+is accelerate's own, but for its refusal to shard on a CPU.
 """
 
 from __future__ import annotations
@@ -13,54 +13,62 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_worker import CASES
+from processes_worker import ADAPTER, CASES, train
 from safetensors.torch import load_file
 from tiny import TinyPolicy
 
 from tempflow_fast.batching import deal, equal_pieces, padded
+from tempflow_fast.processes import Processes, launched
 
-PATIENCE = 300
+PATIENCE = 900
 """Seconds for a launch on a busy machine; a hang would last half an hour."""
-LAUNCH = (Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu", "--main_process_port", "0")
-PLAIN = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-LAUNCHES = {1: (sys.executable,)} | {count: (*LAUNCH, *PLAIN, "--num_processes", count) for count in (2, 3)}
-PARTS = {1: (), 2: ("fsdp",), 3: ("die",)}
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--main_process_port", "0"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes"]
+PARTS = {2: "two", 3: "die"}
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):
-    """All launches, at once: (directory, return codes, what they wrote to stderr)."""
+    """Both launches, at the same time: (directory, return codes, what they wrote to stderr)."""
     directory, worker = tmp_path_factory.mktemp("processes"), Path(__file__).with_name("processes_worker.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = {
-        count: subprocess.Popen(
-            [*map(str, command), str(worker), str(directory), *PARTS[count]],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=(directory / f"errors-{count}").open("w"),
-        )
-        for count, command in LAUNCHES.items()
-    }
+    errors = {count: directory / f"errors-{count}" for count in PARTS}
+    running = {}
     try:
+        for count, part in PARTS.items():
+            with errors[count].open("w") as stderr:
+                running[count] = subprocess.Popen(
+                    [*LAUNCH, str(count), str(worker), str(directory), part],
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                )
         codes = {count: process.wait(timeout=PATIENCE) for count, process in running.items()}
     finally:
         for process in running.values():
-            process.kill()
-    return directory, codes, {count: (directory / f"errors-{count}").read_text() for count in running}
+            process.terminate()  # the launcher then ends its processes
+    return directory, codes, {count: path.read_text() for count, path in errors.items()}
 
 
 @pytest.fixture(scope="module")
 def results(launches):
-    """results[count][index]: what each process of each launch saved."""
+    """results[count][index]: what each process saved."""
     directory, _, errors = launches
+    for count in PARTS:
+        assert (directory / f"{count}-0.pt").is_file(), errors[count]
     return {
-        count: [load(directory / f"{count}-{index}.pt", errors[count]) for index in range(count)] for count in LAUNCHES
+        count: [torch.load(directory / f"{count}-{index}.pt", weights_only=False) for index in range(count)]
+        for count in PARTS
     }
 
 
-def load(path: Path, errors: str) -> dict:
-    assert path.is_file(), errors
-    return torch.load(path, weights_only=False)
+@pytest.fixture(scope="module")
+def alone():
+    """What this process comes to by itself, and without accelerate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "accelerate", None)  # an import would fail
+        assert type(launched()) is Processes
+        results = {name: train(launched(), *case) for name, case in CASES.items()}
+    return results | {name: train(Processes(), *case) for name, case in ADAPTER.items()}
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -71,26 +79,26 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-RUNS = [(2, name, name) for name in CASES] + [(3, name, name) for name in CASES]
-RUNS += [(2, f"fsdp {name}", name) for name in CASES]
+RUNS = [(count, name, name) for count in PARTS for name in CASES] + [(2, name, name) for name in ADAPTER]
+RUNS += [(2, f"sharded {name}", name) for name in CASES | ADAPTER]
 
 
 @pytest.mark.parametrize(("count", "run", "case"), RUNS)
-def test_many_processes_train_as_one_does(results, count, run, case):
-    (alone,), parts = (results[1], results[count])
-    alone, parts = alone[case], [part[run] for part in parts]
-    assert {part["wrapper"] for part in parts} == {"FSDPSequential" if "fsdp" in run else "DistributedDataParallel"}
+def test_many_processes_train_as_one_does(results, alone, count, run, case):
+    parts, one = [part[run] for part in results[count]], alone[case]
+    assert all(part["wrapper"].startswith("FSDP" if "sharded" in run else "DistributedData") for part in parts)
     # Every trajectory once, with its own noise; then network calls of another shape, whose rows may round otherwise.
     ids = torch.cat([part["ids"] for part in parts])
-    assert ids.sort().values.tolist() == alone["ids"].tolist()
-    assert torch.equal(torch.cat([part["noise"] for part in parts])[ids.argsort()], alone["noise"])
-    assert relative(torch.cat([part["latents"] for part in parts])[ids.argsort()], alone["latents"]) < 1e-6
+    assert ids.sort().values.tolist() == one["ids"].tolist()
+    assert torch.equal(torch.cat([part["noise"] for part in parts])[ids.argsort()], one["noise"])
+    assert relative(torch.cat([part["latents"] for part in parts])[ids.argsort()], one["latents"]) < 1e-6
     # Rewards of these groups lie 0.01 to 0.1 apart, by which a rounding of 1e-7 is divided.
-    torch.testing.assert_close(parts[0]["advantages"], alone["advantages"], rtol=0, atol=1e-5)
-    assert list(parts[0]["weights"]) == list(alone["weights"])
-    assert relative(flat(parts[0]["weights"]), flat(alone["weights"])) < 1e-5
-    assert relative(flat(alone["weights"]), flat(dict(TinyPolicy().network.named_parameters()))) > 1e-3
-    compare_metrics(parts[0]["metrics"], alone["metrics"])
+    torch.testing.assert_close(parts[0]["advantages"], one["advantages"], rtol=0, atol=1e-5)
+    weights, want = parts[0]["weights"], one["weights"]
+    assert list(weights) == list(want)
+    assert relative(flat(weights), flat(want)) < 1e-5
+    assert relative(flat(one["start"]), flat(want)) > 1e-3, "training moves the weights"
+    compare_metrics(parts[0]["metrics"], one["metrics"])
 
 
 def compare_metrics(many: list[dict[str, float]], alone: list[dict[str, float]]) -> None:
@@ -109,30 +117,30 @@ def test_processes_agree_to_the_bit_and_keep_step(results, count, case):
         assert torch.equal(first["advantages"], other["advantages"])
         assert first["metrics"] == other["metrics"]
         assert [grad for _, grad in first["calls"]] == [grad for _, grad in other["calls"]]
+        assert all(map(torch.equal, first["replica"], other["replica"]))
         assert not other["weights"], "only the main process gathers them"
+    assert len(first["replica"]) == len(first["weights"])
 
 
-def test_a_process_without_trajectories_or_signal_only_keeps_step(results):
+def test_a_process_without_trajectories_or_signal_only_keeps_step(results, alone):
     assert [len(part["few"]["ids"]) for part in results[3]] == [1, 1, 0]
-    alone = results[1][0]["silent"]
-    assert alone["advantages"].flatten(1).any(dim=1).sum() == 1
+    assert alone["silent"]["advantages"].flatten(1).any(dim=1).sum() == 1
     # The one trajectory with signal has three pairs; in calls of two, others add a row to each of its two calls.
-    training = [[rows for rows, grad in part["silent"]["calls"] if grad] for part in results[3]]
+    training = [[rows for rows, with_graph in part["silent"]["calls"] if with_graph] for part in results[3]]
     assert sorted(training) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 2, 1, 2]]
 
 
-def test_equal_rewards_give_equal_bits(results):
-    alone = results[1][0]["prompt groups"]["advantages"]
-    for count in (2, 3):
-        assert torch.equal(results[count][0]["prompt groups"]["advantages"], alone)
+def test_equal_rewards_give_equal_bits(results, alone):
+    for count in PARTS:
+        got = results[count][0]["prompt groups"]["advantages"]
+        assert torch.equal(got, alone["prompt groups"]["advantages"])
 
 
-def test_sharded_weights_are_gathered_and_saved(launches, results):
+def test_sharded_weights_are_gathered_and_saved(launches, alone):
     directory, codes, errors = launches
     assert codes[2] == 0, errors[2]
-    saved, alone = load_file(directory / "sharded.safetensors"), results[1][0]["seed groups"]["weights"]
-    assert saved.keys() == alone.keys()
-    assert relative(flat({name: saved[name] for name in alone}), flat(alone)) < 1e-5
+    saved, want = load_file(directory / "sharded.safetensors"), alone["seed groups"]["weights"]
+    assert relative(flat({name: saved[name] for name in want}), flat(want)) < 1e-5
     TinyPolicy().network.load_state_dict(saved)
 
 
@@ -151,11 +159,6 @@ def test_wrong_input_stops_all_processes(results, count):
     for part in results[count]:
         assert "must be the same in all processes, got different ones" in part["errors"]["other work"]
         assert "rewards must be finite, got nan at [0, 0, 0]" in part["errors"]["nan"]
-
-
-def test_one_process_needs_no_accelerate(results):
-    assert not results[1][0]["has accelerate"]
-    assert results[2][0]["has accelerate"]
 
 
 @pytest.mark.parametrize("num_trajectories", [1, 2, 7, 24])
