@@ -8,11 +8,16 @@
     loss.py     policy_loss
 """
 
+import triton
+
 from .density import log_prob, log_prob_backward
 from .loss import policy_loss
 from .sample import branch_step, euler_step, guided_velocity, initial_noise
 
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on the CPU, in numpy
+
 __all__ = [
+    "INTERPRETED",
     "branch_step",
     "euler_step",
     "guided_velocity",

@@ -1,10 +1,12 @@
 """The Gaussian numbers of csrc/noise.h in Triton: same words, same polynomials, same roundings.
 
-Triton's own `randn4x` is another function (31-bit uniforms, clamped at 1e-7), and its sine and cosine bring a slow path.
+Triton's own `randn4x` is another function (31-bit uniforms, clamped at 1e-7), and its sine and cosine have a slow path.
 """
 
 import triton
 import triton.language as tl
+
+from .launch import THREADS
 
 
 @triton.jit
@@ -69,19 +71,20 @@ def quad_normals(seed, trajectory_id, branch_step, quad):
 
 
 @triton.jit
-def normals(seed, trajectory_id, branch_step, first, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
+def normals(seed, trajectory_id, branch_step, first, BLOCK: tl.constexpr):
     """The normals of elements first .. first + BLOCK - 1, in order.
 
-    A thread draws the VECTOR neighbouring elements that it stores: with two quads in one tensor they would have to be
-    passed through shared memory first.
+    A thread draws the 4 or 8 neighbouring elements that it stores, 8 from two tensors of quads: with both quads in one
+    tensor they would have to be passed through shared memory first.
     """
-    tl.static_assert(VECTOR == 4 or VECTOR == 8)
-    lane = tl.arange(0, BLOCK // VECTOR).to(tl.uint32)
-    quad = (first // 4).to(tl.uint32) + lane * (VECTOR // 4)
+    PAIRED: tl.constexpr = BLOCK // THREADS == 8  # noqa: N806
+    tl.static_assert(PAIRED or BLOCK // THREADS == 4)
+    lane = tl.arange(0, THREADS).to(tl.uint32)
+    quad = (first // 4).to(tl.uint32) + (2 * lane if PAIRED else lane)
     n0, n1, n2, n3 = quad_normals(seed, trajectory_id, branch_step, quad)
-    if VECTOR == 4:
-        return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
-    m0, m1, m2, m3 = quad_normals(seed, trajectory_id, branch_step, quad + 1)
-    even = tl.interleave(tl.interleave(n0, m0), tl.interleave(n2, m2))
-    odd = tl.interleave(tl.interleave(n1, m1), tl.interleave(n3, m3))
+    even, odd = tl.interleave(n0, n2), tl.interleave(n1, n3)
+    if PAIRED:
+        m0, m1, m2, m3 = quad_normals(seed, trajectory_id, branch_step, quad + 1)
+        even = tl.interleave(tl.interleave(n0, m0), tl.interleave(n2, m2))
+        odd = tl.interleave(tl.interleave(n1, m1), tl.interleave(n3, m3))
     return tl.interleave(even, odd)

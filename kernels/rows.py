@@ -1,7 +1,12 @@
-"""What the kernels share: a program's place, the rows it reads, the scalars of a step, sums of partial sums."""
+"""What the kernels share: a program's place, the rows it reads and writes, the scalars of a step, partial sums.
+
+`rows` are (pointer, stride) as launch.py makes them, `table` is (pointer, number of steps).
+"""
 
 import triton
 import triton.language as tl
+
+DT, A, B, S, NOISE_WEIGHT = (tl.constexpr(column) for column in range(5))  # of a step table
 
 
 @triton.jit
@@ -15,41 +20,48 @@ def locate(program, numel, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_row(pointer, stride, row, first, inside, BLOCK: tl.constexpr):
+def load_row(rows, row, first, inside, BLOCK: tl.constexpr):
     """A block of a row as float32, 0 beyond its end."""
-    at = pointer + row * stride + first + tl.arange(0, BLOCK)
+    at = rows[0] + (row * rows[1] + first) + tl.arange(0, BLOCK)
     return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_guided(cond, cond_stride, uncond, uncond_stride, scale, row, first, inside, BLOCK: tl.constexpr):
+def load_guided(cond, uncond, scale, row, first, inside, BLOCK: tl.constexpr):
     """v_uncond + scale (v_cond - v_uncond), or v_cond where there is no other."""
-    v = load_row(cond, cond_stride, row, first, inside, BLOCK)
+    v = load_row(cond, row, first, inside, BLOCK)
     if uncond is not None:
-        u = load_row(uncond, uncond_stride, row, first, inside, BLOCK)
+        u = load_row(uncond, row, first, inside, BLOCK)
         v = tl.fma(tl.full([BLOCK], scale, tl.float32), v - u, u)
     return v
 
 
 @triton.jit
-def step_row(table, num_steps, step):
-    """(dt, a, b, s, noise_weight) of one step or several, as float32; NaN for a step that the table does not have."""
-    known = (step >= 0) & (step < num_steps)
-    at = table + 5 * step
-    dt = tl.load(at, mask=known, other=float("nan")).to(tl.float32)
-    a = tl.load(at + 1, mask=known, other=float("nan")).to(tl.float32)
-    b = tl.load(at + 2, mask=known, other=float("nan")).to(tl.float32)
-    s = tl.load(at + 3, mask=known, other=float("nan")).to(tl.float32)
-    weight = tl.load(at + 4, mask=known, other=float("nan")).to(tl.float32)
-    return dt, a, b, s, weight
+def scaled_sum(scale, x, y, BLOCK: tl.constexpr):
+    """scale x + y in one rounding."""
+    return tl.fma(tl.full([BLOCK], scale, tl.float32), x, y)
+
+
+@triton.jit
+def store_row(out, numel, row, first, inside, value, BLOCK: tl.constexpr):
+    """A block of a row of a contiguous result, in its dtype."""
+    at = out + (row * numel + first) + tl.arange(0, BLOCK)
+    tl.store(at, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def coefficient(table, step, COLUMN: tl.constexpr):
+    """One scalar of a step, or of several, as float32; NaN for a step that the table does not have."""
+    known = (step >= 0) & (step < table[1])
+    return tl.load(table[0] + 5 * step + COLUMN, mask=known, other=float("nan")).to(tl.float32)
 
 
 @triton.jit
 def sum_blocks(partial, index, exists, blocks, CHUNK: tl.constexpr):
-    """The sums over the last dimension of `partial` [*, blocks] at `index` [M], in an order that depends on M alone."""
+    """The sums over the last dimension of `partial` [*, blocks] at `index`, in an order that repeats."""
     total = tl.zeros([index.shape[0], CHUNK], tl.float32)
     for first in range(0, blocks, CHUNK):
         block = first + tl.arange(0, CHUNK)
-        at = partial + index[:, None] * blocks + block[None, :]
+        at = partial + index[:, None].to(tl.int64) * blocks + block[None, :]
         total += tl.load(at, mask=exists[:, None] & (block < blocks)[None, :], other=0.0)
     return tl.sum(total, axis=1)

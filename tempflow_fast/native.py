@@ -1,15 +1,13 @@
 """The compiled library: found, loaded and asked here, and nowhere else.
 
 `_C.so` registers C++ bodies for the schemas of ops.py when it is loaded; it is built without Python's headers, so its
-few answers come through ctypes. The environment variable TEMPFLOW_FAST_BODY forces a body: `reference` leaves the
-library unloaded, `native` makes its absence an error, and without it a missing library is one warning.
+few answers come through ctypes. bodies.py decides whether it is loaded.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -24,29 +22,30 @@ def build_record() -> dict[str, str]:
     return json.loads(BUILD_RECORD.read_text()) if BUILD_RECORD.is_file() else {}
 
 
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason."""
-    wish = os.environ.get("TEMPFLOW_FAST_BODY", "")
-    if wish not in ("", "native", "reference"):
-        raise ValueError(f"TEMPFLOW_FAST_BODY must be native or reference, got {wish!r}")
-    if wish == "reference":
-        return None, "TEMPFLOW_FAST_BODY=reference"
+_library: ctypes.CDLL | None = None
+reason = "not asked for"
+"""Why the library is, or is not, loaded."""
+
+
+def load(required: bool) -> None:
+    """Load the library, which registers its bodies; its absence is one warning, or an ImportError where `required`."""
+    global _library, reason
     if not LIBRARY.is_file():
         reason = build_record().get("cpu", "not built: run `pip install .` or `pip install -e .`")
     else:
         try:
             torch.ops.load_library(LIBRARY)
-            return _declared(ctypes.CDLL(str(LIBRARY))), "loaded"
+            _library, reason = _declared(ctypes.CDLL(str(LIBRARY))), "loaded"
+            return
         except OSError as error:
             reason = f"built, but does not load: {error}"
-    if wish == "native":
+    if required:
         raise ImportError(f"TEMPFLOW_FAST_BODY=native, but the compiled kernels are missing ({reason})")
     warnings.warn(
         f"tempflow_fast runs on its reference bodies in plain PyTorch; the compiled kernels are missing ({reason})",
         RuntimeWarning,
         stacklevel=2,
     )
-    return None, reason
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -57,9 +56,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-_library, reason = _load()
-
-
 def loaded() -> bool:
     """Whether the compiled bodies are registered."""
     return _library is not None
@@ -68,6 +64,11 @@ def loaded() -> bool:
 def build_info() -> dict[str, str]:
     """What the library says about its own build: compiler, torch, CUDA; {} without one."""
     return json.loads(_library.tempflow_build_info()) if _library else {}
+
+
+def reason_without_cuda() -> str:
+    """Why there are no compiled CUDA kernels."""
+    return build_record().get("cuda", "not built") if loaded() else reason
 
 
 def cpu_isa() -> str:

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, reference
-from . import native as _native  # noqa: F401  loading it registers the compiled bodies
+from . import bodies, checks, reference
 from .schedule import StepTable
 
 _libraries = [torch.library.Library(name, "DEF") for name in ("tempflow_fast", "tempflow_fast_reference")]
@@ -325,3 +324,6 @@ def policy_loss(
         v, u, x, children, old, ref, weights, table.coefficients(x.device), rows, scale, clip_range, beta, with_gradient
     )
     return PolicyLoss(loss, log_ratio, clip_fraction, kl)
+
+
+bodies.settle()
