@@ -88,6 +88,14 @@ def test_the_range_of_a_sum_counts_the_sign_of_weights():
     assert range_of(level) == (-float("inf"), float("inf"))
 
 
+def test_a_reward_of_weight_zero_is_scored_and_of_no_consequence():
+    reward = get_reward(f"{HERE}:level=0,{HERE}:doubled=1")
+    scores = reward.score(images(), TEXTS, NO_METADATA)
+    assert torch.equal(scores.total, scores.parts[f"{HERE}:doubled"])
+    assert torch.equal(scores.parts[f"{HERE}:level"], torch.arange(8, dtype=torch.float64) / 8)
+    assert reward.range == (0.0, 2.0)
+
+
 def test_advantages_can_be_summed_reward_by_reward():
     scores = Scores({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([0.0, 100.0])}, {"a": 1.0, "b": 0.5})
     centred = scores.weighted_sum(lambda part: (part - part.mean()) / part.std(correction=0))
@@ -102,10 +110,11 @@ def test_advantages_can_be_summed_reward_by_reward():
         (f"{HERE}:nothing", "cannot load"),
         (f"{HERE}:TEXTS", "must be a reward or its class"),
         ("shapes=much", "weight of shapes must be a number"),
-        ("shapes=0", "weight of shapes must be a finite number other than 0"),
+        ("shapes=inf", "weight of shapes must be finite, got inf"),
+        ("shapes=0", "one of the weights must differ from 0"),
         ("shapes,shapes", "with each name once"),
         ("{shapes", "must be JSON"),
-        ({}, "must hold at least one"),
+        ({}, "one of the weights must differ from 0"),
         (3, "must be a name, a mapping or a callable, got 3"),
         ({"shapes": {"device": "cpu"}}, "must be given no settings, got device"),
         ({"mine": {"reward": f"{HERE}:Scaled", "sclae": 1}}, "cannot make reward .* unexpected keyword"),

@@ -19,21 +19,24 @@ class WeightedReward:
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         """`rewards` and `weights` by the names under which their scores are logged.
 
+        A reward of weight 0 is watched: scored and logged, and of no consequence.
+
         Raises:
-            ValueError: for no reward, or a weight that is zero, infinite or NaN.
+            ValueError: for a weight that is infinite or NaN, or where none differs from 0.
         """
-        if not rewards:
-            raise ValueError("WeightedReward: rewards must hold at least one, got none")
         for name, weight in weights.items():
-            if not math.isfinite(weight) or weight == 0:
-                raise ValueError(f"WeightedReward: weight of {name} must be a finite number other than 0, got {weight}")
+            if not math.isfinite(weight):
+                raise ValueError(f"WeightedReward: weight of {name} must be finite, got {weight}")
+        if not any(weights[name] for name in rewards):
+            raise ValueError(f"WeightedReward: one of the weights must differ from 0, got {dict(weights)}")
         self.rewards, self.weights = dict(rewards), {name: float(weights[name]) for name in rewards}
         self.name = "+".join(self.rewards)
 
     @property
     def range(self) -> tuple[float, float]:
         """The lowest and the highest sum."""
-        ends = [sorted(self.weights[name] * end for end in range_of(reward)) for name, reward in self.rewards.items()]
+        counted = {name: weight for name, weight in self.weights.items() if weight}
+        ends = [sorted(weight * end for end in range_of(self.rewards[name])) for name, weight in counted.items()]
         return sum(low for low, _ in ends), sum(high for _, high in ends)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Scores:
