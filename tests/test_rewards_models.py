@@ -45,7 +45,6 @@ def test_clip_pixels_are_the_librarys(height, width):
     images = photographs(2, height, width)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
     expected = processor(images=as_pil(images), return_tensors="pt")["pixel_values"]
-    assert torch.allclose(clip_pixels(images, 24), expected, atol=1e-3)
     assert (clip_pixels(images, 24) - expected).abs().max() < 1e-5
 
 
