@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 OUTPUT ?= runs/demo
 SEED ?= 0
 FIGURES ?= docs
+CUDA_ENV ?= .venv-cuda
+CUDA_TORCH ?= torch>=2.13
 ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
@@ -13,7 +15,7 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench build readme-figures clean FORCE
+.PHONY: help demo test check bench build cuda-build readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
@@ -21,6 +23,7 @@ help:
 	@echo "make check    run the linter"
 	@echo "make bench    time the ops against PyTorch"
 	@echo "make build    make the wheel and the source archive in dist/"
+	@echo "make cuda-build   build the library against a CUDA torch in $(CUDA_ENV) (a download of GBs) and check it; no GPU needed"
 	@echo "make readme-figures   copy the pictures of the run in $(OUTPUT)/ to $(FIGURES)/"
 	@echo "make clean    remove .venv and what was built"
 	@echo "Variables: PYTHON=$(PYTHON) TORCH=$(TORCH) OUTPUT=$(OUTPUT) SEED=$(SEED) ARGS=(more options of tempflow-fast train)"
@@ -45,12 +48,22 @@ build: $(STAMP)
 	@# build's environments hide the torch of this one, and would each download another
 	@TEMPFLOW_FAST_TORCH="$$($(VENV_PYTHON) -c 'import torch; print(torch.__path__[0])')" $(VENV_PYTHON) -m build
 
+cuda-build:
+	@echo "== installing $(CUDA_TORCH) in $(CUDA_ENV)"
+	@$(PYTHON) -m venv "$(CUDA_ENV)"
+	@"$(CUDA_ENV)/bin/python" -m pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)" numpy pytest \
+	  "setuptools>=77" "cmake>=3.24" ninja
+	@echo "== building the library with its CUDA kernels"
+	@PATH="$$(cd "$(CUDA_ENV)" && pwd)/bin:$$PATH" TEMPFLOW_FAST_CUDA=ON \
+	  "$(CUDA_ENV)/bin/python" -W ignore setup.py --quiet build --build-base "$(CUDA_ENV)/build"
+	@PYTHONPATH="$$(echo "$(CUDA_ENV)"/build/lib.*)" "$(CUDA_ENV)/bin/python" tests/check_cuda_build.py
+
 readme-figures:
 	@mkdir -p "$(FIGURES)"
 	cp "$(OUTPUT)/reward.png" "$(OUTPUT)/samples.png" "$(FIGURES)"
 
 clean:
-	rm -rf .venv build dist *.egg-info tempflow_fast/_C.so tempflow_fast/_build.json
+	rm -rf .venv .venv-cuda build dist *.egg-info tempflow_fast/_C.so tempflow_fast/_build.json
 
 # The environment: made once, and installed again when a source of the library, the metadata or TORCH changes.
 $(STAMP): $(SOURCES) .venv/.torch
