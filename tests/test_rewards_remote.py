@@ -2,6 +2,10 @@
 
 import json
 import pickle
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -284,3 +288,28 @@ def test_serve_rewards_serves_until_it_is_interrupted(monkeypatch, capsys):
     serve_rewards(numbered, port=0)
     assert torch.allclose(asked[0], EXPECTED)
     assert "serving numbered at http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_the_command_serves_a_reward_by_name(capfd):
+    """The command line itself, in a process of its own, ended as by Ctrl-C."""
+    command = [sys.executable, "-m", "tempflow_fast", "serve-rewards", "jpeg_incompressibility", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        try:
+            remote = Remote(re.search(r"http://\S+?(?=;)", line).group())
+            assert remote.range == (0.0, float("inf"))
+            assert torch.equal(
+                remote(images(), TEXTS, ENTRIES), get_reward("jpeg_incompressibility")(images(), TEXTS, ENTRIES)
+            )
+        finally:
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+    assert "serving jpeg_incompressibility at" in line
+    assert capfd.readouterr().err == "ended\n"
+
+
+def test_the_command_says_what_it_does_not_know(capsys):
+    from tempflow_fast.cli import main
+
+    assert main(["serve-rewards", "jpeg"]) == 2
+    assert "tempflow-fast serve-rewards: get_reward: reward must be one of aesthetic, " in capsys.readouterr().err

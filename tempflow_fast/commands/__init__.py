@@ -9,8 +9,16 @@ from .evaluate import Evaluate
 from .info import Info
 from .recipes import Recipes
 from .sample import Sample
+from .serve_rewards import ServeRewards
 from .train import Train
 
-COMMANDS = {"train": Train, "sample": Sample, "eval": Evaluate, "recipes": Recipes, "info": Info}
+COMMANDS = {
+    "train": Train,
+    "sample": Sample,
+    "eval": Evaluate,
+    "serve-rewards": ServeRewards,
+    "recipes": Recipes,
+    "info": Info,
+}
 
-__all__ = ["COMMANDS", "Evaluate", "Info", "Recipes", "Sample", "Train"]
+__all__ = ["COMMANDS", "Evaluate", "Info", "Recipes", "Sample", "ServeRewards", "Train"]
