@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def equal_pieces(num_rows: int, limit: int | None, at_least: int = 0) -> list[slice]:
     """The fewest slices of 0..num_rows-1 with at most `limit` rows each (None: no limit), their lengths within one.
@@ -11,6 +13,20 @@ def equal_pieces(num_rows: int, limit: int | None, at_least: int = 0) -> list[sl
     """
     num_pieces = max(at_least, min(num_rows, 1) if limit is None else -(-num_rows // limit))
     return [slice(num_rows * piece // num_pieces, num_rows * (piece + 1) // num_pieces) for piece in range(num_pieces)]
+
+
+def rounded_counts(row_counts: Iterable[int], limit: int) -> dict[int, int]:
+    """Row count -> the count to pad it to, so that at most `limit` different ones are left; none is changed in vain.
+
+    Counts rise to multiples of the smallest number that is large enough, but not above the largest count itself.
+    """
+    counts = sorted(set(row_counts))
+    unit = 1
+    while True:
+        rounded = {count: min(-(-count // unit) * unit, counts[-1]) for count in counts}
+        if len(set(rounded.values())) <= limit:
+            return rounded
+        unit += 1
 
 
 def deal(num_trajectories: int, num_updates: int, num_processes: int) -> list[list[int]]:

@@ -98,15 +98,16 @@ def step_rows(op: str, steps: Sequence[int] | Tensor, table: StepTable, num_rows
         if steps.device.type == "cpu" and not torch.compiler.is_compiling():
             for step in steps.tolist():
                 step_index(op, step, table, noisy=True)
-        return steps.to(device).contiguous()
-    return torch.tensor([step_index(op, int(step), table, noisy=True) for step in steps], dtype=torch.int64).to(device)
+        return steps.to(device, non_blocking=True).contiguous()
+    rows = torch.tensor([step_index(op, int(step), table, noisy=True) for step in steps], dtype=torch.int64)
+    return rows.to(device, non_blocking=True)
 
 
 def ids(op: str, trajectory_ids: Sequence[int] | Tensor, num_rows: int | None, device: torch.device | None) -> Tensor:
     """Global trajectory ids as int64 [N]."""
     if isinstance(trajectory_ids, Tensor) and trajectory_ids.dtype != torch.int64:
         fail(op, "trajectory_ids", "int64", trajectory_ids.dtype)
-    tensor = torch.as_tensor(trajectory_ids, dtype=torch.int64, device=device).contiguous()
+    tensor = torch.as_tensor(trajectory_ids, dtype=torch.int64).to(device, non_blocking=True).contiguous()
     if tensor.dim() != 1 or num_rows not in (None, tensor.shape[0]):
         fail(op, "trajectory_ids", f"[{'N' if num_rows is None else num_rows}]", list(tensor.shape))
     return tensor

@@ -54,6 +54,9 @@ class GRPOConfig:
     """Most (trajectory, branch step) pairs in one training call of one process; None: all its pairs of an update."""
     max_batch: int | None = None
     """Most rows in one rollout or decoding call of one process; None: no limit."""
+    cuda_graphs: bool = False
+    """On a CUDA device, record the rollout's network calls once per shape and replay them: the same bits, without the
+    work of Python between the kernels. A network that cannot be recorded is called as ever, with a warning."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; infinity leaves them alone."""
 

@@ -16,6 +16,7 @@ from . import ops
 from .advantages import group_advantages
 from .batching import deal, equal_pieces, padded
 from .config import GRPOConfig
+from .cuda_graphs import graphs_of
 from .policies.base import Policy
 from .processes import Processes
 from .rewards.base import Reward
@@ -67,15 +68,16 @@ def grpo_step(
     processes = processes or Processes()
     table, names, extras = _checked_inputs(policy, prompts, optimizer, config, metadata)
     with processes.guarded():
-        _check_agreement(processes, names, extras, config, seed)
+        _check_agreement(processes, names, config, seed)
         shares, clock = deal(len(names), config.num_updates, processes.count), StageClock()
         own, rows = shares[processes.index], padded(shares, processes.index)
         with clock.stage("encode"):
             condition = policy.encode([names[n] for n in rows], guided=config.guidance_scale != 1.0)
             noise = ops.initial_noise(policy.latent_shape, seed, torch.tensor(rows), policy.device)
         with clock.stage("rollout"):
-            limits = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
-            drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **limits)
+            calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
+            graphs = graphs_of(policy) if config.cuda_graphs else None
+            drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls, graphs=graphs)
         with clock.stage("decode"):
             images = _decode(policy, drawn.latents[: len(own)].flatten(0, 2), config.max_batch)
         with clock.stage("reward"):
@@ -135,18 +137,16 @@ def _checked_inputs(
     return config.table(policy), names, extras
 
 
-def _check_agreement(
-    processes: Processes, names: list[str], extras: list[dict[str, Any]], config: GRPOConfig, seed: int
-) -> None:
+def _check_agreement(processes: Processes, names: list[str], config: GRPOConfig, seed: int) -> None:
     """Stops processes that were given different work, as a data loader of one process each would do."""
     if processes.count == 1:
         return
-    digest = hashlib.sha256(repr((names, extras, config, seed)).encode()).digest()
+    digest = hashlib.sha256(repr((names, config, seed)).encode()).digest()
     number = torch.tensor(int.from_bytes(digest[:6], "big"))
     if processes.max(number) != -processes.max(-number):
         raise ValueError(
-            "grpo_step: prompts, metadata, config and seed must be the same in all processes, got different ones; "
-            "trajectories are dealt to the processes inside"
+            "grpo_step: prompts, config and seed must be the same in all processes, got different ones; trajectories "
+            "are dealt to the processes inside"
         )
 
 

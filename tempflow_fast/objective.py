@@ -54,13 +54,17 @@ def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
     trajectories, branch_indices = pairs.unbind(dim=1)
     steps = torch.tensor(rollout.table.branch_steps)[branch_indices]
     device, dtype = rollout.states.device, rollout.states.dtype
-    rows, columns = trajectories.to(device), branch_indices.to(device)
+
+    def there(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return tensor.to(device, dtype, non_blocking=True)  # a waiting copy would empty the device's queue
+
+    rows, columns = there(trajectories), there(branch_indices)
     return MicroBatch(
         latents=rollout.states[rows, columns],
         branches=rollout.branches[rows, columns],
-        advantages=advantages[trajectories, branch_indices].to(device),
-        steps=steps.to(device),
-        sigma=rollout.table.sigma[steps].to(device, dtype),
+        advantages=there(advantages[trajectories, branch_indices]),
+        steps=there(steps),
+        sigma=there(rollout.table.sigma[steps], dtype),
         condition=rollout.condition[rows],
         table=rollout.table,
     )

@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
-from .batching import equal_pieces
+from . import checks, ops
+from .batching import equal_pieces, rounded_counts
+from .cuda_graphs import MAX_ROW_COUNTS, CudaGraphs, Segment, Tensors
 from .policies.base import Condition, Policy
+from .reference import compute_dtype
 from .schedule import StepTable
+
+CONDITION = "condition."  # before the names of the condition's tensors among the inputs of a segment
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,7 @@ def rollout(
     trajectory_ids: Tensor | Sequence[int] | None = None,
     max_batch: int | None = None,
     guidance_scale: float = 1.0,
+    graphs: CudaGraphs | None = None,
 ) -> Rollout:
     """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324) in T network calls.
 
@@ -66,27 +71,21 @@ def rollout(
         trajectory_ids: [N] global ids; equal ids draw equal noise under one seed. None: 0..N-1.
         max_batch: most rows in one network call; None: no limit.
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
+        graphs: captured calls of this policy to replay, see `cuda_graphs`; None: every call is made by Python.
 
     Raises:
         ValueError: before the first network call, naming the argument that does not fit.
     """
     _check(policy, condition, table, noise, num_branches, max_batch)
     ids = _checked_ids(trajectory_ids, noise)
-    wave = _Wave(policy, condition, table, noise, num_branches, max_batch, guidance_scale)
-    states, branches, log_prob = [], [], []
+    key = checks.seed_tensor("rollout", seed, noise.device)
+    wave = _Wave(policy, condition, table, noise, num_branches, key, ids, max_batch, guidance_scale, graphs)
     for step in range(table.num_steps):
-        wave.evaluate(step)
-        if step in table.branch_steps:
-            states.append(wave.trunk)
-            drawn, density = wave.branch(step, seed, ids)
-            branches.append(drawn)
-            log_prob.append(density)
-        else:
-            wave.advance(step)
+        wave.advance(step)
     return Rollout(
-        states=torch.stack(states, dim=1),
-        branches=torch.stack(branches, dim=1),
-        log_prob=torch.stack(log_prob, dim=1),
+        states=wave.states,
+        branches=wave.branches,
+        log_prob=wave.log_prob,
         latents=wave.finished(),
         condition=condition,
         trajectory_ids=ids,
@@ -97,7 +96,7 @@ def rollout(
 
 
 class _Wave:
-    """The buffer of live latents, [N (1 + B K), *shape], its active rows, and their velocities at the current step."""
+    """The buffer of live latents, [N (1 + B K), *shape], and what has left it so far: states, branches, densities."""
 
     def __init__(
         self,
@@ -106,71 +105,77 @@ class _Wave:
         table: StepTable,
         noise: Tensor,
         num_branches: int,
+        seed: Tensor,
+        trajectory_ids: Tensor,
         max_batch: int | None,
         guidance_scale: float,
+        graphs: CudaGraphs | None,
     ) -> None:
         self.policy, self.table, self.max_batch, self.guidance_scale = policy, table, max_batch, guidance_scale
-        self.num, self.num_branches = len(noise), num_branches
-        num_blocks = 1 + len(table.branch_steps) * num_branches
-        self.latents = noise.new_empty(num_blocks * self.num, *noise.shape[1:])
+        self.seed, self.trajectory_ids, self.graphs = seed.view(1), trajectory_ids, graphs
+        self.num, self.num_branches, num_steps = len(noise), num_branches, len(table.branch_steps)
+        self.states = noise.new_empty(self.num, num_steps, *noise.shape[1:])
+        self.branches = noise.new_empty(self.num, num_steps, num_branches, *noise.shape[1:])
+        self.log_prob = noise.new_empty(self.branches.shape[:3], dtype=compute_dtype(noise.dtype))
+        self.latents = noise.new_empty((1 + num_steps * num_branches) * self.num, *noise.shape[1:])
         self.latents[: self.num] = noise
         # Laid out once: every call takes a slice, none copies the text again.
-        self.condition = condition.tile(num_blocks)
-        self.start, self.end = 0, self.num
+        self.condition = condition.tile(1 + num_steps * num_branches)
+        # On the device once, too: what a call reads there may change under a captured graph, and nothing waits for it.
+        self.sigma = table.sigma.to(noise.device, noise.dtype, non_blocking=True)
+        self.coefficients = table.coefficients(noise.device)
         self.num_calls = self.num_row_evaluations = 0
+        self.row_counts = self._row_counts()
+        if graphs:
+            graphs.begin(policy, max(self.row_counts.values()))
 
-    @property
-    def trunk(self) -> Tensor:
-        """A copy of the trunk's latents, [N, *shape]."""
-        return self.latents[: self.num].clone()
+    def _pieces(self, step: int) -> list[slice]:
+        """The rows of each network call: the trunk while branches still leave it, and every branch drawn so far."""
+        start = 0 if step <= self.table.branch_steps[-1] else self.num
+        end = self.num * (1 + self.num_branches * sum(earlier < step for earlier in self.table.branch_steps))
+        pieces = equal_pieces(end - start, self.max_batch)
+        return [slice(start + piece.start, start + piece.stop) for piece in pieces]
 
-    def evaluate(self, step: int) -> None:
-        """Calls the network on the active rows."""
-        if step > self.table.branch_steps[-1]:
-            self.start = self.num
-        sigma = self.table.sigma[step].item()
-        outputs = []
-        for piece in equal_pieces(self.end - self.start, self.max_batch):
-            rows = slice(self.start + piece.start, self.start + piece.stop)
-            outputs.append(self.policy.velocity(self.latents[rows], sigma, self.condition[rows], self.guidance_scale))
-        self.num_calls += len(outputs)
-        self.num_row_evaluations += self.end - self.start
-        velocity, uncond = zip(*outputs, strict=True)
-        self.velocity, self.uncond = _joined(velocity), None if uncond[0] is None else _joined(uncond)
-
-    def branch(self, step: int, seed: int, trajectory_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws K branches of every trunk row, advances all rows and appends the branches: [N, K, *shape], [N, K]."""
-        trunk, tails = slice(0, self.num), slice(self.num, self.end)
-        moved, drawn, log_prob = ops.branch_step(
-            self.latents[trunk],
-            self.velocity[trunk],
-            self.table,
-            step,
-            num_branches=self.num_branches,
-            seed=seed,
-            trajectory_ids=trajectory_ids,
-            **self._guidance(trunk),
-        )
-        self._euler(tails, step)
-        self.latents[trunk] = moved
-        self.end += self.num * self.num_branches
-        self.latents[tails.stop : self.end] = drawn.transpose(0, 1).flatten(0, 1)
-        return drawn, log_prob
+    def _row_counts(self) -> dict[int, int]:
+        """Rows of a piece -> rows of its call. They differ only where graphs of more shapes would cost too much."""
+        counts = {piece.stop - piece.start for step in range(self.table.num_steps) for piece in self._pieces(step)}
+        return rounded_counts(counts, MAX_ROW_COUNTS) if self.graphs else {count: count for count in counts}
 
     def advance(self, step: int) -> None:
-        """Moves the active rows one ODE step."""
-        self._euler(slice(self.start, self.end), step)
+        """Moves all active rows one step; at a branch step, draws K branches of every trunk row and appends them."""
+        column = self.table.branch_steps.index(step) if step in self.table.branch_steps else None
+        if column is not None:
+            self.states[:, column] = self.latents[: self.num]
+        for rows in self._pieces(step):
+            trunk = slice(rows.start, min(rows.stop, self.num)) if column is not None else slice(0, 0)
+            moved, *drawn = self._call(step, rows, trunk)
+            self.latents[rows] = moved[: rows.stop - rows.start]
+            if drawn:
+                self.branches[trunk, column], self.log_prob[trunk, column] = drawn
+        if column is not None:
+            first = self.num * (1 + column * self.num_branches)
+            appended = self.latents[first : first + self.num * self.num_branches]
+            appended.unflatten(0, (-1, self.num)).copy_(self.branches[:, column].transpose(0, 1))
 
-    def _euler(self, rows: slice, step: int) -> None:
-        local = slice(rows.start - self.start, rows.stop - self.start)
-        self.latents[rows] = ops.euler_step(
-            self.latents[rows], self.velocity[local], self.table, step, **self._guidance(local)
-        )
-
-    def _guidance(self, local: slice) -> dict[str, Any]:
-        if self.uncond is None:
-            return {}
-        return {"velocity_uncond": self.uncond[local], "guidance_scale": self.guidance_scale}
+    def _call(self, step: int, rows: slice, trunk: slice) -> tuple[Tensor, ...]:
+        """The outputs of `_segment` for the given rows of the buffer, whose trunk rows, if any, draw branches."""
+        num_rows, num_trunk = self.row_counts[rows.stop - rows.start], max(trunk.stop - trunk.start, 0)
+        branching = {"seed": self.seed, "trajectory_ids": self.trajectory_ids[trunk]} if num_trunk else {}
+        inputs = {
+            "latents": _padded(self.latents[rows], num_rows),
+            "sigma": self.sigma[step].repeat(num_rows),
+            # Without noise a step is its scalars, and one graph serves all steps; the noise is drawn by step number.
+            "coefficients": self.coefficients if branching else self.coefficients[step : step + 1],
+            **branching,
+            **{CONDITION + name: _padded(part, num_rows) for name, part in self.condition[rows].tensors.items()},
+        }
+        number = step if branching else 0
+        segment = _segment(self.policy, self.table, number, num_trunk, self.num_branches, self.guidance_scale)
+        self.num_calls += 1
+        self.num_row_evaluations += num_rows
+        if self.graphs is None:
+            return segment(inputs)
+        return self.graphs.run((number, num_trunk, self.num_branches, self.guidance_scale), segment, inputs)
 
     def finished(self) -> Tensor:
         """All branches, [N, B, K, *shape]."""
@@ -178,15 +183,58 @@ class _Wave:
         return self.latents[self.num :].unflatten(0, shape).movedim(2, 0)
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+def _segment(
+    policy: Policy, table: StepTable, step: int, num_trunk: int, num_branches: int, guidance_scale: float
+) -> Segment:
+    """One network call and the moves that follow it, as a function of device tensors alone.
+
+    Inputs: latents [R, *shape], sigma [R], coefficients (the table's, or one row of it with step 0), the condition's
+    tensors [R, ...] and, if branches leave the first `num_trunk` rows, seed [1] and trajectory_ids [num_trunk].
+    Outputs: latents one step later and, if branches leave, branches [num_trunk, K, *shape] and log_prob [num_trunk, K].
+    """
+
+    def move(inputs: Tensors) -> tuple[Tensor, ...]:
+        latents, own = inputs["latents"], table.reading(inputs["coefficients"])
+        named = {name.removeprefix(CONDITION): part for name, part in inputs.items() if name.startswith(CONDITION)}
+        velocity, uncond = policy.velocity(latents, inputs["sigma"], Condition(named), guidance_scale)
+
+        def guidance(rows: slice) -> dict[str, Any]:
+            return {} if uncond is None else {"velocity_uncond": uncond[rows], "guidance_scale": guidance_scale}
+
+        def euler(rows: slice) -> Tensor:
+            return ops.euler_step(latents[rows], velocity[rows], own, step, **guidance(rows))
+
+        if not num_trunk:
+            return (euler(slice(0, len(latents))),)
+        trunk = slice(0, num_trunk)
+        moved, drawn, log_prob = ops.branch_step(
+            latents[trunk],
+            velocity[trunk],
+            own,
+            step,
+            num_branches,
+            inputs["seed"],
+            inputs["trajectory_ids"],
+            **guidance(trunk),
+        )
+        if num_trunk < len(latents):
+            moved = torch.cat([moved, euler(slice(num_trunk, len(latents)))])
+        return moved, drawn, log_prob
+
+    return move
+
+
+def _padded(tensor: Tensor, num_rows: int) -> Tensor:
+    """`tensor` with its last row repeated up to `num_rows`."""
+    missing = num_rows - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
 
 def _checked_ids(trajectory_ids: Tensor | Sequence[int] | None, noise: Tensor) -> Tensor:
     """int64 [N] on the device of `noise`."""
     if trajectory_ids is None:
         return torch.arange(len(noise), device=noise.device)
-    ids = torch.as_tensor(trajectory_ids, dtype=torch.int64, device=noise.device)
+    ids = torch.as_tensor(trajectory_ids, dtype=torch.int64).to(noise.device, non_blocking=True)
     if ids.shape != noise.shape[:1]:
         raise ValueError(f"rollout: trajectory_ids must be [{len(noise)}] like noise, got {list(ids.shape)}")
     return ids

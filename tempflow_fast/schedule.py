@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -53,8 +53,15 @@ class StepTable:
         device = torch.device(device)
         if device not in self._on_device:
             columns = torch.stack([self.dt, self.a, self.b, self.s, self.noise_weight], dim=1)
-            self._on_device[device] = columns.to(device)
+            self._on_device[device] = columns.to(device, non_blocking=True)
         return self._on_device[device]
+
+    def reading(self, coefficients: Tensor) -> StepTable:
+        """The same table, whose `coefficients` on the device of that tensor are that tensor.
+
+        A captured graph then reads them where they lie, whatever they become. With one row alone, step 0 is that row.
+        """
+        return replace(self, _on_device={coefficients.device: coefficients})
 
 
 def linear_sigmas(num_steps: int, shift: float = 1.0) -> list[float]:
