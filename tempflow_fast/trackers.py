@@ -67,7 +67,7 @@ def _tracker(name: str, directory: Path) -> GeneralTracker:
 
     if name not in LOGGER_TYPE_TO_CLASS:
         raise unknown("Trackers: trackers", name, LOGGER_TYPE_TO_CLASS)
-    if name not in get_available_trackers():
+    if name not in {tracker.value for tracker in get_available_trackers()}:
         raise ValueError(f"Trackers: trackers must be installed, got {name!r}, which is not: pip install {name}")
     PartialState()  # they ask it which process they run in
     kind = LOGGER_TYPE_TO_CLASS[name]
