@@ -63,7 +63,7 @@ def test_bad_argument_is_one_line(workplace, capsys, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], "Available subcommands: train, sample, eval, recipes, info"),
+        (["trian"], "Available subcommands: train, sample, eval, serve-rewards, recipes, info"),
         (["train"], "--output PATH"),
         (["train", *OUTPUT, "--seed", "x"], "Error parsing --seed: invalid literal for int"),
         (["train", *OUTPUT, "--num-branches", "2.5"], "--num-branches: invalid literal for int() with base 10: '2.5'"),

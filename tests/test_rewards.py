@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tempflow_fast.rewards import REWARDS, BackgroundScorer, RewardError, Scores, WeightedReward, get_reward
-from tempflow_fast.rewards.base import declared, range_of
+from tempflow_fast.rewards.base import FinalError, declared, range_of
 from tempflow_fast.rewards.cache import CachedReward
 from tempflow_fast.shapes import world
 from tempflow_fast.shapes.world import Shape
@@ -210,6 +210,25 @@ def test_the_cache_scores_equal_images_once_and_forgets_the_oldest():
     assert cached(images(1), ["a"], NO_METADATA[:1]).tolist() == [0]
     assert inner.calls == [2, 1, 1, 4, 1]
     assert CachedReward(doubled, 1).range == (0.0, 2.0)
+
+
+def test_the_cache_counts_a_failed_sample_among_all_images():
+    def final(images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        if TEXTS[6] in prompts:
+            raise FinalError(prompts.index(TEXTS[6]), "for good")
+        return level(images, prompts, metadata)
+
+    cached = CachedReward(final, 8)
+    cached(images()[:4], TEXTS[:4], NO_METADATA[:4])
+    with pytest.raises(RewardError, match=r"sample 6 \(prompt 'prompt 6'\): for good"):
+        get_reward({"mine": {"reward": cached}})(images(), TEXTS, NO_METADATA)
+
+
+def test_a_module_beside_the_user_is_found(tmp_path, monkeypatch):
+    (tmp_path / "my_own_rewards.py").write_text("def ones(images, prompts, metadata):\n    return [1] * len(images)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert get_reward("my_own_rewards:ones")(images(), TEXTS, NO_METADATA).tolist() == [1] * 8
 
 
 def test_shapes_is_a_reward_like_any_other():

@@ -87,6 +87,8 @@ def test_clip_rewards_are_what_the_librarys_model_gives(clip, name, factor):
     expected = factor * cosines(model, directory, images, long)
     assert torch.allclose(scores, expected, atol=1e-4)
     assert scores.std() > 1e-3
+    shared = get_reward({name: settings})(images, [long[1], long[0], long[1]], NO_METADATA)
+    assert torch.allclose(shared, factor * cosines(model, directory, images, [long[1], long[0], long[1]]), atol=1e-4)
     half = get_reward({name: {**settings, "dtype": "bfloat16"}})(images, long, NO_METADATA)
     assert torch.allclose(half, scores, atol=0.1 * factor)
     assert not torch.equal(half, scores)

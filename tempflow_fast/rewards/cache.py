@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Metadata, Reward, range_of
+from .base import FinalError, Metadata, Reward, range_of
 
 
 class CachedReward:
@@ -31,7 +31,10 @@ class CachedReward:
         known = {key: self._scores[key] for key in keys if key in self._scores}
         first_of = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
         if rows := sorted(first_of.values()):
-            new = self.reward(images[rows], [prompts[row] for row in rows], [metadata[row] for row in rows])
+            try:
+                new = self.reward(images[rows], [prompts[row] for row in rows], [metadata[row] for row in rows])
+            except FinalError as error:
+                raise FinalError(rows[error.sample], str(error)) from error
             new = torch.as_tensor(new).detach().to("cpu", torch.float64)
             if new.shape != (len(rows),):
                 raise ValueError(f"scores must be [{len(rows)}], one per image, got {list(new.shape)}")

@@ -49,8 +49,11 @@ class Clip:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         """Scores, float32 [R], of images [R, 3, H, W], on their device."""
-        cosines = []
-        for rows in equal_pieces(len(images), self.batch_size):
-            seen = self.clip.image_embeddings(self.pixels(images[rows]))
-            cosines.append((seen * self.clip.text_embeddings(prompts[rows], images.device)).sum(1))
-        return self.score(torch.cat(cosines))
+        texts = list(dict.fromkeys(prompts))  # the images of a group share theirs
+        pieces = equal_pieces(len(texts), self.batch_size)
+        read = torch.cat([self.clip.text_embeddings(texts[rows], images.device) for rows in pieces])
+        place = {text: number for number, text in enumerate(texts)}
+        places = torch.tensor([place[prompt] for prompt in prompts], device=images.device)
+        pieces = equal_pieces(len(images), self.batch_size)
+        seen = torch.cat([self.clip.image_embeddings(self.pixels(images[rows])) for rows in pieces])
+        return self.score((seen * read[places]).sum(1))

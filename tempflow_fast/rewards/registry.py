@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -121,6 +123,8 @@ def _imported(target: str) -> Callable[..., Any]:
         hint = f' (did you mean "{close[0]}"?)' if close else ""
         known = ", ".join(sorted(REWARDS))
         raise ValueError(f'get_reward: reward must be one of {known} or "module:function", got "{target}"{hint}')
+    if target not in REWARDS and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a script's path has its own folder, not the user's
     try:
         found = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

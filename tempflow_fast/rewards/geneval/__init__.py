@@ -17,7 +17,7 @@ from ...batching import equal_pieces
 from ..clip_model import ClipModel
 from . import detector as detectors
 from .colors import ColorNamer
-from .judge import Detection, Verdict, judged
+from .judge import Detection, Verdict, check, judged
 
 CLIP = "openai/clip-vit-large-patch14"
 
@@ -61,7 +61,9 @@ class GenEval:
         return float(verdict.correct)
 
     def verdicts(self, images: Tensor, metadata: Sequence[dict[str, Any]]) -> list[Verdict]:
-        """What the rules say of each image, with reasons."""
+        """What the rules say of each image, with reasons; ValueError for metadata of another form."""
+        for entry in metadata:
+            check(entry)  # before anything is detected
         found = self._eyes.detections(images)
         return [
             judged(seen, entry, functools.partial(self._eyes.name_colors, image), self.exact)
