@@ -79,6 +79,13 @@ class Processes:
         trained = ((name, value) for name, value in network.named_parameters() if value.requires_grad)
         return {name: value.detach().to("cpu", copy=True) for name, value in trained}
 
+    def whole(self, policy: Policy) -> AbstractContextManager[None]:
+        """Inside this context the main process can save the policy: its trained parameters are whole there.
+
+        All processes must enter it together; none may call the network inside.
+        """
+        return nullcontext()
+
     def wait(self) -> None:
         """Returns when every process has come here."""
 
@@ -102,6 +109,10 @@ class AcceleratedProcesses(Processes):
         policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)
         if isinstance(policy.network, DistributedDataParallel):
             policy.network.broadcast_buffers = False  # they are constants, up to 0.9 GB of them in SD3
+        elif hasattr(policy.network, "set_reshard_after_forward"):  # FSDP2
+            # Weights are also changed between calls, by averages and checkpoints, and what stayed gathered after the
+            # last call would not see it.
+            policy.network.set_reshard_after_forward(True)
         return optimizer
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -134,6 +145,24 @@ class AcceleratedProcesses(Processes):
                     state[name] = whole.to("cpu", copy=True)
         return state
 
+    @contextmanager
+    def whole(self, policy: Policy) -> Iterator[None]:
+        sharded = [
+            (module, name, parameter)
+            for module in policy.network.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and parameter.requires_grad and _is_sharded(parameter)
+        ]
+        for module, name, parameter in sharded:
+            tensor = parameter.detach().full_tensor()
+            if self.is_main:
+                module._parameters[name] = Parameter(tensor.cpu())
+        try:
+            yield
+        finally:
+            for module, name, parameter in sharded:
+                module._parameters[name] = parameter
+
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 
@@ -153,6 +182,8 @@ class AcceleratedProcesses(Processes):
 def launched(cpu: bool = False, minutes: float = MINUTES, **settings: Any) -> Processes:
     """The processes of this launch: many under `accelerate launch` or torchrun, else this one by itself.
 
+    To be called before a model is loaded, and once.
+
     Args:
         cpu: use the CPU even where there is an accelerator.
         minutes: how long a process waits for the others before it gives them up.
@@ -160,6 +191,9 @@ def launched(cpu: bool = False, minutes: float = MINUTES, **settings: Any) -> Pr
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
+    # By default accelerate's launcher has transformers load weights in the first process alone, for FSDP to send them
+    # on. Text encoders are not sharded: those of the other processes would stay empty.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # Some networks have parameters that do not reach their output (text rows of the last block); DDP would wait for
@@ -171,7 +205,12 @@ def launched(cpu: bool = False, minutes: float = MINUTES, **settings: Any) -> Pr
 
 def _whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together on every process; any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    # By name: the import of DTensor takes two seconds, which one process by itself need not wait.
+    return hasattr(tensor, "full_tensor")
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -132,6 +132,25 @@ def shard(processes: AcceleratedProcesses, policy: str) -> None:
         state.distributed_type = DistributedType.FSDP
 
 
+def changed_between_calls(processes: AcceleratedProcesses) -> dict[str, bool]:
+    """What a sharded network, all of it one unit, makes of weights that change without a backward pass."""
+    policy, plain = TinyPolicy(), TinyPolicy()
+    processes.prepare(policy, torch.optim.SGD(policy.parameters()))
+    latents, condition = torch.ones(2, *policy.latent_shape), policy.encode(PROMPTS[:2])
+    with torch.no_grad():
+        policy.velocity(latents, 0.5, condition)
+        for parameter in (*policy.parameters(), *plain.parameters()):
+            parameter.mul_(2)
+        velocities = [each.velocity(latents, 0.5, condition)[0] for each in (policy, plain)]
+    with processes.whole(policy):
+        whole = policy.network.state_dict()
+        is_whole = all(type(tensor) is torch.Tensor for tensor in whole.values())
+        same = is_whole and all(torch.equal(whole[name], tensor) for name, tensor in plain.network.state_dict().items())
+    with torch.no_grad():
+        after = policy.velocity(latents, 0.5, condition)[0]
+    return {"seen": torch.equal(*velocities), "whole": same, "sharded again": torch.equal(after, velocities[1])}
+
+
 def die(processes: Processes, directory: Path) -> None:
     """The last process is killed while it scores its images."""
     # The launcher ends the survivors as soon as it sees the dead one; here they are to finish their sentence.
@@ -156,10 +175,13 @@ def main(directory: Path, *parts: str) -> None:
     cases = CASES | (ADAPTER if "two" in parts else {})
     results = {name: train(processes, *case) for name, case in cases.items()}
     results["errors"] = errors(processes)
+    results["loading"] = os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
     if "two" in parts:
         for name, case in cases.items():
             shard(processes, "transformer_based_wrap" if name in ADAPTER else "size_based_wrap")
             results[f"sharded {name}"] = train(processes, *case)
+        shard(processes, "no_wrap")
+        results["changed"] = changed_between_calls(processes)
         if processes.is_main:
             save_file(results["sharded seed groups"]["weights"], directory / "sharded.safetensors")
     torch.save(results, directory / f"{processes.count}-{processes.index}.pt")

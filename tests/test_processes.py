@@ -38,7 +38,8 @@ def launches(tmp_path_factory):
             with errors[count].open("w") as stderr:
                 running[count] = subprocess.Popen(
                     [*LAUNCH, str(count), str(worker), str(directory), part],
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    # The second setting is what `accelerate launch --use_fsdp` adds by itself.
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
                 )
@@ -144,6 +145,12 @@ def test_sharded_weights_are_gathered_and_saved(launches, alone):
     TinyPolicy().network.load_state_dict(saved)
 
 
+def test_sharded_network_sees_weights_that_change_between_calls(results):
+    first, other = (part["changed"] for part in results[2])
+    assert first == {"seen": True, "whole": True, "sharded again": True}
+    assert other == {"seen": True, "whole": False, "sharded again": True}
+
+
 def test_a_killed_process_ends_the_run_with_a_message(launches):
     directory, codes, errors = launches
     assert codes[3] not in (0, None)
@@ -159,6 +166,10 @@ def test_wrong_input_stops_all_processes(results, count):
     for part in results[count]:
         assert "must be the same in all processes, got different ones" in part["errors"]["other work"]
         assert "rewards must be finite, got nan at [0, 0, 0]" in part["errors"]["nan"]
+
+
+def test_every_process_loads_its_own_text_encoders(results):
+    assert {part["loading"] for count in PARTS for part in results[count]} == {"false"}
 
 
 @pytest.mark.parametrize("num_trajectories", [1, 2, 7, 24])
