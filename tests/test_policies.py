@@ -80,9 +80,11 @@ def test_rollout_without_noise_is_the_pipeline(tmp_path, name, resolution, guida
     drawn = tff.rollout(policy, condition, table, noise, 2, guidance_scale=guidance_scale, max_batch=8)
     size = expected.abs().max()
     assert torch.equal(drawn.states[:, 0], noise)
-    assert (drawn.states[:, 1:] - expected[:, :-1]).abs().max() <= 1e-5 * size
-    assert (drawn.latents - expected[:, -1, None, None]).abs().max() <= 1e-5 * size
-    assert (policy.decode(drawn.latents[:, -1, 0]) - images).abs().max() <= 1e-5
+    trunk = (drawn.states[:, 1:] - expected[:, :-1]).abs().max() / size
+    finished = (drawn.latents - expected[:, -1, None, None]).abs().max() / size
+    pixels = (policy.decode(drawn.latents[:, -1, 0]) - images).abs().max()
+    print(f"\n{name} {resolution} guidance {guidance_scale}: latents {max(trunk, finished):.1e}, pixels {pixels:.1e}")
+    assert max(trunk, finished, pixels) <= 1e-5
 
 
 def test_own_sigmas_are_those_of_the_pipeline(tmp_path):
@@ -170,9 +172,10 @@ def test_saved_policy_loads_here_and_in_diffusers(tmp_path, name):
     got, want = velocity(narrow, latents)[0], velocity(policy, latents)[0]
     assert (narrow.dtype, got.dtype) == (torch.bfloat16, torch.float32)
     assert 0 < (got - want).norm() <= 0.05 * want.norm()
-    assert torch.equal(narrow.decode(latents), policy.decode(latents))
+    images = policy.decode(latents)
+    assert torch.equal(narrow.decode(latents), images)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(policy.decode(latents), narrow.decode(latents))
+        assert torch.equal(policy.decode(latents), images)
 
 
 @pytest.fixture
