@@ -22,7 +22,7 @@ from .schedule import StepTable
 from .train_config import TrainConfig
 
 OVERALL = "overall"
-NUM_SHOWN = 24
+NUM_SHOWN = 48
 SHOWN_SIDE = 256
 """Images that are kept for looking at are scaled down to so many pixels."""
 
