@@ -41,12 +41,14 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside this context the policy has the average weights."""
-        self._model.store(self._parameters)
+        # Not the library's own store, which moves them to the host: sharded weights have to stay where they are.
+        trained = [parameter.detach().clone() for parameter in self._parameters]
         self._model.copy_to(self._parameters)
         try:
             yield
         finally:
-            self._model.restore(self._parameters)
+            for parameter, tensor in zip(self._parameters, trained, strict=True):
+                parameter.data.copy_(tensor)
 
     @property
     def weights(self) -> list[Tensor]:

@@ -14,6 +14,7 @@ checkpoint is written aside and renamed: one that is there is whole, whenever th
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,28 @@ def save_checkpoint(
 
     All processes must call it together; the main one writes.
     """
-    weights = {name: _whole(parameter) for name, parameter in _named(state.policy).items()}
-    average = dict(zip(weights, map(_whole, state.average.weights), strict=True)) if state.average else {}
-    tensors, scalars = _packed(state.optimizer.state_dict(), list(weights))
-    if not processes.is_main:
-        return
+    keep_it = processes.is_main
+    weights = {name: _whole(parameter, keep_it) for name, parameter in _named(state.policy).items()}
+    averages = [_whole(tensor, keep_it) for tensor in state.average.weights] if state.average else []
+    average = dict(zip(weights, averages, strict=True)) if averages else {}
+    tensors, scalars = _packed(state.optimizer.state_dict(), weights, keep_it)
+    files = {"weights": weights, "average": average, "optimizer": tensors}
+    with processes.whole(state.policy):
+        if processes.is_main:
+            _write(directory, state, config, files, scalars)
+            for old in _all(directory)[:-keep]:
+                remove(old)
+    processes.wait()
+
+
+def _write(
+    directory: Path,
+    state: TrainingState,
+    config: TrainConfig,
+    files: dict[str, dict[str, Tensor]],
+    scalars: dict[str, Any],
+) -> None:
+    """Writes the checkpoint from the tensors by file; the main process's part."""
     random, random_scalars = random_state.captured()
     facts = {
         "num_iterations": state.num_iterations,
@@ -69,17 +87,14 @@ def save_checkpoint(
         "random": random_scalars,
         "config": json.loads(config.to_json()),
     }
-    files = {"weights": weights, "average": average, "optimizer": tensors, "random": random}
     with written_aside(directory / f"{state.num_iterations:06d}") as aside:
         aside.mkdir()
-        for name, content in files.items():
+        for name, content in {**files, "random": random}.items():
             if content:
                 save_file({key: tensor.contiguous() for key, tensor in content.items()}, aside / f"{name}.safetensors")
         if config.policy.lora_rank is not None:
             state.policy.save_lora(aside / "lora")
         (aside / "state.json").write_text(json.dumps(facts))
-    for old in _all(directory)[:-keep]:
-        remove(old)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -135,15 +150,20 @@ def _fill(targets: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> No
         target.copy_(_like(tensors[name], target))
 
 
-def _packed(state: dict[str, Any], names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state dict as (tensors by weight/name, everything else)."""
-    tensors, rest = {}, {}
+def _packed(
+    state: dict[str, Any], weights: dict[str, Tensor], keep: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state dict as (tensors by weight/name, everything else); for `keep` see `_whole`."""
+    tensors, rest, names = {}, {}, list(weights)
     for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{names[index]}/{key}"] = _whole(value)
+        for path, value in _leaves(entries):
+            key = "/".join((names[index], *path))
+            if not isinstance(value, Tensor):
+                rest[key] = value
             else:
-                rest[f"{names[index]}/{key}"] = value
+                # A small one may be shared by all weights, which the file format does not know.
+                is_like_weight = value.shape == weights[names[index]].shape
+                tensors[key] = _whole(value, keep) if is_like_weight else _whole(value, keep).clone()
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     sizes = [len(group["params"]) for group in state["param_groups"]]
     return tensors, {"state": rest, "groups": groups, "sizes": sizes}
@@ -154,9 +174,12 @@ def _unpacked(tensors: dict[str, Tensor], scalars: dict[str, Any], parameters: d
     indices = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *scalars["state"].items()]:
-        name, _, entry = key.rpartition("/")
-        whole = isinstance(value, Tensor) and value.shape == parameters[name].shape
-        state.setdefault(indices[name], {})[entry] = _like(value, parameters[name]) if whole else value
+        name, *path, last = key.split("/")
+        entries = state.setdefault(indices[name], {})
+        for part in path:
+            entries = entries.setdefault(part, {})
+        is_like_weight = isinstance(value, Tensor) and value.shape == parameters[name].shape
+        entries[last] = _like(value, parameters[name]) if is_like_weight else value
     numbers = iter(range(len(indices)))
     groups = [
         {**group, "params": [next(numbers) for _ in range(size)]}
@@ -165,10 +188,20 @@ def _unpacked(tensors: dict[str, Tensor], scalars: dict[str, Any], parameters: d
     return {"state": state, "param_groups": groups}
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """On the host, put together from all processes if it is sharded."""
+def _leaves(entries: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, value) of everything in nested dictionaries."""
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _whole(tensor: Tensor, keep: bool) -> Tensor:
+    """On the host, put together from all processes if it is sharded; those that do not `keep` it only take part."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.cpu() if keep else tensor
 
 
 def _like(tensor: Tensor, target: Tensor) -> Tensor:

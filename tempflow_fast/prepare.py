@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .geometry import Geometry
 from .load import load_policy
+from .memory import GIB, measure
 from .policies import DiffusersPolicy
 from .run_directory import RunDirectory
-from .train_config import PolicyConfig
+from .train_config import PolicyConfig, TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LORA_INIT: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
@@ -20,7 +22,7 @@ def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> 
 
     Args:
         config: the settings.
-        device: where to put it if the settings leave it open; None: the first GPU, or the CPU.
+        device: where it has to be, for a process that shares a run with others; None: where the settings say.
 
     Raises:
         ValueError: if the model cannot be loaded or a setting does not fit it.
@@ -33,6 +35,30 @@ def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> 
     if config.gradient_checkpointing:
         policy.enable_gradient_checkpointing()
     return policy
+
+
+def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> tuple[TrainConfig, str]:
+    """The settings with calls that stay below their memory limit, and what to say about memory.
+
+    Args:
+        config: the settings; `micro_batch` and `max_batch` are only ever made smaller.
+        policy: as `prepare_policy` returned it.
+        num_processes: how many share the run.
+
+    Raises:
+        ValueError: if not even calls of one row stay below the limit.
+    """
+    memory, grpo = measure(policy, config.grpo), config.grpo
+    geometry = Geometry(grpo, config.task.prompts_per_iteration, num_processes)
+    num_trajectories = max(work.num_rows for work in geometry.work)
+    training, rollout = max(max(work.pairs) for work in geometry.work), max(geometry.rows_per_step) * num_trajectories
+    most = (grpo.micro_batch or training, grpo.max_batch or rollout)
+    if config.policy.memory_limit is not None:
+        fitting = memory.fitting(config.policy.memory_limit * GIB, num_trajectories)
+        most = (min(most[0], fitting[0]), min(most[1], fitting[1]))
+        config = config.with_settings(micro_batch=most[0], max_batch=most[1])
+    total = memory.total(num_trajectories, *most) / GIB
+    return config, f"{memory}\nabout {total:.3g} in all, with calls of at most {most[0]} and {most[1]} rows"
 
 
 def tuned_policy(config: PolicyConfig, run: RunDirectory) -> DiffusersPolicy:
@@ -68,9 +94,10 @@ def _loaded(config: PolicyConfig, model: str, device: torch.device | None, froze
 
 
 def _device(name: str, of_process: torch.device | None) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return of_process or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """That of the process where it is one of many, else the one that the settings name."""
+    if of_process is not None or name == "auto":
+        return of_process or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
 
 
 def compute_in(network: nn.Module, dtype: torch.dtype) -> None:

@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 
 
+def seed(number: int) -> None:
+    """Starts all generators from one number, in 0..2^31-1."""
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
 def captured() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """States of Python, numpy, torch and its GPUs, as tensors and as what JSON can hold."""
     version, words, gauss = random.getstate()

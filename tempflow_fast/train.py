@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import random_state
 from .average import WeightAverage
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .evaluate import OVERALL, Evaluation, score
@@ -65,12 +66,13 @@ def train(
     """
     processes = processes or Processes()
     loop = _Loop(config, policy, run, processes, report if processes.is_main else _silent)
-    before = loop.prepare()
-    budget = loop.iterate(stop or StopRequest())
-    try:
-        after = loop.finish(before)
-    except KeyboardInterrupt:
-        after = None
+    with processes.guarded():
+        before = loop.prepare()
+        budget = loop.iterate(stop or StopRequest())
+        try:
+            after = loop.finish(before)
+        except KeyboardInterrupt:
+            after = None
     return Trained(before, after, budget.num_done, budget.seconds)
 
 
@@ -111,6 +113,7 @@ class _Loop:
 
     def prepare(self) -> Evaluation:
         """Scores the starting weights, then loads those of the checkpoint."""
+        random_state.seed(self.config.task.seed)
         self.trackers.start(self.config.flat() if self.start.checkpoint is None else None)
         before = self._evaluation("before")
         if self.start.checkpoint is not None:
@@ -229,9 +232,10 @@ class _Loop:
         return nullcontext() if self.state.average is None else self.state.average.applied()
 
     def _write_tuned(self) -> None:
-        if self.processes.is_main:
-            with self._averaged():
+        with self._averaged(), self.processes.whole(self.policy):
+            if self.processes.is_main:
                 self.run.write_tuned(self.policy, adapter=self.config.policy.lora_rank is not None)
+        self.processes.wait()
 
 
 def summary(evaluation: Evaluation) -> str:

@@ -44,9 +44,11 @@ class PolicyConfig:
     """Compute activations twice instead of keeping them: less memory, about a third more time in training."""
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU while no new prompt has to be encoded."""
+    memory_limit: float | None = None
+    """GiB per process, to which `micro_batch` and `max_batch` are cut down, see --dry-run; None: they stay as given."""
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "lora_alpha", "max_text_length"):
+        for name in ("lora_rank", "lora_alpha", "max_text_length", "memory_limit"):
             value = getattr(self, name)
             _require(value is None or value > 0, "PolicyConfig", name, "positive", value)
 

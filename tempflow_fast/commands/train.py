@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -16,6 +16,9 @@ from ..run_directory import RunDirectory
 from ..train_config import TrainConfig
 from .libraries import quieten_libraries
 from .status import INTERRUPTED
+
+if TYPE_CHECKING:
+    from ..processes import Processes
 
 DEFAULT_RECIPE = "shapes"
 LIMITS = ("num_iterations", "minutes")
@@ -65,10 +68,9 @@ class Train:
         processes = launched(cpu=config.policy.device == "cpu")
         say = print if processes.is_main else _silent
         if self.dry_run:
-            say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))
-            return 0
+            return _dry_run(config, processes, say)
         from ..info import info
-        from ..prepare import prepare_policy
+        from ..prepare import fitted, prepare_policy
         from ..progress import StopRequest
         from ..report import change_table, closing_lines
         from ..trackers import Trackers
@@ -81,6 +83,9 @@ class Train:
         Trackers(config.run.trackers, run.logs)
         quieten_libraries()
         policy = prepare_policy(config.policy, processes.device)
+        if config.policy.memory_limit is not None:
+            config, memory = fitted(config, policy, processes.count)
+            say(memory)
         say(f"seed {config.task.seed}, model {config.policy.model}, run directory {run.path}\n{info()}")
         with StopRequest() as stop:
             trained = train(config, policy, run, stop, say, processes)
@@ -88,6 +93,24 @@ class Train:
             say(change_table(trained.before, trained.after))
         say(closing_lines(trained, self.output))
         return INTERRUPTED if stop.made else 0
+
+
+def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None]) -> int:
+    """Prints the geometry, then what it takes of memory, for which the model has to be there."""
+    from ..prepare import fitted, prepare_policy
+
+    say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))
+    if not processes.is_main:
+        return 0
+    quieten_libraries()
+    try:
+        policy = prepare_policy(replace(config.policy, device="cpu"))
+    except ValueError as error:
+        say(f"\nmemory: not known, for the model is not here: {error}")
+        return 0
+    config, memory = fitted(config, policy, processes.count)
+    say(f"\n{memory}")
+    return 0
 
 
 def _first_look(arguments: Sequence[str]) -> argparse.Namespace:

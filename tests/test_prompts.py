@@ -1,0 +1,100 @@
+"""Prompt sets: every source, a fixed order, epochs, and prompts that training never sees."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tempflow_fast.prompts import get_prompts
+from tempflow_fast.shapes import prompts as shapes
+
+NAMES = [f"prompt {number}" for number in range(30)]
+
+
+def text_file(directory: Path, lines: list[str]) -> str:
+    path = directory / "prompts.txt"
+    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def jsonl_file(directory: Path, entries: list[dict], name: str = "prompts.jsonl") -> str:
+    shapes.write_jsonl(directory / name, entries)
+    return str(directory / name)
+
+
+def texts(entries: list[dict]) -> list[str]:
+    return [entry["prompt"] for entry in entries]
+
+
+def test_an_epoch_sees_every_prompt_once_in_its_own_order(tmp_path):
+    prompts = get_prompts(text_file(tmp_path, ["  é " + name for name in NAMES]))
+    heldout = texts(prompts.heldout(3, seed=0))
+    assert len(set(heldout)) == 3, "every tenth is held out"
+    seen = [text for iteration in range(27) for text in texts(prompts.training(iteration, 5, seed=4))]
+    epochs = [seen[start : start + 27] for start in range(0, 135, 27)]
+    assert all(set(epoch) == {"é " + name for name in NAMES} - set(heldout) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    # From the middle, as after a resume, in a set that was read again.
+    get_prompts.cache_clear()
+    again = get_prompts(str(tmp_path / "prompts.txt"))
+    assert texts(again.training(17, 5, seed=4)) == seen[85:90]
+    assert texts(again.training(17, 5, seed=5)) != seen[85:90]
+
+
+def test_geneval_metadata_reaches_the_reward_and_tasks_take_turns(tmp_path):
+    source = jsonl_file(tmp_path, shapes.heldout_prompts())
+    prompts = get_prompts("shapes", source)
+    assert prompts.training(0, 4, 0)[0].keys() >= {"tag", "include", "prompt"}
+    drawn = prompts.heldout(12, seed=3)
+    assert set(prompts.tasks) == set(shapes.TASKS)
+    assert [entry["tag"] for entry in drawn[:6]] == list(prompts.tasks)
+    every = shapes.heldout_prompts()
+    assert sorted(map(json.dumps, prompts.heldout(len(every), seed=3))) == sorted(map(json.dumps, every))
+    assert prompts.heldout(len(every) + 2, seed=3)[-2:] == drawn[:2], "more than there are begin again"
+
+
+def test_another_column_is_the_prompt(tmp_path):
+    source = jsonl_file(tmp_path, [{"caption": name, "text": name.upper()} for name in NAMES])
+    entry = get_prompts(source, None, "caption").training(0, 1, 0)[0]
+    assert entry["prompt"] == entry["caption"]
+    assert entry["text"] == entry["prompt"].upper()
+    with pytest.raises(ValueError, match=r"must be one of caption, text, got 'captions' \(did you mean caption"):
+        get_prompts(source, None, "captions")
+
+
+def test_data_sets_of_the_library(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    jsonl_file(tmp_path / "set", [{"prompt": name, "tag": "t", "size": 3} for name in NAMES], "train.jsonl")
+    jsonl_file(tmp_path / "set", [{"prompt": "held out", "tag": "u", "size": 4}], "test.jsonl")
+    prompts = get_prompts(f"hf:{tmp_path / 'set'}", f"hf:{tmp_path / 'set'}:test")
+    assert sorted(texts(prompts.training(0, 30, 0))) == sorted(NAMES)
+    assert prompts.heldout(1, 0) == [{"prompt": "held out", "tag": "u", "size": 4}]
+    with pytest.raises(ValueError, match="cannot load the data set"):
+        get_prompts(f"hf:{tmp_path / 'set'}:nope")
+
+
+def test_shapes_stay_the_draws_that_they_were():
+    got = get_prompts("shapes").training(7, 5, seed=2)
+    assert got == shapes.draw(shapes.train_prompts(), 5, random.Random("2/7"))
+    assert get_prompts("shapes").heldout(5, 1) == shapes.draw(shapes.heldout_prompts(), 5, random.Random(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.txt", "\n \n", "at least one prompt"),
+        ("a.txt", "one\n", "two or more"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "line 2 of .* must be JSON"),
+        ("a.jsonl", '["x"]\n', "line 1 of .* must be an object"),
+        ("a.jsonl", '{"prompt": " "}\n', "prompt of line 1 of .* must be a text, got ' '"),
+        ("a.jsonl", '{"prompts": "x"}\n', r"column of line 1 of .* \(did you mean prompts\?"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        get_prompts(str(tmp_path / name))
