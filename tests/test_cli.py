@@ -105,6 +105,15 @@ def test_help_lists_every_setting_with_its_default(capsys):
     assert set(re.findall(r" (--\w+)", texts["eval"])) >= {"--model", "--weights", "--images", "--seed", "--output"}
 
 
+def test_the_page_on_training_names_options_and_recipes_that_exist(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    ours = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) | {"--help"}
+    assert set(re.findall(r"--[a-z][a-z_-]+", page)) - ours == set()
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE)) == set(RECIPES)
+
+
 def test_every_setting_says_what_it_is():
     """The text under a field is its only documentation, on the command line as in the code."""
     import inspect
