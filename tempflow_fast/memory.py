@@ -73,7 +73,7 @@ class Memory:
 
 
 def measure(policy: Policy, config: GRPOConfig) -> Memory:
-    """The memory that `policy` needs in an iteration; one prompt is encoded for it, and no network call is run.
+    """The memory that `policy` needs in an iteration; one prompt is encoded and one network row computed for it.
 
     To be called before the network is wrapped for many processes.
     """
@@ -81,6 +81,9 @@ def measure(policy: Policy, config: GRPOConfig) -> Memory:
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     scale = config.guidance_scale
     condition = policy.encode([PROMPT], guided=scale != 1.0)
+    with torch.no_grad():
+        # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
+        policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)
     return Memory(
         weights=_num_bytes([*parameters, *policy.network.buffers()]),
         state=_num_bytes(trained) + ADAM_BYTES * sum(parameter.numel() for parameter in trained),

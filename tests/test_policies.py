@@ -11,6 +11,7 @@ from tiny import PROMPTS
 
 import tempflow_fast as tff
 from tempflow_fast.load import load_policy
+from tempflow_fast.memory import measure
 from tempflow_fast.policies import Condition, FluxPolicy, QwenImagePolicy, SD3Policy
 from tempflow_fast.policies.prompt_cache import PromptCache
 
@@ -242,6 +243,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(tmp_path, name):
     assert len(calls) == 3  # the second backward pass ran the block again
     for first, second in zip(*gradients, strict=True):
         assert torch.equal(first, second)
+
+
+@CLASSES
+def test_measuring_memory_leaves_the_policy_as_it_is(tmp_path, name):
+    """Nothing that a policy or a network keeps between calls may come from the measurement's tensors without data."""
+    policy = make(name, tmp_path)
+    measure(policy, tff.GRPOConfig(num_steps=NUM_STEPS, guidance_scale=2.0))
+    latents = torch.randn(3, *policy.latent_shape)
+    assert torch.equal(velocity(policy, latents)[0], velocity(make(name, tmp_path), latents)[0])
 
 
 def test_text_encoders_wait_in_host_memory(policy):

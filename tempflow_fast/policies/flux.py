@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .packing import PackedPolicy
 from .prompt_cache import Row
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
 
 
 class FluxPolicy(PackedPolicy):
@@ -23,11 +26,16 @@ class FluxPolicy(PackedPolicy):
     text_encoders = ("text_encoder", "text_encoder_2")
     default_text_length = 512
 
-    @cached_property
-    def _image_ids(self) -> Tensor:
-        """Position (0, row, column) of every image token, float32 [L, 3]; texts stand at the origin."""
+    def __init__(
+        self,
+        pipeline: FluxPipeline,
+        resolution: int | tuple[int, int] | None = None,
+        max_text_length: int | None = None,
+    ) -> None:
+        super().__init__(pipeline, resolution, max_text_length)
         rows, columns = (torch.arange(length, dtype=torch.float32) for length in self._grid)
-        return torch.cartesian_prod(torch.zeros(1), rows, columns).to(self.device)
+        # (0, row, column) of every image token, [L, 3]; texts stand at the origin.
+        self._image_ids = torch.cartesian_prod(torch.zeros(1), rows, columns).to(self.device)
 
     @property
     def _embeds_guidance(self) -> bool:
