@@ -15,7 +15,7 @@ def shapes() -> TrainConfig:
     """
     return TrainConfig(
         policy=PolicyConfig(model="embedded", device="cpu"),
-        task=TaskConfig(prompts="shapes", reward="shapes", accuracy="shapes_strict", prompts_per_iteration=22),
+        task=TaskConfig(prompts="shapes", reward="shapes", accuracy="shapes_strict", prompts_per_iteration=30),
         grpo=GRPOConfig(
             num_steps=NUM_STEPS,
             # The pipeline's own schedule spends its last step on sigma 0.001 -> 0; this one ends a step earlier.
@@ -23,7 +23,7 @@ def shapes() -> TrainConfig:
             # Earlier branches teach little after the first minute, later ones change little.
             branch_steps=(1, 2, 3),
             num_seeds=1,
-            num_branches=8,
+            num_branches=6,
             # CPS keeps the marginals of the flow at any strength: its branches explore without losing quality.
             sampler="cps",
             noise_level=0.8,
@@ -35,6 +35,6 @@ def shapes() -> TrainConfig:
             # Small enough for the activations to stay in a processor's cache.
             max_batch=64,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-4, betas=(0.9, 0.99), learning_rate_decay=1.0),
+        optimizer=OptimizerConfig(learning_rate=4.5e-4, betas=(0.9, 0.99), learning_rate_decay=1.0),
         run=RunConfig(num_iterations=100),
     )
