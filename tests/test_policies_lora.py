@@ -6,8 +6,9 @@ import pytest
 import torch
 from pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
 from safetensors.torch import load_file, save_file
-from tiny import PROMPTS
+from tiny import PROMPTS, brightness
 
+import tempflow_fast as tff
 from tempflow_fast.load import load_policy
 from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
 
@@ -149,3 +150,23 @@ def test_wrong_adapters_are_named(tmp_path):
         policy.add_lora(rank=4)
     with pytest.raises(ValueError, match="load_lora: network must have no adapter yet"):
         policy.load_lora(tmp_path / "flux")
+
+
+@CLASSES
+def test_an_iteration_starts_at_ratio_one_and_trains_the_adapter(tmp_path, policy_class):
+    """With guidance, a network in 16 bits, and rollout and training calls of different shapes."""
+    pipeline = BUILDS[policy_class](tmp_path)
+    pipeline.transformer.to(torch.bfloat16)
+    policy = policy_class(pipeline, (16, 24))
+    policy.add_lora(rank=4)
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    settings = {"num_steps": 3, "num_seeds": 1, "num_branches": 3, "num_updates": 1, "guidance_scale": 2.0, "beta": 0.1}
+    config = tff.GRPOConfig(max_batch=4, micro_batch=3, **settings)
+    metrics = tff.grpo_step(policy, PROMPTS[:2], brightness, optimizer, config)
+    assert float(metrics["log_ratio_rms"]) == 0
+    assert float(metrics["kl"]) == 0  # an adapter starts at the reference, to the bit
+    assert float(metrics["grad_norm"]) > 0
+    after = policy.parameters()
+    assert all(torch.isfinite(parameter).all() for parameter in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
