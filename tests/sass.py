@@ -45,6 +45,12 @@ def nvcc_release(nvcc: str) -> str:
     return re.search(r"release (\d+\.\d+)", text).group(1)
 
 
+def knows(nvcc: str, architecture: str) -> bool:
+    """Whether this nvcc makes code for an architecture."""
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    return f"sm_{architecture}" in known.split()
+
+
 def readable(mangled: str) -> str:
     """branch_step_kernel bf16"""
     kernel, dtype = NAME.search(re.sub(r"^.*_cu_[0-9a-f]{8}", "", mangled)).groups()

@@ -113,14 +113,14 @@ def test_policy_loss(cuda, dtype, numel, guided):
     assert all(torch.equal(a, b) for a, b in zip(alone[:4], (loss, log_ratio, clip_fraction, kl), strict=True))
 
 
-def test_policy_loss_of_many_rows_and_branches_without_reference(cuda):
-    """More rows than a warp has lanes, more branches than stand in shared memory together, one more block."""
-    case, rows, k = make_case(torch.bfloat16, 2056, guided=False), 33, 35
-    generator = torch.Generator().manual_seed(1)
-    few = [t[:1].expand(rows, -1) for t in (case.velocity, case.latents, case.velocity_old)]
-    branches = case.branches[:1, :1] + 0.1 * torch.randn(rows, k, 2056, generator=generator).bfloat16()
+# More rows than a warp has lanes; more branches than stand in shared memory together.
+@pytest.mark.parametrize(("rows", "k"), [(33, 1), (2, 35)])
+def test_policy_loss_of_many_rows_or_branches_without_reference(cuda, rows, k):
+    case, generator = make_case(torch.bfloat16, 24, guided=False), torch.Generator().manual_seed(1)
+    velocity, latents, old = (t[:1].expand(rows, -1) for t in (case.velocity, case.latents, case.velocity_old))
+    branches = case.branches[:1, :1] + 0.1 * torch.randn(rows, k, 24, generator=generator).bfloat16()
     advantages, steps = torch.randn(rows, k, generator=generator), torch.arange(rows) % 7
-    inputs = (few[0], None, few[1], branches, few[2], None, advantages, ROWS, steps, 1.0, 1e-4, 0.0, True)
+    inputs = (velocity, None, latents, branches, old, None, advantages, ROWS, steps, 1.0, 1e-4, 0.0, True)
     got, want = cuda.policy_loss(*inputs), NATIVE.policy_loss(*inputs)
     for kind, a, b in zip(("statistic", "log_ratio", "statistic", "statistic", "gradient"), got, want, strict=True):
         assert_near(kind, torch.float32, a, b.double())
@@ -159,6 +159,16 @@ def test_no_rows(cuda):
     assert [t.shape for t in cuda.branch_step(*state, 2, KEY, IDS[:0])] == [(0, 6), (0, 2, 6), (0, 2)]
     assert cuda.log_prob(*case[:2], case.velocity, ROWS, STEPS[:0]).shape == (0,)
     assert cuda.policy_loss(*loss_inputs(case), True)[4].shape == (0, 6)
+
+
+def test_no_branches(cuda):
+    case = make_case(torch.float32, 6, guided=False)
+    empty = case._replace(branches=case.branches[:, :0].contiguous(), advantages=case.advantages[:, :0].contiguous())
+    loss, log_ratio, clip_fraction, kl, gradient = cuda.policy_loss(*loss_inputs(empty), True)
+    want = NATIVE.policy_loss(*loss_inputs(empty), True)
+    assert log_ratio.shape == (5, 0)
+    assert clip_fraction == 0
+    torch.testing.assert_close((loss, kl, gradient), (want[0], want[3], want[4]))
 
 
 def test_a_step_outside_of_the_table_makes_nan_and_touches_nothing_else(cuda):

@@ -108,7 +108,7 @@ __device__ __forceinline__ void finish_row(const LossArgs& args, int64_t row, co
   if (threadIdx.x) return;
   *args.loss = static_cast<float>(sum.loss + args.beta * sum.kl);
   *args.kl = static_cast<float>(sum.kl);
-  *args.clip_fraction = static_cast<float>(sum.num_clipped / static_cast<double>(args.n * args.k));
+  *args.clip_fraction = static_cast<float>(sum.num_clipped / static_cast<double>(args.n * (args.k ? args.k : 1)));
 }
 
 // `blocks` is that of the first launch; without a gradient this one has a single block per row. The bound allows 64
