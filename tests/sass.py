@@ -95,7 +95,9 @@ def main() -> None:
     if not nvcc or not cuobjdump:
         raise SystemExit("nvcc and cuobjdump are needed")
     kernels = {f"sm_{architecture}": measure(nvcc, cuobjdump, architecture) for architecture in ARCHITECTURES}
-    TABLE.write_text(json.dumps({"nvcc": nvcc_release(nvcc), "kernels": kernels}, indent=1) + "\n")
+    text = json.dumps({"nvcc": nvcc_release(nvcc), "kernels": kernels}, indent=1)
+    one_line_each = re.sub(r"\{[^{}]*\}", lambda facts: " ".join(facts.group().split()), text)
+    TABLE.write_text(one_line_each + "\n")
 
 
 if __name__ == "__main__":
