@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .schedule import StepTable
 
 Group = Literal["seed", "prompt"]
+Aggregate = Literal["rewards", "advantages"]
 Sampler = Literal["flow_sde", "dance_sde", "cps"]
 
 
@@ -35,6 +36,8 @@ class GRPOConfig:
     """K, branches per trajectory and branch step."""
     group: Group = "seed"
     """Whose rewards are compared: the branches of one trajectory ("seed") or of one prompt ("prompt")."""
+    aggregate: Aggregate = "rewards"
+    """Where several rewards are summed: "rewards", or each one's "advantages", which have one spread."""
     guidance_scale: float = 1.0
     """Guidance of the rollout, and of training where `guided_training` says so; 1 turns it off."""
     guided_training: bool = True
@@ -75,7 +78,8 @@ class GRPOConfig:
             raise ValueError(f"GRPOConfig: clip_range must be in (0, 1), got {self.clip_range}")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"GRPOConfig: guidance_scale must be finite, got {self.guidance_scale}")
-        for name, choices in (("group", get_args(Group)), ("sampler", get_args(Sampler))):
+        for name, kind in (("group", Group), ("aggregate", Aggregate), ("sampler", Sampler)):
+            choices = get_args(kind)
             if getattr(self, name) not in choices:
                 raise ValueError(f"GRPOConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
         group_size = self.num_branches * (self.num_seeds if self.group == "prompt" else 1)

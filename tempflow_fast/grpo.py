@@ -14,21 +14,23 @@ from torch.optim import Optimizer
 
 from . import ops
 from .advantages import group_advantages
-from .batching import deal, equal_pieces, padded
+from .batching import deal, padded
 from .config import GRPOConfig
 from .cuda_graphs import graphs_of
 from .policies.base import Policy
 from .processes import Processes
-from .rewards.base import Reward
+from .rewards import Scores, get_reward
+from .rewards.registry import Spec
 from .rollout import Rollout, rollout
 from .schedule import StepTable
+from .scoring import score_rollout
 from .update import update
 
 
 def grpo_step(
     policy: Policy,
     prompts: Sequence[str],
-    reward_fn: Reward,
+    reward_fn: Spec,
     optimizer: Optimizer,
     config: GRPOConfig,
     seed: int = 0,
@@ -44,8 +46,9 @@ def grpo_step(
     Args:
         policy: changed in place through `optimizer`.
         prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
-        reward_fn: called once with all images of the process's trajectories, N B K of them in that order if it is
-            alone, on the device of the policy. A process without trajectories does not call it.
+        reward_fn: anything that `get_reward` takes. It is called in a thread beside decoding, with pieces of at most
+            `config.max_batch` images of the process's trajectories, N B K of them in that order if it is alone, on the
+            device of the policy. A process without trajectories does not call it.
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.
@@ -55,17 +58,20 @@ def grpo_step(
 
     Returns:
         Scalars, equal in all processes, that stay tensors on their device, so that nothing waits for them:
-        reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups), signal_fraction
+        reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups), where several
+        rewards are summed the mean of each as reward_<name>, `image_statistics` of all images, signal_fraction
         (share of trained pairs), loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means
         over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train; an accelerator's
-        queued work counts for the stage that waits for it.
+        queued work counts for the stage that waits for it. `seconds_reward` is what was left to wait of
+        `seconds_reward_busy`.
 
     Raises:
-        ValueError: naming the argument; before the rollout, unless the rewards themselves are at fault.
+        ValueError: naming the argument, before the rollout.
+        RewardError: if a reward failed, naming it and the sample; the policy is as it was.
         ProcessLostError: if another process ended.
     """
-    processes = processes or Processes()
+    processes, reward = processes or Processes(), get_reward(reward_fn)
     table, names, extras = _checked_inputs(policy, prompts, optimizer, config, metadata)
     with processes.guarded():
         _check_agreement(processes, names, config, seed)
@@ -78,16 +84,14 @@ def grpo_step(
             calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
             graphs = graphs_of(policy) if config.cuda_graphs else None
             drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls, graphs=graphs)
-        with clock.stage("decode"):
-            images = _decode(policy, drawn.latents[: len(own)].flatten(0, 2), config.max_batch)
-        with clock.stage("reward"):
-            shape = (len(names), *drawn.latents.shape[1:3])
-            rewards = _score(reward_fn, images, own, names, extras, shape, processes)
+        finished, share = drawn.latents[: len(own)], (names, extras, own, processes)
+        scored = score_rollout(policy, finished, reward, *share, config.max_batch, clock.stage)
+        clock.seconds["seconds_reward_busy"] = scored.seconds_busy
         with clock.stage("train"):
-            prompt_ids = torch.arange(len(names)) // config.num_seeds
-            advantages = group_advantages(rewards, config.group, prompt_ids, config.adv_eps, config.adv_clip)
+            advantages = _advantages(scored.rewards, config, len(names))
             metrics = update(policy, drawn, advantages, optimizer, config, processes)
-        return {**_reward_metrics(rewards), **_cost_metrics(drawn, processes), **metrics, **clock.slowest(processes)}
+        measured = {**_reward_metrics(scored.rewards), **scored.statistics, **_cost_metrics(drawn, processes)}
+        return {**measured, **metrics, **clock.slowest(processes)}
 
 
 class StageClock:
@@ -150,40 +154,26 @@ def _check_agreement(processes: Processes, names: list[str], config: GRPOConfig,
         )
 
 
-def _decode(policy: Policy, latents: Tensor, max_batch: int | None) -> Tensor | None:
-    """Images [R, 3, H, W] of latents [R, *shape]; None of no latents."""
-    pieces = [policy.decode(latents[rows]) for rows in equal_pieces(len(latents), max_batch)]
-    return torch.cat(pieces) if pieces else None
+def _advantages(rewards: Scores, config: GRPOConfig, num_trajectories: int) -> Tensor:
+    """Advantages [N, B, K]: of the summed rewards, or the sum of each reward's own."""
+    prompt_ids = torch.arange(num_trajectories) // config.num_seeds
+
+    def relative(scores: Tensor) -> Tensor:
+        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, config.adv_clip)
+
+    if config.aggregate == "rewards":
+        return relative(rewards.total)
+    return rewards.weighted_sum(relative).clamp(-config.adv_clip, config.adv_clip)
 
 
-def _score(
-    reward_fn: Reward,
-    images: Tensor | None,
-    own: list[int],
-    names: list[str],
-    extras: list[dict[str, Any]],
-    shape: tuple[int, ...],
-    processes: Processes,
-) -> Tensor:
-    """Rewards [N, B, K] of all processes, float64 on the host; `images` are those of the trajectories `own`."""
-    rewards = torch.zeros(shape, dtype=torch.float64)
-    if images is not None:
-        repeats = len(images) // len(own)
-        prompts = [names[n] for n in own for _ in range(repeats)]
-        metadata = [extras[n] for n in own for _ in range(repeats)]
-        scores = torch.as_tensor(reward_fn(images, prompts, metadata)).detach()
-        if scores.shape != images.shape[:1]:
-            want = f"[{len(images)}], one per image"
-            raise ValueError(f"grpo_step: reward_fn must return {want}, got {list(scores.shape)}")
-        rewards[own] = scores.to("cpu", torch.float64).view(len(own), *shape[1:])
-    return processes.sum(rewards)
-
-
-def _reward_metrics(rewards: Tensor) -> dict[str, Tensor]:
+def _reward_metrics(rewards: Scores) -> dict[str, Tensor]:
+    total = rewards.total
+    parts = {f"reward_{name}": part.mean() for name, part in rewards.parts.items()}
     return {
-        "reward_mean": rewards.mean(),
-        "reward_std": rewards.std(correction=0),
-        "group_std": rewards.std(dim=2, correction=0).mean(),
+        "reward_mean": total.mean(),
+        "reward_std": total.std(correction=0),
+        "group_std": total.std(dim=2, correction=0).mean(),
+        **(parts if len(parts) > 1 else {}),
     }
 
 

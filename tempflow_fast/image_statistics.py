@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+STATISTICS = ("image_diversity", "image_saturation", "image_clipped", "image_contrast")
 HALF_LEVEL = 0.5 / 255
 LUMA = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue in brightness (ITU-R BT.709)."""
@@ -14,7 +15,7 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
     """Means over images [G, K, 3, H, W] in [0, 1], as scalars on their device; G groups of K images.
 
     Returns:
-        `image_diversity` (only for K >= 2), `image_saturation`, `image_clipped` and `image_contrast`.
+        `STATISTICS` by name; `image_diversity` only for K >= 2.
 
     Raises:
         ValueError: for images of another shape.

@@ -22,6 +22,7 @@ from torch.nn import Parameter
 from tempflow_fast import GRPOConfig, grpo, grpo_step
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched
+from tempflow_fast.rewards import RewardError
 
 SMALL = {"num_steps": 4, "num_branches": 3, "num_updates": 2, "clip_range": 1e-3}
 GUIDED = {"guidance_scale": 3.0, "beta": 0.1, "micro_batch": 2, "max_batch": 5}
@@ -114,7 +115,7 @@ def errors(processes: Processes) -> dict[str, str]:
     for name, prompts, reward_fn in (("other work", SEVEN[processes.index :], brightness), ("nan", SEVEN, nan)):
         try:
             grpo_step(policy, prompts, reward_fn, optimizer, config, processes=processes)
-        except ValueError as error:
+        except (ValueError, RewardError) as error:
             texts[name] = str(error)
     return texts
 

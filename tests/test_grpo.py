@@ -11,10 +11,11 @@ from tiny import PROMPTS, TinyPolicy, brightness, sd3_pipeline
 import tempflow_fast as tff
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.policies import SD3Policy
+from tempflow_fast.rewards import RewardError
 from tempflow_fast.update import update
 
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
-STAGES = {f"seconds_{stage}" for stage in ("encode", "rollout", "decode", "reward", "train")}
+STAGES = {f"seconds_{stage}" for stage in ("encode", "rollout", "decode", "reward", "reward_busy", "train")}
 
 
 def sgd(policy, lr=0.1):
@@ -229,15 +230,18 @@ def test_errors_come_before_any_network_call(changes, message):
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (lambda images: torch.zeros(len(images) - 1), r"reward_fn must return \[54\], one per image, got \[53\]"),
-        (lambda images: torch.zeros(len(images), 1), r"reward_fn must return \[54\], one per image, got \[54, 1\]"),
-        (lambda images: torch.full((len(images),), math.nan), r"rewards must be finite, got nan at \[0, 0, 0\]"),
+        (lambda images: torch.zeros(len(images) - 1), r"scores must be \[54\], one per image, got \[53\]"),
+        (lambda images: torch.zeros(len(images), 1), r"scores must be \[54\], one per image, got \[54, 1\]"),
+        (
+            lambda images: torch.full((len(images),), math.nan),
+            r"sample 0 \(prompt .*\): score must be finite .* got nan",
+        ),
     ],
 )
 def test_bad_rewards_leave_the_policy_alone(reward, message):
     policy = TinyPolicy()
     before = weights(policy)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RewardError, match=message):
         grpo_step(policy, PROMPTS, lambda images, prompts, metadata: reward(images), sgd(policy), GRPOConfig(**SMALL))
     assert torch.equal(weights(policy), before)
 

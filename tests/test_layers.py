@@ -19,7 +19,7 @@ LAYERS = (
     ("bodies", "prompts"),
     ("ops",),
     ("config", "rollout", "info", "sample"),
-    ("objective", "train_config", "geometry", "memory"),
+    ("objective", "scoring", "train_config", "geometry", "memory"),
     ("update", "evaluate", "recipes", "optimizers", "checkpoint"),
     ("plots", "grpo"),
     ("run_directory",),

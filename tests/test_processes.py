@@ -165,7 +165,7 @@ def test_a_killed_process_ends_the_run_with_a_message(launches):
 def test_wrong_input_stops_all_processes(results, count):
     for part in results[count]:
         assert "must be the same in all processes, got different ones" in part["errors"]["other work"]
-        assert "rewards must be finite, got nan at [0, 0, 0]" in part["errors"]["nan"]
+        assert 'reward "<lambda>" failed on sample 0' in part["errors"]["nan"]
 
 
 def test_every_process_loads_its_own_text_encoders(results):
