@@ -15,13 +15,14 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench build cuda-build readme-figures clean FORCE
+.PHONY: help demo test check bench gpu build cuda-build readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
 	@echo "make test     run the tests"
 	@echo "make check    run the linter"
 	@echo "make bench    time the ops against PyTorch"
+	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
 	@echo "make build    make the wheel and the source archive in dist/"
 	@echo "make cuda-build   build the library against a CUDA torch in $(CUDA_ENV) (a download of GBs) and check it; no GPU needed"
 	@echo "make readme-figures   copy the pictures of the run in $(OUTPUT)/ to $(FIGURES)/"
@@ -42,6 +43,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(VENV_PYTHON) -m bench.ops $(ARGS)
+
+# Images with a CUDA torch of their own have no .venv, and often no network to make one.
+gpu:
+	@$(if $(wildcard $(VENV_PYTHON)),$(VENV_PYTHON),$(PYTHON)) -m bench.gpu $(ARGS)
 
 build: $(STAMP)
 	@$(VENV_PYTHON) -m pip install --quiet build

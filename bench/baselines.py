@@ -43,7 +43,7 @@ def tuned_branch_step(
     n, d = latents.shape
     x, v = latents.float(), velocity.float()
     mean = torch.add(x * step.a, v, alpha=step.b)
-    eps = torch.randn(n, num_branches, d)
+    eps = torch.randn(n, num_branches, d, device=x.device)
     log_prob = -0.5 * eps.square().mean(-1) - math.log(step.s) - 0.5 * math.log(2 * math.pi)
     branches = torch.add(mean.unsqueeze(1), eps, alpha=step.s)
     return torch.add(x, v, alpha=step.dt).to(latents.dtype), branches.to(latents.dtype), log_prob
@@ -88,3 +88,28 @@ def tuned_policy_loss(velocity: Tensor, inputs: LossInputs) -> Tensor:
     mean_old = torch.add(step.a * x, old, alpha=step.b).unsqueeze(1)
     log_ratio = (shift * (2 * (inputs.branches.float() - mean_old) - shift)).mean(-1) / (2 * step.s**2)
     return _clipped(log_ratio, inputs)
+
+
+def guided(velocity: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance."""
+    return uncond + scale * (velocity - uncond)
+
+
+def euler_step(latents: Tensor, velocity: Tensor, uncond: Tensor, scale: float, step: Step) -> Tensor:
+    """Guidance and an ODE step in float32."""
+    v = guided(velocity.float(), uncond.float(), scale)
+    return torch.add(latents.float(), v, alpha=step.dt).to(latents.dtype)
+
+
+def guided_branch_step(
+    latents: Tensor, velocity: Tensor, uncond: Tensor, scale: float, step: Step, num_branches: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Guidance, then the branch step with care."""
+    return tuned_branch_step(latents, guided(velocity.float(), uncond.float(), scale), step, num_branches)
+
+
+def log_prob(latents_next: Tensor, latents: Tensor, velocity: Tensor, step: Step) -> Tensor:
+    """The density of a step, a mean over elements."""
+    mean = torch.add(step.a * latents.float(), velocity.float(), alpha=step.b)
+    squares = (latents_next.float() - mean).square().mean(-1)
+    return -squares / (2 * step.s**2) - math.log(step.s) - 0.5 * math.log(2 * math.pi)

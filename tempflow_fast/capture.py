@@ -58,11 +58,15 @@ class CudaCapturer:
 
     def capture(self, function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            # thread_local: a reward that runs in another thread may allocate meanwhile.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                result = function()
+            try:
+                # thread_local: a reward that runs in another thread may allocate meanwhile.
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                    result = function()
+            finally:
+                torch.cuda.set_stream(current)  # a capture that fails leaves the side stream behind
         return graph.replay, result
 
 

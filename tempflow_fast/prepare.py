@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .capture import replayable
 from .geometry import Geometry
 from .load import load_policy
 from .memory import GIB, measure
 from .policies import DiffusersPolicy
+from .policies.compiled import compile_blocks
 from .run_directory import RunDirectory
 from .train_config import PolicyConfig, TrainConfig
 
@@ -34,6 +36,8 @@ def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> 
         policy.add_lora(config.lora_rank, alpha, init=LORA_INIT[config.lora_init], **targets)
     if config.gradient_checkpointing:
         policy.enable_gradient_checkpointing()
+    if config.compile_blocks:
+        compile_blocks(policy.network)
     return policy
 
 
@@ -116,5 +120,6 @@ def compute_in(network: nn.Module, dtype: torch.dtype) -> None:
     def leave(module: nn.Module, inputs: object, output: object) -> None:
         contexts.pop().__exit__(None, None, None)
 
-    network.register_forward_pre_hook(enter)
-    network.register_forward_hook(leave, always_call=True)
+    # Kernels that were recorded between the two have the precision already.
+    network.register_forward_pre_hook(replayable(enter))
+    network.register_forward_hook(replayable(leave), always_call=True)

@@ -42,6 +42,8 @@ class PolicyConfig:
     """How the first matrix of an adapter starts; the second one starts at 0."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time in training."""
+    compile_blocks: bool = False
+    """Compile every block of the network by torch.compile: faster on GPUs, after a minute or so at the start."""
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU while no new prompt has to be encoded."""
     memory_limit: float | None = None

@@ -17,6 +17,8 @@ from tempflow_fast.batching import rounded_counts
 from tempflow_fast.capture import obstacle, replayable, state_of
 from tempflow_fast.cuda_graphs import CudaGraphs, graphs_of
 from tempflow_fast.policies import Condition, FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.policies.compiled import compile_blocks
+from tempflow_fast.prepare import compute_in
 
 FIELDS = ("states", "branches", "log_prob", "latents")
 
@@ -234,6 +236,33 @@ def test_hooks_are_named_and_respected_until_they_go(device):
     for _ in range(3):
         draw(policy, graphs)
     assert graphs.num_replays > 0
+
+
+def test_autocast_by_hooks_is_captured_with_the_weights_as_they_are(device):
+    policy, graphs = TinyPolicy(), CudaGraphs(device)
+    compute_in(policy.network, torch.bfloat16)
+    for iteration in range(3):
+        assert_equal(draw(policy, graphs, iteration), draw(policy, None, iteration))
+        nudge(policy)
+    assert graphs.num_replays > 0
+
+
+def test_blocks_are_compiled_one_by_one_or_refused(tmp_path):
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    eager = draw(policy, None, steps=2, prompts=PROMPTS[:1])
+    names = [name for name, _ in policy.network.named_parameters()]
+    blocks = policy.network.transformer_blocks
+    compiled = []
+    for block in blocks:  # what is compiled is the block's own forward; the compiler is torch's affair
+        block.compile = lambda block=block: compiled.append(block)
+    assert compile_blocks(policy.network) == len(compiled) == len(blocks)
+    assert compiled == list(blocks)
+    assert [name for name, _ in policy.network.named_parameters()] == names
+    for block in blocks:
+        nn.Module.compile(block, backend="eager")
+    assert_equal(draw(policy, None, steps=2, prompts=PROMPTS[:1]), eager)
+    with pytest.raises(ValueError, match="compile_blocks: network must keep its blocks in a ModuleList, got Sequent"):
+        compile_blocks(TinyPolicy().network)
 
 
 def test_sharded_and_offloaded_networks_are_named(monkeypatch):

@@ -1,0 +1,57 @@
+"""The package, built beside the checkout, so that neither the checkout nor the environment changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from . import BUILT
+from .results import Outcome, Skip
+
+ROOT = Path(__file__).parents[2]
+
+
+def build(base: Path, seconds: float) -> Outcome:
+    """Builds with the kernels that the compilers at hand allow, without them where that fails, and puts it to use.
+
+    Needs setuptools, for the compiled kernels also cmake and a compiler; fetches nothing.
+    """
+    compiled = _setup("build", "--build-base", str(base), seconds=seconds)
+    problem = ""
+    if compiled.returncode:
+        problem = _last_line(compiled)
+        plain = _setup("build_py", "--build-lib", str(base / "lib"), seconds=60)
+        if plain.returncode:
+            raise RuntimeError(f"neither a full nor a plain build works: {_last_line(plain)}")
+    use(_built_in(base))
+    if problem:
+        raise Skip(f"without compiled kernels, since the build failed: {problem}")
+    said = [line.removeprefix("tempflow_fast: ") for line in compiled.stdout.splitlines() if "CUDA kernels" in line]
+    return Outcome(said[-1] if said else "")
+
+
+def use(folder: Path) -> None:
+    """Makes this process and those it starts import the package from `folder`."""
+    os.environ[BUILT] = str(folder)
+    sys.path.insert(0, str(folder))
+
+
+def _built_in(base: Path) -> Path:
+    """setuptools names the folder by platform and Python."""
+    folders = [path for path in base.glob("lib*") if (path / "tempflow_fast").is_dir()]
+    return max(folders, key=lambda path: path.stat().st_mtime).resolve()
+
+
+def _setup(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "setup.py", "--quiet", *arguments]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"not done after {seconds:.0f} s")
+
+
+def _last_line(ran: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
+    return lines[-1] if lines else f"status {ran.returncode}"

@@ -1,0 +1,175 @@
+"""Networks of the published shapes with random weights: nothing is downloaded, and a figure needs no trained model."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tempflow_fast.policies import DiffusersPolicy, FluxPolicy, SD3Policy
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer's configuration in diffusers, and the texts and images it is run with."""
+
+    kind: str
+    resolution: int
+    text: tuple[int, int, int]
+    """Tokens, their width, width of the pooled text."""
+    config: dict[str, Any] = field(repr=False)
+    guidance_scale: float = 4.5
+
+
+SD3_HEADS = {"patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64}
+SD35_MEDIUM = Shape(
+    "sd3",
+    512,
+    (77 + 128, 4096, 2048),
+    {
+        **SD3_HEADS,
+        "sample_size": 128,
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": tuple(range(13)),
+        "qk_norm": "rms_norm",
+    },
+)
+"""Stable Diffusion 3.5 Medium, 2.2 billion parameters."""
+SD3_SMALL = Shape(
+    "sd3",
+    256,
+    (77, 512, 512),
+    {
+        **SD3_HEADS,
+        "sample_size": 32,
+        "num_layers": 8,
+        "num_attention_heads": 8,
+        "joint_attention_dim": 512,
+        "caption_projection_dim": 512,
+        "pooled_projection_dim": 512,
+        "pos_embed_max_size": 64,
+    },
+)
+"""So small that launching a kernel takes longer than the kernel."""
+FLUX = Shape(
+    "flux",
+    512,
+    (512, 4096, 768),
+    {
+        "in_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+        "axes_dims_rope": (16, 56, 56),
+    },
+    guidance_scale=3.5,
+)
+"""FLUX.1-dev, 12 billion parameters."""
+TINY_SD3 = Shape(
+    "sd3",
+    32,
+    (5, 16, 16),
+    {
+        **SD3_HEADS,
+        "sample_size": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 16,
+        "pos_embed_max_size": 8,
+    },
+)
+TINY_FLUX = Shape(
+    "flux",
+    32,
+    (5, 16, 16),
+    {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 16,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 4, 8),
+    },
+    guidance_scale=3.5,
+)
+"""For a rehearsal on a CPU."""
+
+
+class _RandomTexts(DiffusersPolicy):
+    """Texts are random numbers that depend on their letters, images the first numbers of the latents."""
+
+    shape: Shape
+
+    def _encode_one(self, prompt: str) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
+        tokens, width, pooled = self.shape.text
+        row = {"text": (tokens, width), "pooled": (pooled,)}
+        return {name: torch.randn(size, generator=generator).to(self.device, self.dtype) for name, size in row.items()}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.flatten(1)[:, : 3 * 16].view(-1, 3, 4, 4).sigmoid()
+
+
+class _RandomSD3(_RandomTexts, SD3Policy):
+    pass
+
+
+class _RandomFlux(_RandomTexts, FluxPolicy):
+    pass
+
+
+class _NoAutoencoder(nn.Module):
+    dtype = torch.float32
+
+
+def random_policy(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> DiffusersPolicy:
+    """A policy of that shape with a LoRA of rank 32; needs diffusers and peft."""
+    import diffusers
+
+    names = {"sd3": ("SD3Transformer2DModel", _RandomSD3), "flux": ("FluxTransformer2DModel", _RandomFlux)}
+    network_class, policy_class = names[shape.kind]
+    with torch.device("meta"):
+        network = nn.Module.to(getattr(diffusers, network_class)(**shape.config), dtype)
+    pipeline = SimpleNamespace(
+        transformer=_filled(network.to_empty(device=device)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_NoAutoencoder(),
+        vae_scale_factor=8,
+        default_sample_size=shape.resolution // 8,
+        **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3")),
+    )
+    policy = policy_class(pipeline, shape.resolution)
+    policy.shape = shape
+    policy.add_lora(rank=32, alpha=64)
+    return policy
+
+
+@torch.no_grad()
+def _filled(network: nn.Module) -> nn.Module:
+    """Matrices of 0.02, norms of 1, biases of 0: activations stay finite through any number of blocks."""
+    generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.dim() > 1:
+            tensor.normal_(0, 0.02, generator=generator)
+        else:
+            tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+    return network

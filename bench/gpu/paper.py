@@ -1,0 +1,115 @@
+"""One iteration in the structure of the paper's public scripts, in plain PyTorch, to be timed beside ours.
+
+Every branch step is carried to the end by network calls of its own, and in training every branch has a network row of
+its own. The arithmetic is that of `bench.baselines`; the network, its texts and its precision are the same as ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tempflow_fast import GRPOConfig, StepTable, group_advantages, ops
+from tempflow_fast.policies import Condition, DiffusersPolicy
+
+from .. import baselines
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What one branch step left: states and velocities [N, *shape], branches and their ends [N K, *shape]."""
+
+    step: int
+    states: Tensor
+    velocity: Tensor
+    branches: Tensor
+    latents: Tensor
+
+
+def iteration(
+    policy: DiffusersPolicy, prompt: str, optimizer: torch.optim.Optimizer, config: GRPOConfig, seed: int, max_rows: int
+) -> float:
+    """Samples, scores and updates once; returns the loss.
+
+    Args:
+        policy: acts and is trained.
+        prompt: the one prompt of the iteration; it gets `config.num_seeds` trajectories.
+        optimizer: holds the policy's parameters.
+        config: the settings; one update, advantages within seed groups.
+        seed: of the initial noise.
+        max_rows: most rows in one training call.
+    """
+    table, num = config.table(policy), config.num_seeds
+    condition = policy.encode([prompt] * num, guided=config.guidance_scale != 1.0)
+    noise = ops.initial_noise(policy.latent_shape, seed, range(num), policy.device)
+    drawn = roll_out(policy, condition, table, noise, config)
+    images = [policy.decode(each.latents) for each in drawn]
+    rewards = torch.stack([image[:, 0].mean((1, 2)) for image in images], dim=1)  # [N K, B]
+    rewards = rewards.unflatten(0, (num, -1)).transpose(1, 2).double().cpu()
+    advantages = group_advantages(rewards, "seed", torch.zeros(num, dtype=torch.int64))
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for column, each in enumerate(drawn):
+        total += _train(policy, condition, table, each, advantages[:, column], config, max_rows, len(drawn))
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+    optimizer.step()
+    return total
+
+
+@torch.no_grad()
+def roll_out(
+    policy: DiffusersPolicy, condition: Condition, table: StepTable, noise: Tensor, config: GRPOConfig
+) -> list[Drawn]:
+    """The trunk, and from every branch step its branches and their tails, one network call after another."""
+    k, g = config.num_branches, config.guidance_scale
+    repeated = Condition({name: part.repeat_interleave(k, 0) for name, part in condition.tensors.items()})
+    rows, drawn, x = _rows(table), [], noise
+    for step in range(table.branch_steps[-1] + 1):
+        v = _velocity(policy, x, table, step, condition, g)
+        if step in table.branch_steps:
+            _, branches, _ = baselines.script_branch_step(x.flatten(1), v.flatten(1), rows[step], k)
+            branches = y = branches.flatten(0, 1).view(-1, *x.shape[1:])
+            for later in range(step + 1, table.num_steps):
+                y = y + rows[later].dt * _velocity(policy, y, table, later, repeated, g)
+            drawn.append(Drawn(step, x, v, branches, y))
+        x = x + rows[step].dt * v
+    return drawn
+
+
+def _train(
+    policy: DiffusersPolicy,
+    condition: Condition,
+    table: StepTable,
+    drawn: Drawn,
+    advantages: Tensor,
+    config: GRPOConfig,
+    max_rows: int,
+    num_steps: int,
+) -> float:
+    """Adds the gradient of one branch step, every branch a network row; returns its part of the loss."""
+    k, row = config.num_branches, _rows(table)[drawn.step]
+    owner = torch.arange(len(drawn.branches), device=drawn.branches.device) // k
+    flat, total = advantages.flatten().to(drawn.branches.device, torch.float32), 0.0
+    for start in range(0, len(owner), max_rows):
+        rows = slice(start, start + max_rows)
+        x, old = drawn.states[owner[rows]], drawn.velocity[owner[rows]].flatten(1)
+        v = _velocity(policy, x, table, drawn.step, condition[owner[rows]], config.training_guidance)
+        branches = drawn.branches[rows].flatten(1).unsqueeze(1)
+        inputs = baselines.LossInputs(x.flatten(1), branches, old, flat[rows, None], row, config.clip_range)
+        share = baselines.script_policy_loss(v.flatten(1), inputs) * (len(x) / len(owner) / num_steps)
+        share.backward()
+        total += float(share.detach())  # as the scripts log it, step by step
+    return total
+
+
+def _velocity(
+    policy: DiffusersPolicy, x: Tensor, table: StepTable, step: int, condition: Condition, guidance_scale: float
+) -> Tensor:
+    cond, uncond = policy.velocity(x, table.sigma[step].item(), condition, guidance_scale)
+    return cond if uncond is None else baselines.guided(cond, uncond, guidance_scale)
+
+
+def _rows(table: StepTable) -> list[baselines.Step]:
+    return [baselines.Step(*row) for row in table.coefficients().tolist()]

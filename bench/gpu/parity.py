@@ -1,0 +1,140 @@
+"""The live bodies of the ops on a device against the float64 reference: `python -m bench.gpu.parity --device cuda`.
+
+The cases, oracles and tolerances are those of tests/test_ops.py. A body is chosen by TEMPFLOW_FAST_BODY before the
+package is imported, so every body has a process of its own; the last line that it prints is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from test_ops import IDS, ROWS, SCALE, SEED, STEPS, TABLE, Case, K, make_case, oracle
+from tolerances import assert_near
+
+from tempflow_fast import bodies, ops, reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SIZES = (1, 3, 63, 1001, 4097, 65_536)
+
+
+def moved_to(case: Case, device: torch.device) -> Case:
+    """The case on `device`, its rows still parts of a wider buffer and off every alignment."""
+
+    def there(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.is_contiguous():
+            return None if tensor is None else tensor.to(device)
+        wide = tensor.new_empty(tensor.shape[0], tensor.shape[1] + 2, device=device)
+        wide[:, 1:-1] = tensor.to(device)
+        return wide[:, 1:-1]
+
+    return Case(*(there(tensor) for tensor in case))
+
+
+def branch_and_euler_step(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+    """Moves, branches and densities; the two ops move alike, and twice the same call gives the same bits."""
+    case = make_case(dtype, numel, guided)
+    own = moved_to(case, device)
+    guidance = {"velocity_uncond": own.uncond, "guidance_scale": own.scale}
+    state = (own.latents, own.velocity, TABLE, 3)
+    moved, branches, log_prob = ops.branch_step(*state, K, SEED, IDS.to(device), **guidance)
+    again = ops.branch_step(*state, K, SEED, IDS.to(device), **guidance)
+    assert all(torch.equal(a, b) for a, b in zip((moved, branches, log_prob), again, strict=True)), "repeats differ"
+    wide = [None if tensor is None else tensor.double() for tensor in case[:3]]
+    want_moved, want_branches, _ = reference.branch_step(*wide, case.scale, ROWS, 3, K, torch.tensor(SEED), IDS)
+    assert_near("latents", dtype, moved.cpu(), want_moved)
+    assert_near("latents", dtype, branches.cpu(), want_branches)
+    assert torch.equal(ops.euler_step(*state, **guidance), moved), "euler_step and branch_step move differently"
+    velocity = wide[1] if wide[2] is None else wide[2] + SCALE * (wide[1] - wide[2])
+    for k in range(K):
+        want = reference.log_prob(branches[:, k].cpu().double(), wide[0], velocity, ROWS, torch.full_like(STEPS, 3))
+        assert_near("log_prob", dtype, log_prob[:, k].cpu(), want)
+
+
+def initial_noise(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+    """The generator, for ids beyond 32 bits."""
+    want = reference.initial_noise(IDS, torch.tensor(SEED), numel)
+    assert_near("latents", torch.float32, ops.initial_noise((numel,), SEED, IDS, device).cpu(), want)
+
+
+def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+    """Value and gradient."""
+    case = make_case(dtype, numel, guided=False)
+    own, cotangent = moved_to(case, device), torch.linspace(-1, 1, len(STEPS))
+    velocity = own.velocity.clone().requires_grad_()
+    got = ops.log_prob(own.branches[:, 1], own.latents, velocity, TABLE, STEPS.to(device))
+    got.backward(cotangent.to(device))
+    wide = (case.branches[:, 1].double(), case.latents.double(), case.velocity.double(), ROWS, STEPS)
+    assert_near("log_prob", dtype, got.detach().cpu(), reference.log_prob(*wide))
+    assert_near("gradient", dtype, velocity.grad.cpu(), reference.log_prob_backward(cotangent.double(), *wide))
+
+
+def policy_loss(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+    """Loss, statistics and both gradients, with clipping and KL; exactly 0 for a policy that has not changed."""
+    case = make_case(dtype, numel, guided)
+    own = moved_to(case, device)
+    velocity = own.velocity.clone().requires_grad_()
+    uncond = own.uncond.clone().requires_grad_() if guided else None
+    steps, guidance = STEPS.to(device), {"velocity_uncond": uncond, "guidance_scale": own.scale}
+    rest = {"clip_range": 1e-3, "velocity_ref": own.velocity_ref, "beta": 0.04, **guidance}
+    got = ops.policy_loss(velocity, own.latents, own.branches, own.velocity_old, own.advantages, TABLE, steps, **rest)
+    (2.0 * got.loss).backward()
+    loss, log_ratio, clip_fraction, kl, gradient = oracle(case, 1e-3, 0.04)
+    for kind, value, want in (
+        ("statistic", got.loss.detach(), loss),
+        ("log_ratio", got.log_ratio, log_ratio),
+        ("statistic", got.clip_fraction, clip_fraction),
+        ("statistic", got.kl, kl),
+        ("gradient", velocity.grad, 2 * case.scale * gradient),
+        *([("gradient", uncond.grad, 2 * (1 - SCALE) * gradient)] if guided else []),
+    ):
+        assert_near(kind, dtype, value.cpu(), want)
+    old = ops.guided_velocity(own.velocity, own.uncond, SCALE) if guided else own.velocity
+    same = ops.policy_loss(velocity, own.latents, own.branches, old, own.advantages, TABLE, steps, **guidance)
+    assert not same.log_ratio.any(), "the log-ratio of an unchanged policy is not 0"
+
+
+CHECKS: dict[str, Callable[[torch.device, torch.dtype, int, bool], None]] = {
+    "branch_step": branch_and_euler_step,
+    "initial_noise": initial_noise,
+    "log_prob": log_prob,
+    "policy_loss": policy_loss,
+}
+
+
+def problems(device: torch.device, sizes: tuple[int, ...]) -> list[str]:
+    """What differs, one sentence per case."""
+    found = []
+    for name, check in CHECKS.items():
+        for dtype in DTYPES:
+            for numel in sizes:
+                for guided in (False, True):
+                    try:
+                        check(device, dtype, numel, guided)
+                    except (AssertionError, RuntimeError) as error:
+                        lines = " ".join(str(error).split())
+                        found.append(f"{name} {dtype} D={numel} {'guided' if guided else 'plain'}: {lines[:200]}")
+    return found
+
+
+def main() -> None:
+    """Print the live bodies and what differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes only, for a memory checker")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    live = {op: bodies.body(op, device.type) for op in bodies.OPS}
+    print(json.dumps({"bodies": live, "problems": problems(device, SIZES[:4] if options.quick else SIZES)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Seconds of work that a device does on its own time."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def wait(device: torch.device) -> None:
+    """Returns when the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Wall seconds of one call, with everything that it queued."""
+    wait(device)
+    start = time.perf_counter()
+    call()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def median_seconds(call: Callable[[], object], device: torch.device, budget: float = 0.3, warm_up: int = 3) -> float:
+    """Median seconds per call, of as many calls as take about `budget` seconds.
+
+    On a GPU these are device seconds between events, with all calls queued at once.
+    """
+    for _ in range(warm_up):
+        call()
+    rounds = max(3, min(200, int(budget / max(seconds_of(call, device), 1e-6))))
+    if device.type != "cuda":
+        return statistics.median(seconds_of(call, device) for _ in range(rounds))
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+    for event in events[:-1]:
+        event.record()
+        call()
+    events[-1].record()
+    wait(device)
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)) / 1e3

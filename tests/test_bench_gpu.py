@@ -1,0 +1,105 @@
+"""The GPU's checks and report, rehearsed on tiny networks on the CPU, with the stand-in for stream capture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from recording import RecordingDevice
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.gpu import checks, models, report, stages  # noqa: E402
+from bench.gpu.card import facts  # noqa: E402
+from bench.gpu.results import Outcome, Session, Skip  # noqa: E402
+
+
+def test_without_a_card_it_says_so_in_one_sentence():
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    ran = subprocess.run([sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("There is no GPU to measure on: torch")
+    assert ran.stdout.count("\n") == 1
+    assert ran.stderr == ""
+
+
+def test_the_rehearsal_passes_and_is_reported(tmp_path):
+    session, devices = Session(), []
+
+    def capturer():
+        devices.append(RecordingDevice())
+        return devices[-1]
+
+    plan = stages.rehearsal(capturer)
+    stages.run(session, plan)
+    assert [result for result in session.results if result.status == "FAIL"] == []
+    assert not any(device.violations for device in devices)
+    skipped = {result.name: result.detail for result in session.results if result.status == "skip"}
+    assert skipped.pop("parity, triton") == "no op has a triton body on cpu here"
+    assert skipped.pop("memory checker") == "it checks CUDA kernels"
+    assert {name.partition(",")[0] for name in skipped} <= {"parity", "no host sync in an iteration"}
+    page = report.write(tmp_path, facts(plan.device), session.results)
+    told = json.loads(page.with_suffix(".json").read_text())
+    assert [result["name"] for result in told["results"]] == [result.name for result in session.results]
+    lines = page.read_text().splitlines()
+    for result in session.results:
+        assert sum(line.startswith(f"| {result.status} | {result.name} |") for line in lines) == 1
+    rows = {row["iteration"] for result in told["results"] for row in result["figures"] if "iteration" in row}
+    assert rows == {"ours", "ours, captured", "the paper's structure"}
+    ops = {row["op"] for result in told["results"] for row in result["figures"] if "op" in row}
+    assert {"euler_step", "branch_step", "log_prob", "policy_loss, both passes"} <= ops
+
+
+def test_failures_and_skips_carry_their_reasons(tmp_path):
+    session = Session(minutes=1)
+
+    def unequal():
+        raise AssertionError("states differ by 1e-3\nand more")
+
+    def absent():
+        raise Skip("no compiler here")
+
+    session.attempt("a | b", unequal)
+    session.attempt("built", absent)
+    session.attempt("long", lambda: Outcome("done"), needs=120)
+    session.attempt("short", lambda: Outcome("done", [{"op": "x", "us": 1.23456}]))
+    assert [result.status for result in session.results] == ["FAIL", "skip", "skip", "pass"]
+    assert not session.passed
+    page = report.write(tmp_path, {"card": "none"}, session.results).read_text()
+    assert page.startswith("# none: FAIL\n\n1 checks passed, 1 failed, 2 were skipped.")
+    assert "| FAIL | a \\| b | 0.0 | AssertionError: states differ by 1e-3 |" in page
+    assert "it takes about 120 s, 60 s are left" in page or "59 s are left" in page
+    assert "| x | 1.235 |" in page
+
+
+def test_unequal_rollouts_fail_the_check():
+    policy = models.random_policy(models.TINY_SD3, torch.device("cpu"), torch.float32)
+
+    class Stale(RecordingDevice):
+        """Replays the first result for ever."""
+
+        def capture(self, function):
+            result = function()
+            return lambda: None, result
+
+    with pytest.raises(AssertionError, match="differs by"):
+        checks.graphs_equal_eager(policy, 4.5, Stale())
+
+
+def test_parity_sees_a_wrong_body():
+    """An op that is off by 1e-2 is a problem in every dtype."""
+    code = (
+        "from bench.gpu import parity; import torch\n"
+        "from tempflow_fast import ops\n"
+        "right = ops.euler_step\n"
+        "parity.ops.euler_step = lambda *a, **k: right(*a, **k) * 1.01\n"
+        "found = parity.problems(torch.device('cpu'), (63,))\n"
+        "print(len(found), found[0])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("6 branch_step torch.float32 D=63 plain: euler_step and branch_step move differently")
