@@ -17,6 +17,7 @@ from test_train import untimed, wait_for
 from tempflow_fast.checkpoint import latest_checkpoint
 from tempflow_fast.prepare import prepare_policy, tuned_policy
 from tempflow_fast.recipes import get_recipe
+from tempflow_fast.rewards import RewardError
 from tempflow_fast.run_directory import RunDirectory
 from tempflow_fast.train import train
 from tempflow_fast.train_config import TrainConfig
@@ -154,3 +155,24 @@ def test_checkpoints_rotate_and_half_ones_do_not_count(tmp_path):
     _, said = go(run.path, tiny_config(num_iterations=5, checkpoint_every=2, num_checkpoints=2))
     assert run.read_metrics() == before, "a run that is done stays as it is"
     assert said[-1].startswith("after training: ")
+
+
+FAILING = """
+calls = []
+def reward(images, prompts, metadata):
+    calls.append(len(images))
+    if len(calls) > 3:  # one evaluation, two iterations
+        raise OSError("the judge is gone")
+    return images.mean((1, 2, 3))
+"""
+
+
+def test_a_failed_reward_leaves_what_was_learnt(tmp_path, monkeypatch):
+    (tmp_path / "failing_judge.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(RewardError, match="the judge is gone"):
+        go(run.path, tiny_config(reward="failing_judge:reward"))
+    assert latest_checkpoint(run.checkpoints).name == "000002"
+    assert [row["iteration"] for row in run.read_metrics()] == [1, 2]
+    assert run.model.is_dir()
