@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -179,7 +179,7 @@ class AcceleratedProcesses(Processes):
             ) from error
 
 
-def launched(cpu: bool = False, minutes: float = MINUTES, **settings: Any) -> Processes:
+def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:
     """The processes of this launch: many under `accelerate launch` or torchrun, else this one by itself.
 
     To be called before a model is loaded, and once.
@@ -187,20 +187,16 @@ def launched(cpu: bool = False, minutes: float = MINUTES, **settings: Any) -> Pr
     Args:
         cpu: use the CPU even where there is an accelerator.
         minutes: how long a process waits for the others before it gives them up.
-        settings: passed on to accelerate's `Accelerator`, where there are many processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     # By default accelerate's launcher has transformers load weights in the first process alone, for FSDP to send them
     # on. Text encoders are not sharded: those of the other processes would stay empty.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    # Some networks have parameters that do not reach their output (text rows of the last block); DDP would wait for
-    # their gradients.
-    data_parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
-    handlers = [data_parallel, InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))]
-    return AcceleratedProcesses(Accelerator(cpu=cpu, kwargs_handlers=handlers, **settings))
+    handlers = [InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))]
+    return AcceleratedProcesses(Accelerator(cpu=cpu, kwargs_handlers=handlers))
 
 
 def _whole(tensor: Tensor) -> Tensor:
