@@ -20,7 +20,7 @@ from .launch import block_size, blocks_of, launch, rows
 from .rows import NOISE_WEIGHT, A, B, S, coefficient, load_guided, load_row, locate, scaled_sum, store_row, sum_blocks
 
 GROUP = 4  # branches, and so accesses, that a program has in flight; with 8, its registers halve the programs in flight
-CHUNK = 64  # partial sums of each branch that are read at once
+CHUNK = 32  # partial sums of each branch that are read at once
 PAIRS = 16  # log-ratios that the program of the statistics takes at once: few, so that it needs no more registers
 
 
@@ -84,7 +84,7 @@ def statistics(
     """All results but the gradient, by one program: it adds the partial sums of all rows, in a fixed order."""
     num_rows, num_branches, numel = counts
     blocks, num_pairs = tl.cdiv(numel, BLOCK), num_rows * num_branches
-    objective, outside = tl.zeros([PAIRS], tl.float64), tl.zeros([PAIRS], tl.float64)
+    objective, outside = tl.zeros([PAIRS], tl.float32), tl.zeros([PAIRS], tl.float32)
     for first in range(0, num_pairs, PAIRS):
         pair = first + tl.arange(0, PAIRS)
         exists = pair < num_pairs
@@ -92,10 +92,10 @@ def statistics(
         s = coefficient(table, step, S)
         value = sum_blocks(products, pair, exists, blocks, CHUNK) / (s * s * numel)
         tl.store(log_ratio + pair, value, mask=exists)
-        share, _ = surrogate(value, tl.load(advantages + pair, mask=exists, other=0.0), clip)
+        share = surrogate(value, tl.load(advantages + pair, mask=exists, other=0.0), clip)[0]
         objective += tl.where(exists, coefficient(table, step, NOISE_WEIGHT) * share, 0.0)
         outside += tl.where(exists & ((value > clip[2]) | (value < clip[1])), 1.0, 0.0)
-    divergence = tl.zeros([PAIRS], tl.float64)
+    divergence = tl.zeros([PAIRS], tl.float32)
     if drifts is not None:
         for first in range(0, num_rows, PAIRS):
             row = first + tl.arange(0, PAIRS)
@@ -105,9 +105,9 @@ def statistics(
             square = sum_blocks(drifts, row, exists, blocks, CHUNK)
             divergence += tl.where(exists, slope * slope * square / (2.0 * numel), 0.0)
     mean_divergence = tl.sum(divergence) / num_rows
-    tl.store(kl, mean_divergence.to(tl.float32))
-    tl.store(loss, (tl.sum(objective) / num_pairs + beta * mean_divergence).to(tl.float32))
-    tl.store(clip_fraction, (tl.sum(outside) / num_pairs).to(tl.float32))
+    tl.store(kl, mean_divergence)
+    tl.store(loss, tl.sum(objective) / num_pairs + beta * mean_divergence)
+    tl.store(clip_fraction, tl.sum(outside) / num_pairs)
 
 
 @triton.jit
@@ -133,7 +133,7 @@ def gradient_block(
         k = k0 + tl.arange(0, GROUP)
         exists, pair = k < num_branches, row * num_branches + k
         log_ratio = sum_blocks(products, pair, exists, blocks, CHUNK) / (s * s * numel)
-        _, slope = surrogate(log_ratio, tl.load(advantages + pair, mask=exists, other=0.0), clip)
+        slope = surrogate(log_ratio, tl.load(advantages + pair, mask=exists, other=0.0), clip)[1]
         # Read last: with the branches in registers while the sums are made, half as many programs would be in flight.
         child = load_branches(branches, row, k, exists, first, inside, BLOCK)
         value += tl.sum((factor * slope)[:, None] * (child - mean[None, :]), axis=0)

@@ -72,7 +72,8 @@ def quad_normals(seed, trajectory_id, branch_step, quad):
 
 @triton.jit
 def normals(seed, trajectory_id, branch_step, first, BLOCK: tl.constexpr):
-    """The normals of elements first .. first + BLOCK - 1, in order.
+    """The normals of elements first .. first + BLOCK - 1, in order, and the four tensors of (the first) quads of all
+    threads that they are made of.
 
     A thread draws the 4 or 8 neighbouring elements that it stores, 8 from two tensors of quads: with both quads in one
     tensor they would have to be passed through shared memory first.
@@ -87,4 +88,15 @@ def normals(seed, trajectory_id, branch_step, first, BLOCK: tl.constexpr):
         m0, m1, m2, m3 = quad_normals(seed, trajectory_id, branch_step, quad + 1)
         even = tl.interleave(tl.interleave(n0, m0), tl.interleave(n2, m2))
         odd = tl.interleave(tl.interleave(n1, m1), tl.interleave(n3, m3))
-    return tl.interleave(even, odd)
+    return tl.interleave(even, odd), n0, n1, n2, n3
+
+
+@triton.jit
+def sum_squares(n0, n1, n2, n3, left):
+    """The sum of the squares of the first `left` elements of quads, one a thread, before they are put in order.
+
+    Of the ordered tensor the compiler would make a second one, in another order, for the sum.
+    """
+    place = 4 * tl.arange(0, THREADS)
+    square = tl.where(place < left, n0 * n0, 0.0) + tl.where(place + 1 < left, n1 * n1, 0.0)
+    return tl.sum(square + (tl.where(place + 2 < left, n2 * n2, 0.0) + tl.where(place + 3 < left, n3 * n3, 0.0)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .density import finish
 from .launch import block_size, blocks_of, launch, rows, step_of
-from .noise import normals
+from .noise import normals, sum_squares
 from .rows import DT, A, B, S, coefficient, load_guided, load_row, locate, scaled_sum, store_row
 
 INITIAL_NOISE_STEP = tl.constexpr(0xFFFF)  # as in csrc/noise.h
@@ -45,19 +45,22 @@ def branch_kernel(
     s, blocks = coefficient(table, step, S), tl.cdiv(numel, BLOCK)
     key, trajectory_id, inverse = tl.load(seed), tl.load(ids + row), 1.0 / s
     for branch in range(num_branches):
-        eps = normals(key, trajectory_id, branch | (step << 16), first, BLOCK)
+        eps, n0, n1, n2, n3 = normals(key, trajectory_id, branch | (step << 16), first, BLOCK)
         sample = scaled_sum(s, eps, mean, BLOCK).to(branches.dtype.element_ty)
         place = row * num_branches + branch
         store_row(branches, numel, place, first, inside, sample, BLOCK)
-        if branches.dtype.element_ty != tl.float32:  # rounding to a narrow dtype is part of the sample
-            eps = (sample.to(tl.float32) - mean) * inverse
-        tl.store(partial + place * blocks + block, tl.sum(tl.where(inside, eps * eps, 0.0)))
+        if branches.dtype.element_ty == tl.float32:
+            square = sum_squares(n0, n1, n2, n3, numel - first)
+        else:  # rounding to a narrow dtype is part of the sample
+            z = (sample.to(tl.float32) - mean) * inverse
+            square = tl.sum(tl.where(inside, z * z, 0.0))
+        tl.store(partial + place * blocks + block, square)
 
 
 @triton.jit(do_not_specialize_on_alignment=["seed", "ids"])
 def initial_noise_kernel(out, ids, seed, numel, BLOCK: tl.constexpr):
     row, _, first, inside = locate(tl.program_id(0), numel, BLOCK)
-    eps = normals(tl.load(seed), tl.load(ids + row), INITIAL_NOISE_STEP << 16, first, BLOCK)
+    eps = normals(tl.load(seed), tl.load(ids + row), INITIAL_NOISE_STEP << 16, first, BLOCK)[0]
     store_row(out, numel, row, first, inside, eps, BLOCK)
 
 
