@@ -61,10 +61,17 @@ class CudaCapturer:
             current = torch.cuda.current_stream()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
+            cause: Exception | None = None
             try:
                 # thread_local: a reward that runs in another thread may allocate meanwhile.
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                    result = function()
+                    try:
+                        result = function()
+                    except Exception as error:
+                        cause = error
+                        raise
+            except Exception as error:  # that the capture could not end says less than why
+                raise cause or error from None
             finally:
                 torch.cuda.set_stream(current)  # a capture that fails leaves the side stream behind
         return graph.replay, result

@@ -126,8 +126,8 @@ class CudaGraphs:
     def _captured(self, key: Hashable, segment: Segment, static: Tensors) -> _Graph | None:
         try:
             replay, outputs = self._capturer.capture(lambda: segment(static))
-        except RuntimeError as error:
-            self._refuse(f"capture failed: {str(_first_cause(error)).splitlines()[0]}")
+        except Exception as error:  # the segment itself has run before, so whatever this is, eager calls do without
+            self._refuse(f"capture failed: {(str(error) or type(error).__name__).splitlines()[0]}")
             return None
         self.num_captures += 1
         if self.num_graphs >= self._max_graphs:
@@ -155,13 +155,6 @@ class CudaGraphs:
             self._warned.add(reason)
             message = f"rollout: network calls run without CUDA graphs: {reason}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What went wrong inside the capture, rather than that the capture then could not end."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
 
 
 _graphs_of_policies: WeakKeyDictionary[Policy, CudaGraphs] = WeakKeyDictionary()

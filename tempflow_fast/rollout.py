@@ -122,10 +122,11 @@ class _Wave:
         # Laid out once: every call takes a slice, none copies the text again.
         self.condition = condition.tile(1 + num_steps * num_branches)
         # On the device once, too: what a call reads there may change under a captured graph, and nothing waits for it.
-        self.sigma = table.sigma.to(noise.device, noise.dtype, non_blocking=True)
         self.coefficients = table.coefficients(noise.device)
         self.num_calls = self.num_row_evaluations = 0
         self.row_counts = self._row_counts()
+        sigma = table.sigma.to(noise.device, noise.dtype, non_blocking=True)
+        self.sigma = sigma[:, None].repeat(1, max(self.row_counts.values()))
         if graphs:
             graphs.begin(policy, max(self.row_counts.values()))
 
@@ -160,16 +161,18 @@ class _Wave:
     def _call(self, step: int, rows: slice, trunk: slice) -> tuple[Tensor, ...]:
         """The outputs of `_segment` for the given rows of the buffer, whose trunk rows, if any, draw branches."""
         num_rows, num_trunk = self.row_counts[rows.stop - rows.start], max(trunk.stop - trunk.start, 0)
+        missing = num_rows - (rows.stop - rows.start)
+        # Without noise a step is its scalars, and one graph serves all steps; the noise is drawn by step number.
+        shared = self.graphs is not None and not num_trunk
         branching = {"seed": self.seed, "trajectory_ids": self.trajectory_ids[trunk]} if num_trunk else {}
         inputs = {
-            "latents": _padded(self.latents[rows], num_rows),
-            "sigma": self.sigma[step].repeat(num_rows),
-            # Without noise a step is its scalars, and one graph serves all steps; the noise is drawn by step number.
-            "coefficients": self.coefficients if branching else self.coefficients[step : step + 1],
+            "latents": _padded(self.latents[rows], missing),
+            "sigma": self.sigma[step, :num_rows],
+            "coefficients": self.coefficients[step : step + 1] if shared else self.coefficients,
             **branching,
-            **{CONDITION + name: _padded(part, num_rows) for name, part in self.condition[rows].tensors.items()},
+            **{CONDITION + name: _padded(part, missing) for name, part in self.condition[rows].tensors.items()},
         }
-        number = step if branching else 0
+        number = 0 if shared else step
         segment = _segment(self.policy, self.table, number, num_trunk, self.num_branches, self.guidance_scale)
         self.num_calls += 1
         self.num_row_evaluations += num_rows
@@ -224,9 +227,8 @@ def _segment(
     return move
 
 
-def _padded(tensor: Tensor, num_rows: int) -> Tensor:
-    """`tensor` with its last row repeated up to `num_rows`."""
-    missing = num_rows - len(tensor)
+def _padded(tensor: Tensor, missing: int) -> Tensor:
+    """`tensor` with its last row `missing` times more."""
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
 

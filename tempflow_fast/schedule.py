@@ -61,6 +61,8 @@ class StepTable:
 
         A captured graph then reads them where they lie, whatever they become. With one row alone, step 0 is that row.
         """
+        if self._on_device.get(coefficients.device) is coefficients:
+            return self
         return replace(self, _on_device={coefficients.device: coefficients})
 
 
