@@ -42,5 +42,5 @@ def shapes() -> TrainConfig:
             adam_eps=2e-5,
             learning_rate_decay=1.0,
         ),
-        run=RunConfig(num_iterations=80),
+        run=RunConfig(num_iterations=110),
     )
