@@ -26,7 +26,7 @@ class PolicyConfig:
     """`embedded` for the packaged pipeline of shapes, a pipeline directory of diffusers, or a hub name (owner/name)."""
     device: str = "auto"
     """Where the model lives: cpu, cuda, cuda:1, ...; auto: the GPU of this process, the CPU where there is none."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """What the network computes in. Frozen weights are held in it; trained ones and latents stay in fp32."""
     resolution: int | tuple[int, int] | None = None
     """Side of square images in pixels, or height and width; None: what the model was trained for."""
