@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 
+import signal
+
 import pytest
 import torch
 
 from tempflow_fast import native, ops
 
 INTERPRETING = os.environ.get("TEMPFLOW_FAST_BODY") == "triton"  # the process that test_triton.py starts
+# A background job of a shell ignores Ctrl-C, and so would the programs that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 BODIES = ("triton",) if INTERPRETING else ("reference", "baseline", "avx2", "avx512")
 if INTERPRETING:
     import interpreter

@@ -100,7 +100,8 @@ def test_help_lists_every_setting_with_its_default(capsys):
     missing = [name for name in shapes if f"--{name.replace('_', '-')} " not in texts["train"].replace(",", " ")]
     assert missing == []
     assert "Side of square images in pixels" in texts["train"]
-    assert "--learning-rate FLOAT Its value after the warm-up and before the decay. (default: 0.0003)" in texts["train"]
+    default = f"(default: {shapes['learning_rate']})"
+    assert f"--learning-rate FLOAT Its value after the warm-up and before the decay. {default}" in texts["train"]
     assert set(re.findall(r" (--\w+)", texts["sample"])) >= {"--model", "--weights", "--prompt", "--count", "--output"}
     assert set(re.findall(r" (--\w+)", texts["eval"])) >= {"--model", "--weights", "--images", "--seed", "--output"}
 
@@ -156,7 +157,8 @@ def test_a_limit_of_ones_own_replaces_the_recipes(workplace):
         run = _parse(["train", *OUTPUT, *arguments]).settings.run
         return run.num_iterations, run.minutes
 
-    assert limits() == (100, None)
+    recipe = get_recipe("shapes").run
+    assert limits() == (recipe.num_iterations, recipe.minutes)
     assert limits("--minutes", "4") == (None, 4.0)
     assert limits("--iterations", "7") == limits("--num-iterations=7") == (7, None)
     assert limits("--minutes", "4", "--iterations", "7") == (7, 4.0)
