@@ -42,6 +42,5 @@ def shapes() -> TrainConfig:
             adam_eps=2e-5,
             learning_rate_decay=1.0,
         ),
-        # The promise of `make demo`: with loading and two evaluations, at most five minutes, also on a slower machine.
-        run=RunConfig(num_iterations=110, minutes=4.6),
+        run=RunConfig(num_iterations=110),
     )
