@@ -93,7 +93,7 @@ def test_compile_fullgraph(body):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
-@pytest.mark.skipif(" " in torch.__file__, reason="inductor links by a command line that a space in torch's path breaks")
+@pytest.mark.skipif(" " in torch.__file__, reason="inductor's linker command breaks at a space in torch's path")
 def test_compile_with_inductor():
     latents, velocity = torch.randn(3, 2, 9), torch.randn(3, 2, 9)
     compiled = torch.compile(lambda x, v: ops.euler_step(x * 2, v + 1, TABLE, 1) * 0.5, fullgraph=True)
