@@ -79,12 +79,10 @@ def inspect_cuda(cubin: bytes) -> dict[str, int]:
     """Registers and what to be afraid of, from the machine code of an NVIDIA GPU."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        usage, code = (
-            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-    kinds = collections.Counter(re.findall(r"\b(LDG|STG|LDL|STL)\b([.\w]*)", code))
+        command = [CUOBJDUMP, "-res-usage", "-sass", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said))
+    kinds = collections.Counter(re.findall(r"\b(LDG|STG|LDL|STL)\b([.\w]*)", said))
     wide = {op: sum(n for (name, kind), n in kinds.items() if name == op and ".128" in kind) for op in ("LDG", "STG")}
     local = sum(n for (name, _), n in kinds.items() if name in ("LDL", "STL"))
     return {
