@@ -88,9 +88,12 @@ def _settle_gpu(wish: str) -> None:
 
 
 def _fill(ops: list[str], key: str, name: str, module: ModuleType) -> None:
-    for op in ops:
-        _registrations.impl(op, getattr(module, op), key)
-        _filled[op, key] = name
+    with warnings.catch_warnings():
+        # Where the library's kernels are left alone, theirs are the places that are filled: torch need not say so, too.
+        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+        for op in ops:
+            _registrations.impl(op, getattr(module, op), key)
+            _filled[op, key] = name
 
 
 def torch_serves_gpus() -> bool:

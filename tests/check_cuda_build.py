@@ -12,7 +12,7 @@ import torch
 from test_ops_contract import NAMESPACES, op_inputs
 
 from tempflow_fast import info, native
-from tempflow_fast.info import OPS
+from tempflow_fast.bodies import OPS
 
 
 def main() -> None:

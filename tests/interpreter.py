@@ -1,4 +1,4 @@
-"""Two mends for Triton's interpreter (3.9): bfloat16 rounded as hardware does, and less waiting."""
+"""Three mends for Triton's interpreter (3.7 to 3.9): bfloat16 and fma rounded as hardware does, and less waiting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 def mend() -> None:
     """Make what runs in the interpreter fit for the tolerances of a GPU."""
     _round_to_nearest()
+    _round_fma_once()
     _patch_the_language_once()
 
 
@@ -26,6 +27,34 @@ def _round_to_nearest() -> None:
         return TensorHandle(values.bfloat16().view(torch.int16).numpy().view(np.uint16), destination.scalar)
 
     InterpreterBuilder.cast_impl = cast_impl
+
+
+def _round_fma_once() -> None:
+    """float32 fma with one rounding: interpreters before 3.9 multiply, round and add."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    usual = InterpreterBuilder.create_fma
+
+    def create_fma(self, x, y, z):
+        if x.data.dtype != np.float32:
+            return usual(self, x, y, z)
+        return TensorHandle(fma(x.data, y.data, z.data), x.dtype)
+
+    InterpreterBuilder.create_fma = create_fma
+
+
+def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """x y + z of float32 arrays in one rounding.
+
+    The product is exact in float64, and the sum is rounded to odd there, which a second rounding cannot spoil.
+    """
+    product, addend = x.astype(np.float64) * y, z.astype(np.float64)
+    total = np.atleast_1d(product + addend)
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)
+    bits = total.view(np.int64)
+    bits += ((np.abs(lost) > 0) & (bits & 1 == 0)) * np.where((lost > 0) == (total > 0), 1, -1)
+    return total.astype(np.float32).reshape(np.shape(product + addend))
 
 
 def _patch_the_language_once() -> None:

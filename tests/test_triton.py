@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: executed in Triton's interpreter, and compiled ahead of time for five GPUs.
+"""The Triton kernels without a GPU: executed in Triton's interpreter, and compiled ahead of time for four GPUs.
 
 Both need a process of their own: the interpreter replaces the compiler when Triton is imported.
 """

@@ -15,11 +15,15 @@ from tempflow_fast.kernels import launch, loss
 from tempflow_fast.kernels.noise import quad_words
 from tolerances import assert_near
 
-from tempflow_fast import linear_sigmas, noise, ops, reference, step_table
+from tempflow_fast import bodies, linear_sigmas, noise, ops, reference, step_table
 
 TABLE = step_table(linear_sigmas(8, 3.0))
 ROWS = TABLE.coefficients()
 pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def test_every_op_is_served_by_triton():
+    assert {bodies.body(op, "cpu") for op in bodies.OPS} == {"triton"}
 
 
 @triton.jit
