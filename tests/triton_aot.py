@@ -12,14 +12,13 @@ from __future__ import annotations
 import collections
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from cubin import Kernel, find_cuobjdump, inspect
 from tempflow_fast.kernels import density, loss, sample
 from tempflow_fast.kernels.launch import THREADS
 from triton.backends.compiler import GPUTarget
@@ -27,7 +26,6 @@ from triton.backends.compiler import GPUTarget
 from tempflow_fast import kernels, linear_sigmas, step_table
 
 TABLE = Path(__file__).parents[1] / "kernels" / "registers.json"
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -75,40 +73,35 @@ def compile_ops(dtype: torch.dtype, numel: int, full: bool) -> dict[str, Any]:
     return compiled
 
 
-def inspect_cuda(cubin: bytes) -> dict[str, int]:
-    """Registers and what to be afraid of, from the machine code of an NVIDIA GPU."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        command = [CUOBJDUMP, "-res-usage", "-sass", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said))
-    kinds = collections.Counter(re.findall(r"\b(LDG|STG|LDL|STL)\b([.\w]*)", said))
-    wide = {op: sum(n for (name, kind), n in kinds.items() if name == op and ".128" in kind) for op in ("LDG", "STG")}
-    local = sum(n for (name, _), n in kinds.items() if name in ("LDL", "STL"))
-    return {
-        "registers": int(used["REG"]),
-        "spilled": int(used["STACK"]) + int(used["LOCAL"]) + local,
-        "wide_loads": wide["LDG"],
-        "wide_stores": wide["STG"],
-    }
-
-
-def inspect_amd(code: str) -> dict[str, int]:
-    """The same for an AMD GPU, from its assembly."""
+def inspect_amd(code: str) -> Kernel:
+    """What cubin.inspect tells of a kernel, for an AMD GPU, from its assembly."""
 
     def number(name: str) -> int:
         return int(re.search(rf"\.{name}:\s*(\d+)", code).group(1))
 
-    spilled = ("vgpr_spill_count", "private_segment_fixed_size")  # scalar ones go to lanes of vector registers
+    def count(instruction: str) -> int:
+        return len(re.findall(rf"\b{instruction}", code))
+
     return {
         "registers": number("vgpr_count"),
-        "spilled": sum(number(name) for name in spilled),
-        "wide_loads": len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", code)),
-        "wide_stores": len(re.findall(r"\b(?:global|buffer)_store_dwordx4\b", code)),
+        "stack_bytes": number("private_segment_fixed_size"),
+        "spill_bytes": number("vgpr_spill_count"),  # scalar ones go to lanes of vector registers
+        "local_accesses": count("scratch_(?:load|store)"),
+        "float_atomics": count(r"(?:global|buffer|flat)_atomic_\w*f(?:16|32|64)"),
+        "loads_128": count("(?:global|buffer)_load_dwordx4"),
+        "stores_128": count("(?:global|buffer)_store_dwordx4"),
     }
 
 
-def inspect_all() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+def inspected(compiled: Any, target: GPUTarget) -> Kernel:
+    """The facts of the one function of a compiled kernel."""
+    if target.backend == "hip":
+        return inspect_amd(compiled.asm["amdgcn"])
+    (facts,) = inspect(compiled.asm["cubin"], find_cuobjdump()).values()
+    return facts
+
+
+def inspect_all() -> dict[str, dict[str, dict[str, Kernel]]]:
     """kernel -> variant -> target -> figures. The variants beside the dtypes compile without optional arguments."""
     figures: dict[str, Any] = collections.defaultdict(lambda: collections.defaultdict(dict))
     for name, target in TARGETS.items():
@@ -118,9 +111,7 @@ def inspect_all() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
             variants["float16, odd, optional arguments left out"] = (torch.float16, 1001, False)
         for variant, (dtype, numel, full) in variants.items():
             for kernel, compiled in compile_ops(dtype, numel, full).items():
-                code = compiled.asm
-                found = inspect_cuda(code["cubin"]) if target.backend == "cuda" else inspect_amd(code["amdgcn"])
-                figures[kernel][variant][name] = found
+                figures[kernel][variant][name] = inspected(compiled, target)
     return figures
 
 
