@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import warnings
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from tiny import PROMPTS, TinyPolicy, brightness
 from torch import nn
 
 import tempflow_fast as tff
+from tempflow_fast import capture
 from tempflow_fast.batching import rounded_counts
 from tempflow_fast.capture import obstacle, replayable, state_of
 from tempflow_fast.cuda_graphs import CudaGraphs, graphs_of
@@ -87,12 +91,41 @@ def test_qwen_image_waits_where_texts_differ_in_length(device, tmp_path):
     expect_eager(policy, graphs, "the host waits for the device at lift_fresh", steps=2, max_batch=2)
 
 
+class AnySizePolicy(TinyPolicy):
+    """One network for images of any size and texts of any length, which answers otherwise while it is in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = PerPixel()
+
+    def velocity(self, latents, sigma, condition, guidance_scale=1.0):
+        text = condition.tensors["text"]
+        return self.acting(latents, text), self.acting(latents, 0 * text) if guidance_scale != 1 else None
+
+
+class PerPixel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 1)
+
+    def forward(self, latents, text):
+        velocity = self.mix(latents) + text.mean(1)[:, None, None, None]
+        return 2 * velocity if self.training else velocity
+
+
 def longer_texts(policy):
-    policy.network = nn.Sequential(nn.Linear(12 + 1 + 6, 16), nn.Tanh(), nn.Linear(16, 12))
     encode = policy.encode
     policy.encode = lambda prompts, guided=False: Condition(
         {"text": encode(prompts, guided).tensors["text"].repeat(1, 2)[:, :6]}
     )
+
+
+def larger_images(policy):
+    policy.latent_shape = (3, 2, 4)
+
+
+def the_same_number_of_elements(policy):
+    policy.latent_shape = (3, 4, 1)
 
 
 def replaced_weights(policy):
@@ -102,22 +135,28 @@ def replaced_weights(policy):
 
 
 def in_another_mode(policy):
-    policy.network.insert(2, nn.Dropout(0.0))
     policy.network.eval()
+
+
+def nothing(policy):
+    pass
 
 
 @pytest.mark.parametrize(
     ("change", "options"),
     [
         (longer_texts, {}),
+        (larger_images, {}),
+        (the_same_number_of_elements, {}),
         (replaced_weights, {}),
         (in_another_mode, {}),
-        (lambda policy: None, {"guidance_scale": 2.0}),
-        (lambda policy: None, {"prompts": PROMPTS[:2]}),
+        (nothing, {"guidance_scale": 2.0}),
+        (nothing, {"prompts": PROMPTS[:2]}),
+        (nothing, {"branch_steps": (1, 2)}),
     ],
 )
 def test_no_graph_is_stale(device, change, options):
-    policy, graphs = TinyPolicy(), CudaGraphs(device)
+    policy, graphs = AnySizePolicy(), CudaGraphs(device)
     for _ in range(3):
         draw(policy, graphs)
     before = graphs.num_captures
@@ -125,6 +164,19 @@ def test_no_graph_is_stale(device, change, options):
     for iteration in range(3):
         assert_equal(draw(policy, graphs, iteration, **options), draw(policy, None, iteration, **options))
     assert graphs.num_captures > before
+
+
+def test_a_graph_is_found_again_when_its_state_returns(device):
+    policy, graphs = AnySizePolicy(), CudaGraphs(device)
+    for mode in (True, False):
+        policy.network.train(mode)
+        for _ in range(2):
+            draw(policy, graphs)
+    before = graphs.num_captures
+    for iteration in range(4):
+        policy.network.train(iteration % 2 == 0)
+        assert_equal(draw(policy, graphs, iteration), draw(policy, None, iteration))
+    assert graphs.num_captures == before
 
 
 def test_the_state_of_a_network_is_its_modes_adapters_addresses_and_precision(tmp_path):
@@ -247,20 +299,24 @@ def test_autocast_by_hooks_is_captured_with_the_weights_as_they_are(device):
     assert graphs.num_replays > 0
 
 
-def test_blocks_are_compiled_one_by_one_or_refused(tmp_path):
+def test_blocks_are_compiled_one_by_one_and_captured_or_refused(device, tmp_path):
     policy = SD3Policy(sd3_pipeline(tmp_path))
     eager = draw(policy, None, steps=2, prompts=PROMPTS[:1])
     names = [name for name, _ in policy.network.named_parameters()]
     blocks = policy.network.transformer_blocks
     compiled = []
     for block in blocks:  # what is compiled is the block's own forward; the compiler is torch's affair
-        block.compile = lambda block=block: compiled.append(block)
+        block.compile = lambda block=block, **options: compiled.append(block)
     assert compile_blocks(policy.network) == len(compiled) == len(blocks)
     assert compiled == list(blocks)
     assert [name for name, _ in policy.network.named_parameters()] == names
     for block in blocks:
         nn.Module.compile(block, backend="eager")
     assert_equal(draw(policy, None, steps=2, prompts=PROMPTS[:1]), eager)
+    graphs = CudaGraphs(device)
+    for _ in range(3):
+        assert_equal(draw(policy, graphs, steps=2, prompts=PROMPTS[:1]), eager)
+    assert graphs.num_replays > 0
     with pytest.raises(ValueError, match="compile_blocks: network must keep its blocks in a ModuleList, got Sequent"):
         compile_blocks(TinyPolicy().network)
 
@@ -325,11 +381,100 @@ def test_the_stand_in_knows_addresses_and_the_shared_pool():
         replay()
 
 
+class FakeCuda:
+    """As much of torch.cuda as `CudaCapturer` calls, which notes the calls in their order."""
+
+    def __init__(self):
+        self.events, self.now, self.graph_arguments = [], "main", []
+
+    def Stream(self, device):  # noqa: N802  torch's name
+        return FakeStream(self, "side")
+
+    def current_stream(self, device=None):
+        return FakeStream(self, self.now)
+
+    def set_stream(self, stream):
+        self.now = stream.name
+
+    def graph_pool_handle(self):
+        self.events.append("pool")
+        return object()
+
+    @contextmanager
+    def stream(self, stream):
+        usual, self.now = self.now, stream.name
+        yield
+        self.now = usual
+
+    @contextmanager
+    def device(self, device):
+        yield
+
+    @contextmanager
+    def graph(self, *arguments, **options):
+        inspect.signature(torch.cuda.graph.__init__).bind(None, *arguments, **options)
+        self.graph_arguments.append((*arguments[1:], options["capture_error_mode"]))
+        self.now = arguments[2].name
+        yield
+        self.now = "main"  # not reached by a capture that fails, as in torch
+
+    def CUDAGraph(self):  # noqa: N802
+        return SimpleNamespace(replay=lambda: self.events.append("replay"))
+
+    def get_sync_debug_mode(self):
+        return 0
+
+    def set_sync_debug_mode(self, mode):
+        self.events.append(f"sync debug mode {mode}")
+
+
+class FakeStream:
+    def __init__(self, cuda, name):
+        self.cuda, self.name = cuda, name
+
+    def wait_stream(self, other):
+        self.cuda.events.append(f"{self.name} waits for {other.name}")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    monkeypatch.setattr(capture, "torch", SimpleNamespace(cuda=fake))
+    return fake
+
+
+def test_warming_up_happens_on_the_side_stream_between_two_waits(cuda):
+    def work():
+        cuda.events.append(f"runs on {cuda.now}")
+        warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        return 5
+
+    result, places = capture.CudaCapturer("cuda:0").warm_up(work)
+    assert result == 5
+    assert [place.partition(":")[0].endswith("test_cuda_graphs.py") for place in places] == [True]
+    assert cuda.events == [
+        "side waits for main", "sync debug mode warn", "runs on side", "sync debug mode 0", "main waits for side",
+    ]  # fmt: skip
+
+
+def test_captures_share_a_pool_and_a_side_stream_and_leave_both_when_they_fail(cuda):
+    capturer = capture.CudaCapturer("cuda:0")
+    for _ in range(2):
+        replay, where = capturer.capture(lambda: cuda.now)
+        assert (where, cuda.now) == ("side", "main")
+    (pool, stream, mode), other = cuda.graph_arguments
+    assert (pool, stream.name, mode) == (other[0], "side", "thread_local")
+    assert cuda.events == ["pool"]
+    replay()
+    assert cuda.events == ["pool", "replay"]
+    with pytest.raises(ZeroDivisionError):
+        capturer.capture(lambda: 1 / 0)
+    assert cuda.now == "main"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_rules_of_the_stand_in_are_those_of_a_gpu():
-    from tempflow_fast.capture import CudaCapturer
-
-    device = CudaCapturer(torch.device("cuda", 0))
+    device = capture.CudaCapturer(torch.device("cuda", 0))
     x = torch.ones(3, device="cuda")
     _, waits = device.warm_up(lambda: x.sum().item())
     assert waits
