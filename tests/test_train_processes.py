@@ -1,0 +1,89 @@
+"""`accelerate launch -m tempflow_fast train`: two real processes come to what one does, and only one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_processes import LAUNCH
+from test_resume import go, tiny_config
+
+from tempflow_fast.checkpoint import latest_checkpoint
+from tempflow_fast.cli import main
+from tempflow_fast.run_directory import RunDirectory
+
+PATIENCE = 600
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess:
+    command = [*LAUNCH, "2", "-m", "tempflow_fast", "train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def test_two_processes_train_resume_and_write_once(tmp_path):
+    config = tiny_config(num_iterations=3, eval_every=2, eval_images=5, learning_rate=1e-3, warmup_iterations=0)
+    alone, _ = go(tmp_path / "alone", config)
+    run = RunDirectory(tmp_path / "many")
+    run.path.mkdir()
+    run.write_config(config)
+    for iterations in ("2", "3"):
+        done = launch("--output", str(run.path), "--iterations", iterations)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("before training: ") == 1, "only one process speaks"
+    assert f"going on from {run.checkpoints / '000002'}" in done.stdout
+    assert [row["iteration"] for row in run.read_metrics()] == [1, 2, 3]
+    for ours, theirs in zip(alone.read_metrics(), run.read_metrics(), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ("reward_mean", "loss", "grad_norm", "kl", "learning_rate"):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-6), name
+    for name in ("weights", "average"):
+        got, want = (
+            load_file(latest_checkpoint(place.checkpoints) / f"{name}.safetensors") for place in (run, alone)
+        )
+        flat, wanted = (torch.cat([tensors[key].flatten() for key in want]) for tensors in (got, want))
+        assert ((flat - wanted).norm() / wanted.norm()).item() < 1e-5
+    for number in (0, 2, 3):
+        ours, theirs = (place.evaluation(number) for place in (alone, run))
+        assert torch.allclose(ours.images, theirs.images, atol=1e-2)
+        assert torch.allclose(ours.reward, theirs.reward, atol=0.51)
+    assert json.loads((run.path / "eval_after.json").read_text())["overall"]["num_images"] == 5
+
+
+def test_dry_run_shows_who_does_what():
+    done = launch("--output", "unused", "--dry-run", "--prompts-per-iteration", "7")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("7 prompts x 1 seeds") == 1
+    assert re.search(r"^0 .*\n1 ", done.stdout, re.MULTILINE), "a line for each process"
+    assert "GiB without text encoders" in done.stdout
+    assert not Path("unused").exists()
+
+
+def test_dry_run_of_a_recipe_needs_neither_model_nor_data(capsys):
+    arguments = ["train", "--recipe", "sd35m-geneval", "--output", "unused", "--dry-run"]
+    assert main([*arguments, "--model", "./not-here"]) == 0
+    text = capsys.readouterr().out
+    assert "48 prompts x 4 seeds = 192 trajectories" in text
+    assert "memory: not known" in text
+
+
+def test_a_memory_limit_cuts_the_calls(capsys):
+    arguments = ["train", "--output", "unused", "--dry-run", "--memory-limit"]
+    rows, needed = [], []
+    for limit in ("1", "0.06"):
+        assert main([*arguments, limit]) == 0
+        text = capsys.readouterr().out
+        training, rollout = map(int, re.search(r"calls of at most (\d+) and (\d+) rows", text).groups())
+        assert 1 <= rollout <= 64, "the recipe's own limit"
+        rows.append(training)
+        needed.append(float(re.search(r"about ([\d.]+) in all", text)[1]))
+    assert 1 <= rows[1] < rows[0]
+    assert needed[1] <= 0.06 < needed[0]
+    assert main([*arguments, "0.001"]) == 2
+    assert "limit must be at least" in capsys.readouterr().err
