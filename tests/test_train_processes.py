@@ -44,9 +44,7 @@ def test_two_processes_train_resume_and_write_once(tmp_path):
         for name in ("reward_mean", "loss", "grad_norm", "kl", "learning_rate"):
             assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-6), name
     for name in ("weights", "average"):
-        got, want = (
-            load_file(latest_checkpoint(place.checkpoints) / f"{name}.safetensors") for place in (run, alone)
-        )
+        got, want = (load_file(latest_checkpoint(place.checkpoints) / f"{name}.safetensors") for place in (run, alone))
         flat, wanted = (torch.cat([tensors[key].flatten() for key in want]) for tensors in (got, want))
         assert ((flat - wanted).norm() / wanted.norm()).item() < 1e-5
     for number in (0, 2, 3):
