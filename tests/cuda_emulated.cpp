@@ -1,10 +1,13 @@
 // Runs the launchers of csrc/cuda on the CPU (emulate.h) for test_cuda_emulated.py.
 //
 // A request on stdin is the launcher's name, the dtype and its arguments in the order of the argument struct, as tokens:
-// "i 5" and "f 0.5" numbers, "n" a null pointer, "p 64" a pointer to 64 bytes that follow the line. The answer on stdout
-// is the error text's length and text, then the bytes behind every pointer. Each buffer is an allocation of its own and
-// exactly as long as told, so that the address sanitizer sees every access beside it. With any argument the program runs
-// blocks and threads backwards.
+// "i 5" and "f 0.5" numbers, "n" a null pointer, "p 64" a pointer to 64 bytes that follow the line, "z 64" one to 64 zeros
+// of which only those that are read take memory. The answer on stdout is the error text's length, the number of launches,
+// the text, then the bytes behind every "p". Each of these buffers is an allocation of its own and exactly as long as
+// told, so that the address sanitizer sees every access beside it. With any argument the program runs blocks and threads
+// backwards.
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -47,7 +50,7 @@ struct Request {
   }
 
   void answer(const char* error) const {
-    std::printf("%zu\n%s", error ? std::strlen(error) : 0, error ? error : "");
+    std::printf("%zu %d\n%s", error ? std::strlen(error) : 0, emulation::num_launches(), error ? error : "");
     for (size_t i = 0; i < buffers.size(); ++i) std::fwrite(buffers[i].get(), 1, sizes[i], stdout);
     std::fflush(stdout);
   }
@@ -66,8 +69,15 @@ struct Request {
   template <class T = void>
   T* pointer() {
     if (take("n")) return nullptr;
+    if (tokens.at(next_token) == "z") return static_cast<T*>(zeros(std::stoull(value("z"))));
     value("p");
     return reinterpret_cast<T*>(buffers.at(next_buffer++).get());
+  }
+
+  static void* zeros(size_t size) {
+    void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) std::abort();
+    return data;
   }
 
   const void* first_element() {
@@ -129,6 +139,7 @@ int main(int count, char**) {
   for (;;) {
     Request request;
     if (!request.read()) return 0;
+    emulation::num_launches() = 0;
     request.answer(run(request));
   }
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,18 @@ def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(shape, torch.nan if dtype.is_floating_point else 2**30, dtype=dtype)
 
 
+class Zeros(NamedTuple):
+    """Rows of zeros as far apart as `stride` says, of which only what is read takes memory."""
+
+    num_rows: int
+    stride: int
+
+
 class Emulator:
     """Calls launchers; every argument is copied to the process, and results are new tensors."""
+
+    num_launches = 0
+    """Of the last call."""
 
     def __init__(self, program: Path, *, backwards: bool = False) -> None:
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # leaks of a test program say nothing
@@ -53,6 +64,8 @@ class Emulator:
             kind = "i" if isinstance(argument, int) else "f" if isinstance(argument, float) else "p"
             if argument is None:
                 tokens.append("n")
+            elif isinstance(argument, Zeros):
+                tokens.append(f"z {argument.num_rows * argument.stride * dtype.itemsize}")
             elif kind == "p":
                 buffers.append(memory_of(argument).view(torch.uint8).numpy())
                 tokens.append(f"p {buffers[-1].nbytes}")
@@ -64,7 +77,8 @@ class Emulator:
         length = self.process.stdout.readline()
         if not length:
             raise AssertionError(f"{name}: {self.process.communicate()[1].decode()[-4000:]}")
-        error = self.process.stdout.read(int(length)).decode()
+        length, self.num_launches = map(int, length.split())
+        error = self.process.stdout.read(length).decode()
         assert not error, error
         for buffer in buffers:
             buffer[:] = bytearray(self.process.stdout.read(buffer.nbytes))
@@ -76,11 +90,11 @@ class Emulator:
         return out
 
     def euler_step(
-        self, latents: Tensor, velocity: Tensor, uncond: Tensor | None, scale: float, table: Tensor, step: int
+        self, latents: Tensor | Zeros, velocity: Tensor, uncond: Tensor | None, scale: float, table: Tensor, step: int
     ) -> Tensor:
-        out = scratch(*latents.shape, dtype=latents.dtype)
+        out = scratch(*velocity.shape, dtype=velocity.dtype)
         state = (*rows(latents), *rows(velocity), *rows(uncond), scale, table[step].clone())
-        self.launch("euler_step", latents.dtype, *state, out, *latents.shape)
+        self.launch("euler_step", velocity.dtype, *state, out, *velocity.shape)
         return out
 
     def branch_step(
@@ -138,6 +152,8 @@ def memory_of(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
 
 
-def rows(tensor: Tensor | None) -> tuple[Tensor | None, int, int]:
+def rows(tensor: Tensor | Zeros | None) -> tuple[Tensor | Zeros | None, int, int]:
     """The tokens of Rows: a copy of the tensor's memory, where its first row begins there, and its stride."""
+    if isinstance(tensor, Zeros):
+        return tensor, 0, tensor.stride
     return (None, 0, 0) if tensor is None else (memory_of(tensor).clone(), tensor.storage_offset(), tensor.stride(0))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cuda_emulated import Emulator, build
+from cuda_emulated import Emulator, Zeros, build
 from test_ops import DTYPES, GUIDED, IDS, ROWS, SEED, STEPS, Case, make_case, oracle
 from tolerances import assert_near
 from torch import Tensor
@@ -150,6 +150,41 @@ def test_rows_may_stand_anywhere(cuda, dtype):
     alone = cuda.branch_step(*(t[3:] for t in state), 2.0, ROWS, 2, 2, KEY, IDS[3:4])
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert all(torch.equal(a, b[3:]) for a, b in zip(alone, want, strict=True))
+
+
+def test_rows_may_be_further_apart_than_32_bits_tell(cuda):
+    velocity = torch.randn(2, 2048).bfloat16()
+    moved = cuda.euler_step(Zeros(2, 2**31 + 2048), velocity, None, 1.0, ROWS, 3)
+    assert_same(moved, NATIVE.euler_step(torch.zeros_like(velocity), velocity, None, 1.0, ROWS, 3))
+
+
+def test_one_launch_or_two_where_sums_of_a_row_meet(cuda):
+    case = make_case(torch.float32, 2051, guided=True)
+    state = (case.latents, case.velocity, case.uncond, case.scale, ROWS, 3)
+    inputs = (case.branches[:, 1], case.latents, case.velocity, ROWS, STEPS)
+    calls = {
+        "guided_velocity": state[1:4],
+        "euler_step": state,
+        "branch_step": (*state, 3, KEY, IDS),
+        "initial_noise": (IDS, KEY, 2051),
+        "log_prob": inputs,
+        "log_prob_backward": (torch.ones(5), *inputs),
+        "policy_loss": (*loss_inputs(case), True),
+    }
+    for name, arguments in calls.items():
+        getattr(cuda, name)(*arguments)
+        assert cuda.num_launches == (2 if name in ("branch_step", "log_prob", "policy_loss") else 1), name
+
+
+def test_results_repeat_in_any_order_of_blocks(program):
+    case, results = make_case(torch.bfloat16, 4100, guided=True), []
+    for backwards in (False, True):
+        cuda = Emulator(program, backwards=backwards)
+        state = (case.latents, case.velocity, case.uncond, case.scale, ROWS, 3)
+        density = cuda.log_prob(case.branches[:, 1], case.latents, case.velocity, ROWS, STEPS)
+        results.append([*cuda.branch_step(*state, 2, KEY, IDS), density, *cuda.policy_loss(*loss_inputs(case), True)])
+        cuda.close()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_no_rows(cuda):

@@ -11,8 +11,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from tempflow_fast.kernels import launch, loss
+from tempflow_fast.kernels import density, launch, loss, sample
 from tempflow_fast.kernels.noise import quad_words
+from test_ops_contract import op_inputs
 from tolerances import assert_near
 
 from tempflow_fast import bodies, linear_sigmas, noise, ops, reference, step_table
@@ -106,6 +107,31 @@ def test_log_densities_of_many_rows_and_blocks():
         steps = torch.arange(rows) % 7
         want = reference.log_prob(child.double(), x.double(), v.double(), ROWS, steps)
         assert_near("log_prob", torch.float32, ops.log_prob(child, x, v, TABLE, steps), want)
+
+
+def test_rows_may_be_further_apart_than_32_bits_tell(tmp_path):
+    """The distance is that of rows in a file of which only what is read takes memory."""
+    with open(tmp_path / "rows", "wb") as file:
+        file.truncate(2 * (2**31 + 2049))
+    memory = torch.from_file(str(tmp_path / "rows"), size=2**31 + 2049, dtype=torch.bfloat16)
+    latents, velocity = memory.as_strided((2, 2049), (2**31, 1)), torch.randn(2, 2049).bfloat16()
+    moved = torch.ops.tempflow_fast.euler_step(latents, velocity, None, 1.0, ROWS, 3)
+    assert_near("latents", torch.bfloat16, moved, ROWS[3, 0] * velocity.double())
+
+
+def test_one_launch_or_two_where_sums_of_a_row_meet(monkeypatch):
+    launched = []
+
+    def counted(*arguments, **constants):
+        launched.append(arguments[0])
+        launch.launch(*arguments, **constants)
+
+    for module in (sample, density, loss):
+        monkeypatch.setattr(module, "launch", counted)
+    for name, arguments in op_inputs(torch.float32, numel=1025).items():
+        launched.clear()
+        getattr(torch.ops.tempflow_fast, name)(*arguments)
+        assert len(launched) == (2 if name in ("branch_step", "log_prob", "policy_loss") else 1), name
 
 
 def test_a_step_on_the_device_that_the_table_lacks_gives_nan():

@@ -77,6 +77,11 @@ inline bool& backwards() {
   return value;
 }
 
+inline int& num_launches() {
+  static int value = 0;
+  return value;
+}
+
 inline void Block::run_fiber() {
   Block& block = *active();
   block.entry(block.context);
@@ -106,6 +111,7 @@ inline void Block::run() {
 // Calls `kernel` as every thread of every block.
 template <class Kernel>
 void run_blocks(int64_t blocks, int threads, Kernel kernel) {
+  ++num_launches();
   Block block(threads);
   block.entry = [](void* context) { (*static_cast<Kernel*>(context))(); };
   block.context = &kernel;
