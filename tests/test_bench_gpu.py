@@ -77,6 +77,26 @@ def test_failures_and_skips_carry_their_reasons(tmp_path):
     assert "| x | 1.235 |" in page
 
 
+def test_a_check_that_hangs_ends_with_the_time_limit_and_is_reported(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from bench.gpu import report; from bench.gpu.results import Outcome, Session\n"
+        "session = Session(minutes=0.01)\n"
+        "def finish():\n"
+        "    report.write(Path(sys.argv[1]), {}, session.results)\n"
+        "    return 0 if session.passed else 1\n"
+        "session.end_in_time(finish, grace=0.1)\n"
+        "session.attempt('quick', lambda: Outcome())\n"
+        "session.attempt('hangs', lambda: time.sleep(600))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=60, check=False)
+    assert ran.returncode == 1
+    (page,) = tmp_path.glob("gpu-*.md")
+    assert "| pass | quick |" in page.read_text()
+    assert "| FAIL | hangs |" in page.read_text()
+    assert "not done when the 0.01 minutes were over |" in page.read_text()
+
+
 def test_unequal_rollouts_fail_the_check():
     policy = models.random_policy(models.TINY_SD3, torch.device("cpu"), torch.float32)
 

@@ -198,6 +198,31 @@ def test_the_state_of_a_network_is_its_modes_adapters_addresses_and_precision(tm
     assert state_of(network) != usual
 
 
+def test_graphs_of_all_sizes_read_their_inputs_at_one_address(device):
+    graphs, addresses = CudaGraphs(device), set()
+    graphs.begin(TinyPolicy(), num_rows=8)
+
+    def double(inputs):
+        addresses.add(inputs["x"].data_ptr())
+        return (2 * inputs["x"],)
+
+    for num_rows in (5, 8, 3):
+        for value in range(4):
+            (result,) = graphs.run("double", double, {"x": torch.full((num_rows, 2), float(value))})
+            assert result.tolist() == [[2 * value, 2 * value]] * num_rows
+    assert graphs.num_graphs == 3
+    assert len(addresses) == 1
+
+
+def test_graphs_keep_their_inputs_where_larger_ones_are_made(device):
+    policy, graphs = TinyPolicy(), CudaGraphs(device)
+    few, many = {"prompts": PROMPTS[:1], "max_batch": 2}, {"max_batch": 8}
+    for iteration, options in enumerate((few, few, many, many, few, few)):
+        before = graphs.num_captures
+        assert_equal(draw(policy, graphs, iteration, **options), draw(policy, None, iteration, **options))
+    assert graphs.num_captures == before
+
+
 def test_few_graphs_are_kept(device):
     policy, graphs = TinyPolicy(), CudaGraphs(device, max_graphs=3)
     for iteration in range(3):

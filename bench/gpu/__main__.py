@@ -25,8 +25,14 @@ def main() -> int:
         print(missing)
         return 0
     session, device = Session(options.minutes), torch.device("cuda", torch.cuda.current_device())
-    session.attempt("build", lambda: build(ROOT / "build" / "gpu", min(180.0, session.seconds_left)))
     known = facts(device)
+
+    def finish() -> int:
+        print(f"report: {report.write(options.output, known, session.results)}", flush=True)
+        return 0 if session.passed else 1
+
+    session.end_in_time(finish)
+    session.attempt("build", lambda: build(ROOT / "build" / "gpu", min(180.0, session.seconds_left)))
     try:
         import tempflow_fast
 
@@ -35,8 +41,8 @@ def main() -> int:
         known |= tempflow_fast.info()
         stages.run(session, stages.on_card(device))
     finally:  # also after Ctrl-C: what was measured until then is worth keeping
-        print(f"report: {report.write(options.output, known, session.results)}")
-    return 0 if session.passed else 1
+        status = finish()
+    return status
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +43,8 @@ class Session:
     """Runs checks one after another and keeps their results; none stops the others."""
 
     def __init__(self, minutes: float = 10.0) -> None:
-        self._end = time.monotonic() + 60 * minutes
+        self._minutes, self._end = minutes, time.monotonic() + 60 * minutes
+        self._running: tuple[str, float] | None = None
         self.results: list[Result] = []
 
     @property
@@ -54,9 +57,25 @@ class Session:
         """Whether nothing failed."""
         return all(result.status != "FAIL" for result in self.results)
 
+    def end_in_time(self, finish: Callable[[], int], grace: float = 10.0) -> None:
+        """Ends this process when the time limit is over, whatever hangs then; `finish` reports and gives the status.
+
+        What a check starts has been told to end by the limit, the check itself has `grace` seconds more.
+        """
+
+        def end() -> None:
+            time.sleep(max(self.seconds_left + grace, 0))
+            name, start = self._running or ("the report", self._end)
+            detail = f"not done when the {self._minutes:g} minutes were over"
+            self.results.append(Result(name, "FAIL", detail, time.monotonic() - start))
+            os._exit(finish())
+
+        threading.Thread(target=end, daemon=True).start()
+
     def attempt(self, name: str, check: Callable[[], Outcome], needs: float = 0.0) -> Result:
         """Makes a check, unless fewer than the `needs` seconds that it is expected to take are left."""
         start = time.monotonic()
+        self._running = (name, start)
         print(f"-- {name} ...", flush=True)
         if self.seconds_left < needs:
             status, outcome = (
