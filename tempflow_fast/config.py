@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Group = Literal["seed", "prompt"]
 Aggregate = Literal["rewards", "advantages"]
 Sampler = Literal["flow_sde", "dance_sde", "cps"]
+RolloutPrecision = Literal["bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,9 @@ class GRPOConfig:
     cuda_graphs: bool = False
     """On a CUDA device, record the rollout's network calls once per shape and replay them: the same bits, without the
     work of Python between the kernels. A network that cannot be recorded is called as ever, with a warning."""
+    rollout_precision: RolloutPrecision | None = None
+    """What the rollout's network calls compute in, by autocast; None: what training computes in. Ratios are those of
+    training, which evaluates the policy that acted in its own precision."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; infinity leaves them alone."""
 
@@ -78,7 +82,10 @@ class GRPOConfig:
             raise ValueError(f"GRPOConfig: clip_range must be in (0, 1), got {self.clip_range}")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"GRPOConfig: guidance_scale must be finite, got {self.guidance_scale}")
-        for name, kind in (("group", Group), ("aggregate", Aggregate), ("sampler", Sampler)):
+        kinds = {"group": Group, "aggregate": Aggregate, "sampler": Sampler}
+        if self.rollout_precision is not None:
+            kinds["rollout_precision"] = RolloutPrecision
+        for name, kind in kinds.items():
             choices = get_args(kind)
             if getattr(self, name) not in choices:
                 raise ValueError(f"GRPOConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")

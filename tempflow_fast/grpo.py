@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .advantages import group_advantages
 from .batching import deal, padded
 from .config import GRPOConfig
 from .cuda_graphs import graphs_of
+from .policies import compiled
 from .policies.base import Policy
 from .processes import Processes
 from .rewards import Scores, get_reward
@@ -64,7 +65,7 @@ def grpo_step(
         over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train; an accelerator's
         queued work counts for the stage that waits for it. `seconds_reward` is what was left to wait of
-        `seconds_reward_busy`.
+        `seconds_reward_busy`; `seconds_compile` is the part of the rollout in which torch.compile was at work.
 
     Raises:
         ValueError: naming the argument, before the rollout.
@@ -76,22 +77,34 @@ def grpo_step(
     with processes.guarded():
         _check_agreement(processes, names, config, seed)
         shares, clock = deal(len(names), config.num_updates, processes.count), StageClock()
+        compiling = compiled.clock.seconds
         own, rows = shares[processes.index], padded(shares, processes.index)
         with clock.stage("encode"):
             condition = policy.encode([names[n] for n in rows], guided=config.guidance_scale != 1.0)
             noise = ops.initial_noise(policy.latent_shape, seed, torch.tensor(rows), policy.device)
-        with clock.stage("rollout"):
+        with clock.stage("rollout"), _rollout_precision(policy, config):
             calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
             graphs = graphs_of(policy) if config.cuda_graphs else None
             drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls, graphs=graphs)
         finished, share = drawn.latents[: len(own)], (names, extras, own, processes)
         scored = score_rollout(policy, finished, reward, *share, config.max_batch, clock.stage)
         clock.seconds["seconds_reward_busy"] = scored.seconds_busy
-        with clock.stage("train"):
+        clock.seconds["seconds_compile"] = compiled.clock.seconds - compiling
+        with clock.stage("train"), compiled.uncompiled():
             advantages = _advantages(scored.rewards, config, len(names))
             metrics = update(policy, drawn, advantages, optimizer, config, processes)
         measured = {**_reward_metrics(scored.rewards), **scored.statistics, **_cost_metrics(drawn, processes)}
         return {**measured, **metrics, **clock.slowest(processes)}
+
+
+def _rollout_precision(policy: Policy, config: GRPOConfig) -> AbstractContextManager[None]:
+    """Inside this context the network computes in the precision of the rollout."""
+    if config.rollout_precision is None:
+        return nullcontext()
+    dtype = {"bf16": torch.bfloat16}[config.rollout_precision]
+    # Without the cache of casted weights: a captured call would read it after its end, and under FSDP it would hold
+    # the whole network. A call casts each weight once in any case.
+    return torch.autocast(policy.device.type, dtype, cache_enabled=False)
 
 
 class StageClock:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from .config import GRPOConfig
 from .policies.base import Condition, Policy
+from .policies.compiled import uncompiled
 
 GIB = 2**30
 ADAM_BYTES = 8
@@ -81,7 +82,7 @@ def measure(policy: Policy, config: GRPOConfig) -> Memory:
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     scale = config.guidance_scale
     condition = policy.encode([PROMPT], guided=scale != 1.0)
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
         policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)
     return Memory(
@@ -114,7 +115,7 @@ def _row_bytes(policy: Policy, condition: Condition, guidance_scale: float, with
 
 def _peak(policy: Policy, condition: Condition, num_rows: int, guidance_scale: float, with_gradient: bool) -> int:
     """Most bytes alive at once in one call of `num_rows` rows, beyond weights and inputs."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, uncompiled():
         latents = torch.empty(num_rows, *policy.latent_shape, device=policy.device)
         sigma = torch.full((num_rows,), 0.5, device=policy.device)
         rows = Condition(

@@ -43,7 +43,8 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time in training."""
     compile_blocks: bool = False
-    """Compile every block of the network by torch.compile: faster on GPUs, after a minute or so at the start."""
+    """Compile every block of the network by torch.compile, for all calls outside training: faster, after a minute or so
+    in the first rollout of a machine."""
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU while no new prompt has to be encoded."""
     memory_limit: float | None = None
