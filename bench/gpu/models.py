@@ -25,92 +25,62 @@ class Shape:
     guidance_scale: float = 4.5
 
 
-SD3_HEADS = {"patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64}
-SD35_MEDIUM = Shape(
-    "sd3",
-    512,
-    (77 + 128, 4096, 2048),
-    {
-        **SD3_HEADS,
-        "sample_size": 128,
-        "num_layers": 24,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 4096,
-        "caption_projection_dim": 1536,
-        "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 384,
-        "dual_attention_layers": tuple(range(13)),
-        "qk_norm": "rms_norm",
-    },
-)
-"""Stable Diffusion 3.5 Medium, 2.2 billion parameters."""
-SD3_SMALL = Shape(
-    "sd3",
-    256,
-    (77, 512, 512),
-    {
-        **SD3_HEADS,
-        "sample_size": 32,
-        "num_layers": 8,
-        "num_attention_heads": 8,
-        "joint_attention_dim": 512,
-        "caption_projection_dim": 512,
-        "pooled_projection_dim": 512,
-        "pos_embed_max_size": 64,
-    },
-)
-"""So small that launching a kernel takes longer than the kernel."""
-FLUX = Shape(
-    "flux",
-    512,
-    (512, 4096, 768),
-    {
-        "in_channels": 64,
-        "num_layers": 19,
-        "num_single_layers": 38,
-        "attention_head_dim": 128,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 4096,
-        "pooled_projection_dim": 768,
-        "guidance_embeds": True,
-        "axes_dims_rope": (16, 56, 56),
-    },
-    guidance_scale=3.5,
-)
-"""FLUX.1-dev, 12 billion parameters."""
-TINY_SD3 = Shape(
-    "sd3",
-    32,
-    (5, 16, 16),
-    {
-        **SD3_HEADS,
-        "sample_size": 4,
-        "num_layers": 2,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 16,
-        "caption_projection_dim": 16,
-        "pooled_projection_dim": 16,
-        "pos_embed_max_size": 8,
-    },
-)
-TINY_FLUX = Shape(
-    "flux",
-    32,
-    (5, 16, 16),
-    {
+def _sd3(
+    resolution: int, text: tuple[int, int, int], layers: int, heads: int, head: int, sides: tuple[int, int], **more: Any
+) -> Shape:
+    """`sides` are the usual and the largest side of the latents."""
+    _, width, pooled = text
+    config = {
+        "patch_size": 2,
         "in_channels": 16,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 16,
-        "pooled_projection_dim": 16,
+        "out_channels": 16,
+        "num_layers": layers,
+        "num_attention_heads": heads,
+        "attention_head_dim": head,
+        "joint_attention_dim": width,
+        "caption_projection_dim": heads * head,
+        "pooled_projection_dim": pooled,
+        "sample_size": sides[0],
+        "pos_embed_max_size": sides[1],
+    }
+    return Shape("sd3", resolution, text, config | more)
+
+
+def _flux(
+    resolution: int,
+    text: tuple[int, int, int],
+    channels: int,
+    layers: tuple[int, int],
+    heads: int,
+    axes: tuple[int, ...],
+) -> Shape:
+    """`layers` are double and single ones, `axes` the parts of a head that tell positions."""
+    _, width, pooled = text
+    config = {
+        "in_channels": channels,
+        "num_layers": layers[0],
+        "num_single_layers": layers[1],
+        "num_attention_heads": heads,
+        "attention_head_dim": sum(axes),
+        "axes_dims_rope": axes,
+        "joint_attention_dim": width,
+        "pooled_projection_dim": pooled,
         "guidance_embeds": True,
-        "axes_dims_rope": (4, 4, 8),
-    },
-    guidance_scale=3.5,
-)
+    }
+    return Shape("flux", resolution, text, config, guidance_scale=3.5)
+
+
+SD35_MEDIUM = _sd3(
+    512, (77 + 128, 4096, 2048), layers=24, heads=24, head=64, sides=(128, 384),
+    dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
+)  # fmt: skip
+"""Stable Diffusion 3.5 Medium, 2.2 billion parameters."""
+SD3_SMALL = _sd3(256, (77, 512, 512), layers=8, heads=8, head=64, sides=(32, 64))
+"""So small that launching a kernel takes longer than the kernel."""
+FLUX = _flux(512, (512, 4096, 768), channels=64, layers=(19, 38), heads=24, axes=(16, 56, 56))
+"""FLUX.1-dev, 12 billion parameters."""
+TINY_SD3 = _sd3(32, (5, 16, 16), layers=2, heads=2, head=8, sides=(4, 8))
+TINY_FLUX = _flux(32, (5, 16, 16), channels=16, layers=(1, 1), heads=2, axes=(4, 4, 8))
 """For a rehearsal on a CPU."""
 
 
