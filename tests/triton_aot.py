@@ -13,6 +13,7 @@ import collections
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,22 @@ def inspected(compiled: Any, target: GPUTarget) -> Kernel:
 def inspect_all() -> dict[str, dict[str, dict[str, Kernel]]]:
     """kernel -> variant -> target -> figures. The variants beside the dtypes compile without optional arguments."""
     figures: dict[str, Any] = collections.defaultdict(lambda: collections.defaultdict(dict))
-    for name, target in TARGETS.items():
-        triton.runtime.driver.set_active(Driver(target))
-        variants = {"float32": (torch.float32, NUMEL, True), "bfloat16": (torch.bfloat16, NUMEL, True)}
-        if name == "sm_90":
-            variants["float16, odd, optional arguments left out"] = (torch.float16, 1001, False)
-        for variant, (dtype, numel, full) in variants.items():
-            for kernel, compiled in compile_ops(dtype, numel, full).items():
-                figures[kernel][variant][name] = inspected(compiled, target)
-    return figures
+    with ThreadPoolExecutor() as pool:  # the disassembler takes as long as the compiler
+        for name, target in TARGETS.items():
+            triton.runtime.driver.set_active(Driver(target))
+            variants = {"float32": (torch.float32, NUMEL, True), "bfloat16": (torch.bfloat16, NUMEL, True)}
+            if name == "sm_90":
+                variants["float16, odd, optional arguments left out"] = (torch.float16, 1001, False)
+            for variant, (dtype, numel, full) in variants.items():
+                for kernel, compiled in compile_ops(dtype, numel, full).items():
+                    figures[kernel][variant][name] = pool.submit(inspected, compiled, target)
+    return {
+        kernel: {
+            variant: {target: found.result() for target, found in targets.items()}
+            for variant, targets in variants.items()
+        }
+        for kernel, variants in figures.items()
+    }
 
 
 def registers(figures: dict[str, Any]) -> dict[str, Any]:
