@@ -1,12 +1,15 @@
 // Runs kernel source on the CPU, for tests: one fiber per thread of a block, blocks one after another.
 //
-// Barriers and shuffles are real meeting points, so wrong indices, tails, reductions and missing barriers show (the
-// latter when blocks and threads take turns in the opposite order, too); memory order does not.
+// Barriers and shuffles are real meeting points, and a warp runs as far ahead of the others as they let it, so wrong
+// indices, tails, reductions and missing barriers show (the latter when blocks and threads take turns in the opposite
+// order, too); memory order does not.
 #pragma once
 #include <ucontext.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -24,6 +27,11 @@ struct Barrier {
   int arrived = 0, generation = 0;
 };
 
+struct Wait {                            // of a thread for a barrier to open
+  const Barrier* barrier = nullptr;
+  int generation = 0;
+};
+
 struct Block {
   std::vector<ucontext_t> fibers;
   std::vector<std::vector<char>> stacks;
@@ -31,6 +39,7 @@ struct Block {
   std::vector<double> exchanged[2];
   std::vector<Barrier> warps;
   Barrier all;
+  std::vector<Wait> waits;
   ucontext_t scheduler;
   int current = 0;
   Index block{};
@@ -39,17 +48,18 @@ struct Block {
 
   explicit Block(int threads)
       : fibers(threads), stacks(threads, std::vector<char>(64 * 1024)), done(threads),
-        exchanged{std::vector<double>(threads), std::vector<double>(threads)}, warps((threads + 31) / 32) {}
+        exchanged{std::vector<double>(threads), std::vector<double>(threads)}, warps((threads + 31) / 32), waits(threads) {}
 
   void pause() { swapcontext(&fibers[current], &scheduler); }
 
   void wait(Barrier& barrier, int parties) {
-    const int generation = barrier.generation;
     if (++barrier.arrived == parties) {
       barrier.arrived = 0;
       ++barrier.generation;
+    } else {
+      waits[current] = {&barrier, barrier.generation};
+      pause();
     }
-    while (barrier.generation == generation) pause();
   }
 
   // The value that another lane of the caller's (full) warp passed in. Two sets of values take turns: a lane can be at
@@ -62,7 +72,12 @@ struct Block {
     return values[lane];
   }
 
+  bool can_run(int t) const {
+    return !done[t] && !(waits[t].barrier && waits[t].barrier->generation == waits[t].generation);
+  }
+
   static void run_fiber();
+  int run_warp(int warp);
   void run();
 };
 
@@ -89,8 +104,24 @@ inline void Block::run_fiber() {
   block.pause();
 }
 
+// Until all of its threads are done or wait for other warps; returns how often one of them ran.
+inline int Block::run_warp(int warp) {
+  const int threads = static_cast<int>(fibers.size()), first = warp * 32, size = threads - first < 32 ? threads - first : 32;
+  int turns = 0;
+  for (int before = -1; before != turns;) {
+    before = turns;
+    for (int lane = 0; lane < size; ++lane) {
+      current = first + (backwards() ? size - 1 - lane : lane);
+      if (!can_run(current)) continue;
+      swapcontext(&scheduler, &fibers[current]);
+      ++turns;
+    }
+  }
+  return turns;
+}
+
 inline void Block::run() {
-  const int threads = static_cast<int>(fibers.size());
+  const int threads = static_cast<int>(fibers.size()), num_warps = static_cast<int>(warps.size());
   for (int t = 0; t < threads; ++t) {
     getcontext(&fibers[t]);
     fibers[t].uc_stack.ss_sp = stacks[t].data();
@@ -98,13 +129,16 @@ inline void Block::run() {
     fibers[t].uc_link = nullptr;
     makecontext(&fibers[t], &Block::run_fiber, 0);
     done[t] = 0;
+    waits[t] = {};
   }
-  for (int left = threads; left > 0;)
-    for (int turn = 0; turn < threads; ++turn) {
-      current = backwards() ? threads - 1 - turn : turn;
-      if (done[current]) continue;
-      swapcontext(&scheduler, &fibers[current]);
-      left -= done[current];
+  for (int turns = 1; turns > 0;) {
+    turns = 0;
+    for (int w = 0; w < num_warps; ++w) turns += run_warp(backwards() ? num_warps - 1 - w : w);
+  }
+  for (int t = 0; t < threads; ++t)
+    if (!done[t]) {
+      std::fputs("threads wait at a barrier that others never reach\n", stderr);
+      std::abort();
     }
 }
 
