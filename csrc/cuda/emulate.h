@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,8 @@
 #define __shared__ static            // one block at a time
 
 namespace tempflow::cuda::emulation {
+
+constexpr size_t kStackBytes = 64 * 1024;
 
 struct Index { unsigned x; };
 
@@ -34,7 +37,7 @@ struct Wait {                            // of a thread for a barrier to open
 
 struct Block {
   std::vector<ucontext_t> fibers;
-  std::vector<std::vector<char>> stacks;
+  std::vector<std::unique_ptr<char[]>> stacks;  // not filled with zeros, as vectors would be
   std::vector<char> done;
   std::vector<double> exchanged[2];
   std::vector<Barrier> warps;
@@ -47,8 +50,11 @@ struct Block {
   void* context = nullptr;
 
   explicit Block(int threads)
-      : fibers(threads), stacks(threads, std::vector<char>(64 * 1024)), done(threads),
-        exchanged{std::vector<double>(threads), std::vector<double>(threads)}, warps((threads + 31) / 32), waits(threads) {}
+      : fibers(threads), stacks(threads), done(threads),
+        exchanged{std::vector<double>(threads), std::vector<double>(threads)}, warps((threads + 31) / 32),
+        waits(threads) {
+    for (auto& stack : stacks) stack.reset(new char[kStackBytes]);
+  }
 
   void pause() { swapcontext(&fibers[current], &scheduler); }
 
@@ -106,7 +112,8 @@ inline void Block::run_fiber() {
 
 // Until all of its threads are done or wait for other warps; returns how often one of them ran.
 inline int Block::run_warp(int warp) {
-  const int threads = static_cast<int>(fibers.size()), first = warp * 32, size = threads - first < 32 ? threads - first : 32;
+  const int threads = static_cast<int>(fibers.size()), first = warp * 32;
+  const int size = threads - first < 32 ? threads - first : 32;
   int turns = 0;
   for (int before = -1; before != turns;) {
     before = turns;
@@ -124,8 +131,8 @@ inline void Block::run() {
   const int threads = static_cast<int>(fibers.size()), num_warps = static_cast<int>(warps.size());
   for (int t = 0; t < threads; ++t) {
     getcontext(&fibers[t]);
-    fibers[t].uc_stack.ss_sp = stacks[t].data();
-    fibers[t].uc_stack.ss_size = stacks[t].size();
+    fibers[t].uc_stack.ss_sp = stacks[t].get();
+    fibers[t].uc_stack.ss_size = kStackBytes;
     fibers[t].uc_link = nullptr;
     makecontext(&fibers[t], &Block::run_fiber, 0);
     done[t] = 0;
