@@ -115,7 +115,31 @@ def oracle(case: Case, clip_range: float, beta: float) -> tuple[Tensor, ...]:
 @GUIDED
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_policy_loss(body, dtype, numel, guided, beta):
-    case = make_case(dtype, numel, guided)
+    assert_policy_loss(make_case(dtype, numel, guided), beta)
+
+
+def changed_in_part(case: Case) -> Case:
+    """The first row as the acting policy had it, the others in their first 3000 elements only."""
+    guided = case.velocity if case.uncond is None else ops.guided_velocity(case.velocity, case.uncond, SCALE)
+    old = case.velocity_old.clone()
+    old[0], old[1:, :3000] = guided[0], guided[1:, :3000]
+    return case._replace(velocity_old=old)
+
+
+@DTYPES
+@GUIDED
+def test_policy_loss_of_a_policy_that_looks_unchanged(body, dtype, guided):
+    """Bodies may guess that all ratios are 1, in which case they need not read the samples twice."""
+    case = changed_in_part(make_case(dtype, 4097, guided))
+    assert_policy_loss(case, beta=0.04)
+    unchanged = case.velocity if not guided else ops.guided_velocity(case.velocity, case.uncond, SCALE)
+    assert_policy_loss(case._replace(velocity_old=unchanged), beta=0.04)
+    assert_policy_loss(case._replace(velocity_old=unchanged), beta=0.0)
+
+
+def assert_policy_loss(case: Case, beta: float) -> None:
+    """Every output and gradient of the op is near the oracle's."""
+    dtype, guided = case.velocity.dtype, case.uncond is not None
     velocity = case.velocity.clone().requires_grad_()
     uncond = case.uncond.clone().requires_grad_() if guided else None
     got = ops.policy_loss(

@@ -22,6 +22,7 @@ const Kernels TF_JOIN(kernels_, TF_ISA) = {
     TF_ALL_DTYPES(log_prob_backward),
     TF_ALL_DTYPES(loss_products),
     TF_ALL_DTYPES(loss_gradient),
+    TF_ALL_DTYPES(loss_at_once),
 };
 
 }  // namespace tempflow::cpu

@@ -71,6 +71,7 @@ struct Kernels {
   void (*log_prob_backward[kNumDtypes])(const LogProbArgs&, int64_t begin, int64_t end);
   void (*loss_products[kNumDtypes])(const LossArgs&, int64_t begin, int64_t end);
   void (*loss_gradient[kNumDtypes])(const LossArgs&, int64_t begin, int64_t end);
+  void (*loss_at_once[kNumDtypes])(const LossArgs&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();

@@ -28,9 +28,28 @@ struct LossSums {                        // what the passes hand to each other
       : products(num_rows * k * chunks), sum_squares_ref(with_ref ? num_rows * chunks : 0), log_ratio_grad(num_rows * k) {}
 };
 
-// From the sums of row r to its log-ratios, their derivatives and its share of the statistics.
-void finish_row(const LossArgs& args, int64_t r, int64_t num_rows, const Clip& clip, const float* advantage,
+// Whether the policy has not changed, as in the first update on a rollout, judged by the first chunk of row r.
+bool looks_unchanged(const LossArgs& args, int64_t r, Dtype dtype) {
+  const int64_t chunks = chunks_of(args.d);
+  kernels().loss_products[dtype](args, r * chunks, r * chunks + 1);
+  for (int64_t k = 0; k < args.k; ++k)
+    if (args.products[(r * args.k + k) * chunks] != 0) return false;
+  return true;
+}
+
+// The derivatives of row r, if its ratios are 1.
+void assume_unchanged(const LossArgs& args, int64_t r, int64_t num_rows, const Clip& clip, const float* advantage,
+                      LossSums& sums) {
+  const double weight = Step(args.table + args.steps[r] * kColumns).noise_weight / static_cast<double>(num_rows * args.k);
+  for (int64_t i = r * args.k; i < (r + 1) * args.k; ++i)
+    sums.log_ratio_grad[i] = static_cast<float>(weight * Surrogate(0, advantage[i], clip).derivative);
+}
+
+// From the sums of row r to its log-ratios, their derivatives and its share of the statistics. Returns whether the
+// derivatives are what they were.
+bool finish_row(const LossArgs& args, int64_t r, int64_t num_rows, const Clip& clip, const float* advantage,
                 float* log_ratio, LossSums& sums, Statistics& statistics) {
+  bool same = true;
   const int64_t chunks = chunks_of(args.d);
   const Step step(args.table + args.steps[r] * kColumns);
   const double weight = step.noise_weight / static_cast<double>(num_rows * args.k);
@@ -38,12 +57,15 @@ void finish_row(const LossArgs& args, int64_t r, int64_t num_rows, const Clip& c
     const double value = step.log_ratio(sum_of(&sums.products[i * chunks], chunks), args.d);
     const Surrogate surrogate(value, advantage[i], clip);
     log_ratio[i] = static_cast<float>(value);
-    sums.log_ratio_grad[i] = static_cast<float>(weight * surrogate.derivative);
+    const float derivative = static_cast<float>(weight * surrogate.derivative);
+    same &= derivative == sums.log_ratio_grad[i];
+    sums.log_ratio_grad[i] = derivative;
     statistics.loss += weight * surrogate.value;
     statistics.num_clipped += surrogate.clipped;
   }
   if (args.velocity_ref.data)
     statistics.kl += step.kl(sum_of(&sums.sum_squares_ref[r * chunks], chunks), args.d) / static_cast<double>(num_rows);
+  return same;
 }
 
 }  // namespace
@@ -101,14 +123,19 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
                       gradient.mutable_data_ptr<float>(), k, d};
   const Clip clip(clip_range);
   Statistics statistics;
-  // Both passes go over a group of rows that stays in cache between them.
+  // Both passes go over a group of rows that stays in cache between them; over an unchanged policy's rows, they go at once.
   const int64_t group = std::max<int64_t>(1, (1 << 19) / (d * (k + 4))), work = std::min(d, kChunk) * (k + 2);
   for (int64_t first = 0; first < num_rows; first += group) {
     const int64_t last = std::min(first + group, num_rows);
-    run(kernels().loss_products[dtype], args, first * chunks, last * chunks, work);
+    const bool unchanged = with_gradient && looks_unchanged(args, first, dtype);
+    if (unchanged)
+      for (int64_t r = first; r < last; ++r) assume_unchanged(args, r, num_rows, clip, advantage, sums);
+    const auto& kernel = unchanged ? kernels().loss_at_once : kernels().loss_products;
+    run(kernel[dtype], args, first * chunks, last * chunks, work);
+    bool done = unchanged;
     for (int64_t r = first; r < last; ++r)
-      finish_row(args, r, num_rows, clip, advantage, log_ratio.mutable_data_ptr<float>(), sums, statistics);
-    if (with_gradient) run(kernels().loss_gradient[dtype], args, first * chunks, last * chunks, work);
+      done &= finish_row(args, r, num_rows, clip, advantage, log_ratio.mutable_data_ptr<float>(), sums, statistics);
+    if (with_gradient && !done) run(kernels().loss_gradient[dtype], args, first * chunks, last * chunks, work);
   }
   const double num_ratios = static_cast<double>(std::max<int64_t>(num_rows * k, 1));
   return {scalar(velocity, statistics.loss + beta * statistics.kl), log_ratio,
