@@ -1,4 +1,4 @@
-"""Pictures of a run: the reward curve, the before/after sheet, the grid of samples."""
+"""Sheets of images: before and after, the grid of samples."""
 
 from __future__ import annotations
 
@@ -19,28 +19,6 @@ FONT_SIZE, LETTER_WIDTH = 14, 7.4
 """In pixels; the width is that of an average letter."""
 RIGHT, WRONG, INK, PAPER = (30, 150, 60), (205, 45, 40), (30, 30, 30), (255, 255, 255)
 NUM_COLUMNS = 6
-SMOOTHED_OVER = 10
-"""Iterations in the running mean of the reward curve."""
-
-
-def training_curve(path: Path, metrics: Sequence[Mapping[str, float]]) -> None:
-    """Draws the mean reward of every iteration and its running mean, a PNG."""
-    from matplotlib.figure import Figure
-
-    iterations = [row["iteration"] for row in metrics]
-    rewards = [row["reward_mean"] for row in metrics]
-    windows = [rewards[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(rewards) + 1)]
-    smooth = [sum(window) / len(window) for window in windows]
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(iterations, rewards, color="tab:blue", alpha=0.3, linewidth=1, label="one iteration")
-    axes.plot(iterations, smooth, color="tab:blue", linewidth=2, label=f"mean of the last {SMOOTHED_OVER}")
-    axes.set(xlabel="iteration", ylabel="reward of the training images (mean)", title="Reward while training")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png")
 
 
 def sample_sheet(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
@@ -62,7 +40,7 @@ def sample_sheet(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
 
 def _right(evaluation: Evaluation) -> list[bool | None]:
     """Whether each image is exactly right; None where nobody can tell."""
-    accuracy = evaluation.accuracy
+    accuracy = evaluation.measures.get("accuracy")
     return [None] * len(evaluation.metadata) if accuracy is None else accuracy.bool().tolist()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -65,19 +67,29 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
     return config, f"{memory}\nabout {total:.3g} in all, with calls of at most {most[0]} and {most[1]} rows"
 
 
-def tuned_policy(config: PolicyConfig, run: RunDirectory) -> DiffusersPolicy:
-    """The model that a run left behind.
+def tuned_policy(config: PolicyConfig, run: RunDirectory, device: torch.device | None = None) -> DiffusersPolicy:
+    """The model that a run left behind; `device` as in `prepare_policy`.
 
     Raises:
         ValueError: if it has not left one yet.
     """
     if run.lora.is_dir():
-        policy = _loaded(config, config.model, None, frozen=True)
-        policy.load_lora(run.lora)
-        return policy
+        return plain_policy(config, run.lora, device)
     if not run.model.is_dir():
         raise ValueError(f"run directory must hold a tuned model, got {str(run.path)!r}, whose training has not ended")
-    return _loaded(config, str(run.model), None, frozen=False)
+    return _loaded(config, str(run.model), device, frozen=False)
+
+
+def plain_policy(config: PolicyConfig, lora: Path | None = None, device: torch.device | None = None) -> DiffusersPolicy:
+    """The model as it is, or with the adapter of a file or directory, to sample with; `device` as in `prepare_policy`.
+
+    Raises:
+        ValueError: if the model or the adapter cannot be loaded.
+    """
+    policy = _loaded(config, config.model, device, frozen=True)
+    if lora is not None:
+        policy.load_lora(lora)
+    return policy
 
 
 def _loaded(config: PolicyConfig, model: str, device: torch.device | None, frozen: bool) -> DiffusersPolicy:

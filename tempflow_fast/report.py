@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .evaluate import OVERALL, Evaluation
+from .evaluate import Evaluation
+from .intervals import OVERALL
 from .train import Trained
 
 

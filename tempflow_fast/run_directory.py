@@ -5,6 +5,7 @@
     metrics.jsonl       one line per iteration
     eval_before.json    scores on held-out prompts, and eval_after.json
     reward.png          reward by iteration
+    signs.png           the same beside watched rewards, KL and image statistics: see docs/evaluation.md
     samples.png         the same prompts and noise before and after
     model/              the tuned pipeline as diffusers loads it, or lora/ with the adapter for `load_lora_weights`
     evaluations/000050/ scores and fixed-prompt images after 50 iterations
@@ -35,7 +36,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.curve, self.sheet = self.path / "reward.png", self.path / "samples.png"
+        self.curve, self.signs, self.sheet = (self.path / f"{name}.png" for name in ("reward", "signs", "samples"))
         self.model, self.lora, self.logs = (self.path / name for name in ("model", "lora", "logs"))
         self.checkpoints, self.evaluations = self.path / "checkpoints", self.path / "evaluations"
         self._config, self._metrics = self.path / "config.json", self.path / "metrics.jsonl"

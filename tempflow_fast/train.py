@@ -11,10 +11,12 @@ import torch
 from . import random_state
 from .average import WeightAverage
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from .evaluate import OVERALL, Evaluation, score
+from .curves import hacking_signs, training_curve
+from .evaluate import Evaluation, score
 from .grpo import grpo_step
+from .intervals import OVERALL
 from .optimizers import learning_rate, make_optimizer, set_learning_rate
-from .plots import sample_sheet, training_curve
+from .plots import sample_sheet
 from .policies import DiffusersPolicy
 from .processes import Processes
 from .progress import Budget, ProgressBar, StopRequest
@@ -157,6 +159,7 @@ class _Loop:
         """Writes the pictures and the scores of the tuned policy."""
         if self.processes.is_main and (metrics := self.run.read_metrics()):
             training_curve(self.run.curve, metrics)
+            hacking_signs(self.run.signs, metrics)
         after = self._evaluation("after")
         if self.processes.is_main:
             sample_sheet(self.run.sheet, {"before": before, "after": after})
@@ -197,9 +200,7 @@ class _Loop:
             return
         if self.processes.is_main:
             self.run.synchronize_metrics()
-        save_checkpoint(
-            self.run.checkpoints, self.state, self.config, self.processes, self.config.run.num_checkpoints
-        )
+        save_checkpoint(self.run.checkpoints, self.state, self.config, self.processes, self.config.run.num_checkpoints)
         self._saved = self.state.num_iterations
 
     def _evaluate_if_due(self) -> None:

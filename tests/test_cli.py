@@ -15,7 +15,7 @@ from PIL import Image
 import tempflow_fast
 from tempflow_fast.cli import _parse, main
 from tempflow_fast.commands import COMMANDS
-from tempflow_fast.evaluate import Evaluation
+from tempflow_fast.evaluate import Evaluation, Noise
 from tempflow_fast.recipes import RECIPES, get_recipe
 from tempflow_fast.report import closing_lines
 from tempflow_fast.run_directory import RunDirectory
@@ -188,7 +188,8 @@ def test_closing_lines(after, words):
     def scores(right):
         metadata = [{"tag": tag, "prompt": "x"} for tag in "aabb"]
         right = torch.tensor(right, dtype=torch.float64)
-        return Evaluation(("a", "b"), metadata, right / 2, torch.zeros(0, 3, 8, 8), right)
+        measures = {"accuracy": right, "reward": right / 2}
+        return Evaluation(("a", "b"), metadata, measures, torch.zeros(0, 3, 8, 8), Noise(0, (1,)))
 
     trained = Trained(scores([1, 1, 0, 0]), scores(after) if after else None, num_iterations=3, seconds=12.0)
     text = closing_lines(trained, Path("runs/x"))

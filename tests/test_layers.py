@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "tempflow_fast"
 # A module may import what stands on the lines above its own, nothing on its own line or below. A package stands for
 # all its modules, which may import one another.
 LAYERS = (
-    ("schedule", "noise", "native", "kernels", "batching", "image_statistics", "policies", "shapes"),
+    ("schedule", "noise", "native", "kernels", "batching", "image_statistics", "intervals", "policies", "shapes"),
     ("files", "names", "progress", "random_state", "capture"),
     ("checks", "reference", "advantages", "rewards", "load", "processes"),
     ("prompt_sources", "trackers", "average", "cuda_graphs"),
@@ -21,7 +21,7 @@ LAYERS = (
     ("config", "rollout", "info", "sample"),
     ("objective", "scoring", "train_config", "geometry", "memory"),
     ("update", "evaluate", "recipes", "optimizers", "checkpoint"),
-    ("plots", "grpo"),
+    ("plots", "curves", "compare", "evaluation_directory", "evaluation_report", "grpo"),
     ("run_directory",),
     ("prepare", "resume"),
     ("train",),

@@ -33,8 +33,8 @@ OPTIONS += ["--branch-steps", "0", "1", "--trackers"]
 PATIENCE = 300
 """Seconds for a step of another process on a busy machine."""
 SCORED = {"eval_after.json", "samples.png"}
-WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "model"}
-WHOLE |= {"checkpoints"} | SCORED
+WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "signs.png"}
+WHOLE |= {"checkpoints", "model"} | SCORED
 
 
 def little_run(directory: Path, **settings: Any) -> RunDirectory:
@@ -60,7 +60,7 @@ def test_run_directory_is_whole(run):
     assert all(math.isfinite(value) for row in metrics for value in row.values())
     # 6 trajectories; branches of step 0 live for 5 steps, those of step 1 for 4; the trunk for 2
     assert metrics[0]["num_row_evaluations"] == 6 * (2 + 4 * 5 + 4 * 4)
-    for picture in (run.curve, run.sheet):
+    for picture in (run.curve, run.signs, run.sheet):
         with Image.open(picture) as image:
             assert min(image.size) > 300
 
@@ -112,7 +112,7 @@ def test_ctrl_c_leaves_a_usable_directory(tmp_path, num_signals):
     assert "Traceback" not in errors.read_text()
     left = {path.name for path in run.path.iterdir()}
     # The second signal may come after the last checkpoint is written and the curve is drawn, or before.
-    perhaps = {"reward.png", "checkpoints"} | SCORED if num_signals == 2 else set()
+    perhaps = {"reward.png", "signs.png", "checkpoints"} | SCORED if num_signals == 2 else set()
     assert left - perhaps == WHOLE - perhaps
     assert num_signals == 1 or "eval_after.json" not in left
     assert load_policy(str(run.model)).latent_shape == (12, 6, 6)

@@ -13,7 +13,7 @@ from tiny import TinyPolicy
 from torch import nn
 
 from tempflow_fast.average import WeightAverage
-from tempflow_fast.evaluate import Evaluation
+from tempflow_fast.evaluate import Evaluation, Noise
 from tempflow_fast.files import remove, written_aside
 from tempflow_fast.optimizers import learning_rate, make_optimizer
 from tempflow_fast.prepare import compute_in
@@ -128,16 +128,18 @@ def test_what_is_there_is_whole(tmp_path, monkeypatch):
 def test_evaluation_survives_the_disk(tmp_path):
     metadata = [{"tag": "a", "prompt": "é"}, {"tag": "b", "prompt": "y", "include": [{"count": 2}]}]
     images = torch.randint(0, 256, (2, 3, 4, 4)) / 255
-    for accuracy in (torch.tensor([1.0, 0.0]).double(), None):
-        one = Evaluation(("a", "b"), metadata, torch.tensor([0.1, 0.2]).double(), images, accuracy)
-        run = RunDirectory(tmp_path / str(accuracy is None))
+    for right in ({"accuracy": torch.tensor([1.0, 0.0]).double()}, {}):
+        measures = {**right, "reward": torch.tensor([0.1, 0.2]).double()}
+        one = Evaluation(("a", "b"), metadata, measures, images, Noise(3, (4, 2, 2)))
+        run = RunDirectory(tmp_path / str(len(right)))
         assert run.evaluation(7) is None
         run.write_evaluation(7, one)
         other = run.evaluation(7)
         assert other.table() == one.table()
-        assert (other.tasks, other.metadata) == (one.tasks, one.metadata)
+        assert (other.tasks, other.metadata, other.noise) == (one.tasks, one.metadata, one.noise)
         assert torch.equal(other.images, one.images)
-        assert ("accuracy" in one.table()["overall"]) == (accuracy is not None)
+        assert list(other.measures) == list(one.measures), "in their order"
+        assert ("accuracy" in one.table()["overall"]) == bool(right)
 
 
 def test_metrics_are_cut_where_the_checkpoint_is(tmp_path):

@@ -50,7 +50,7 @@ def test_two_processes_train_resume_and_write_once(tmp_path):
     for number in (0, 2, 3):
         ours, theirs = (place.evaluation(number) for place in (alone, run))
         assert torch.allclose(ours.images, theirs.images, atol=1e-2)
-        assert torch.allclose(ours.reward, theirs.reward, atol=0.51)
+        assert torch.allclose(ours.measures["reward"], theirs.measures["reward"], atol=0.51)
     assert json.loads((run.path / "eval_after.json").read_text())["overall"]["num_images"] == 5
 
 

@@ -4,30 +4,179 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .model import Model
+
+if TYPE_CHECKING:
+    from ..evaluate import Evaluation, Measure
+    from ..evaluation_directory import EvaluationDirectory
+    from ..processes import Processes
+    from ..train_config import TrainConfig
+
+IMAGES_AT_ONCE = 16
+"""Where the settings have no limit: scores are kept after so many images of each process."""
+DECISIVE = (
+    *("model", "precision", "resolution", "max_text_length", "prompts", "eval_prompts", "prompt_column"),
+    *("num_steps", "sigmas", "eval_steps", "guidance_scale", "eval_images", "eval_seed"),
+)
+"""Settings that scores depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Scores a model on held-out prompts, task by task."""
+    """Scores a model on fixed prompts and fixed noise, task by task.
+
+    Works under accelerate launch, too. With --directory every score is kept as it comes, the same command goes on after
+    Ctrl-C or a crash, and two evaluations can be compared.
+    """
 
     source: Model = field(default_factory=Model)
+    prompts: str | None = None
+    """All prompts of this source, as in training; None: the held-out ones of the run or the recipe."""
+    per_prompt: int | None = None
+    """Images of each prompt in --prompts; GenEval draws 4. None: 1."""
+    rewards: str | None = None
+    """What to score, such as geneval,pickscore: each under its own name. None: as the run or the recipe does."""
     images: int | None = None
-    """How many images to draw; None: as many as the run or the recipe does."""
+    """How many images to draw; None: as many as the run or the recipe does, or --per-prompt."""
+    steps: int | None = None
+    """Denoising steps, on the model's own schedule; None: as in the run or the recipe."""
+    guidance_scale: float | None = None
+    """Guidance, 1 turns it off; None: as in the run or the recipe."""
+    resolution: int | None = None
+    """Side of the images in pixels; None: as in the run or the recipe."""
+    max_batch: int | None = None
+    """Most images at once in each process; None: as in the run or the recipe."""
     seed: int | None = None
     """Decides prompts and noise; None: as in the run or the recipe."""
     output: Path | None = None
     """A JSON file to write the table to, too."""
+    directory: Path | None = None
+    """Where to keep scores as they come, a report, a contact sheet and histograms."""
+    save_images: bool = False
+    """Keep every image in --directory, not only the first ones."""
+    compare: Path | None = None
+    """Directory of another evaluation of the same prompts and noise, to which the difference is shown."""
 
     def __call__(self) -> int:
-        config = self.source.config(eval_images=self.images, eval_seed=self.seed)
-        from ..evaluate import score
+        from ..processes import launched
+
+        config = self._config()
+        processes = launched(cpu=config.policy.device == "cpu")
+        with processes.guarded():
+            evaluation = self._evaluation(config, processes)
+        if evaluation is None or not processes.is_main:
+            return 0
         from ..files import write_json
         from ..report import score_table
 
-        evaluation = score(config, self.source.load(config))
         print(score_table(evaluation))
         if self.output:
             write_json(self.output, evaluation.table())
+        self._report(evaluation)
         return 0
+
+    def _config(self) -> TrainConfig:
+        """The settings of the run or the recipe, as the options change them."""
+        for name in ("save_images", "compare"):
+            if getattr(self, name) and self.directory is None:
+                raise ValueError(f"--{name.replace('_', '-')} must be given with --directory")
+        if self.per_prompt is not None and (self.prompts is None or self.images is not None or self.per_prompt < 1):
+            raise ValueError(
+                f"--per-prompt must be >= 1 and go with --prompts, without --images, got {self.per_prompt}"
+            )
+        config = self.source.config(
+            eval_images=self.images,
+            eval_seed=self.seed,
+            eval_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            resolution=self.resolution,
+            max_batch=self.max_batch,
+        )
+        if config.grpo.max_batch is None:
+            config = config.with_settings(max_batch=IMAGES_AT_ONCE)
+        return config if self.prompts is None else self._with_prompts(config)
+
+    def _with_prompts(self, config: TrainConfig) -> TrainConfig:
+        from ..prompt_sources import read_prompts
+        from ..prompts import EMBEDDED
+
+        if self.prompts == EMBEDDED:
+            return config.with_settings(prompts=EMBEDDED, eval_prompts=None)
+        config = config.with_settings(prompts=EMBEDDED, eval_prompts=self.prompts)
+        if self.images is not None:
+            return config
+        count = len(read_prompts(self.prompts, config.task.prompt_column))
+        return config.with_settings(eval_images=count * (self.per_prompt or 1))
+
+    def _measure(self, config: TrainConfig) -> Measure:
+        from ..evaluate import reward_measure, task_measure
+
+        return task_measure(config.task) if self.rewards is None else reward_measure(self.rewards)
+
+    def _evaluation(self, config: TrainConfig, processes: Processes) -> Evaluation | None:
+        """Drawn and scored, or gone on with, or read where it is complete; the main process has it."""
+        from ..compare import check_comparable
+        from ..evaluate import Noise, evaluate, heldout
+        from ..evaluation_directory import EvaluationDirectory
+
+        store = self._directory()
+        if store is None:
+            return evaluate(config, self.source.load(config, processes.device), self._measure(config), processes)
+        prompts, metadata = heldout(config)
+        if processes.is_main:
+            store.begin(self._facts(config), prompts.tasks, metadata)
+        processes.wait()
+        if not store.is_complete():
+            measure, policy = self._measure(config), self.source.load(config, processes.device)
+            noise = Noise(config.evaluation.eval_seed, tuple(policy.latent_shape))
+            if self.compare is not None:  # before hours of drawing
+                check_comparable(metadata, noise, EvaluationDirectory(self.compare).evaluation())
+            if processes.is_main:
+                store.note_noise(noise)
+            evaluate(config, policy, measure, processes, store)
+        return store.evaluation() if processes.is_main else None
+
+    def _directory(self) -> EvaluationDirectory | None:
+        from ..evaluation_directory import EvaluationDirectory
+
+        return None if self.directory is None else EvaluationDirectory(self.directory, self.save_images)
+
+    def _facts(self, config: TrainConfig) -> dict[str, Any]:
+        """What the scores depend on."""
+        from ..evaluation_directory import digest
+
+        settings, tuned = config.flat(), self.source.tuned_files()
+        weights = None if tuned is None else f"{tuned} ({digest(tuned)})"
+        rewards = self.rewards or ", ".join(filter(None, (config.task.accuracy, config.task.reward)))
+        return {"weights": weights, "rewards": rewards, **{name: settings[name] for name in DECISIVE}}
+
+    def _report(self, evaluation: Evaluation) -> None:
+        """Writes and says what goes with a directory."""
+        directory = self._directory()
+        if directory is None:
+            return
+        from ..compare import paired_differences
+        from ..curves import reward_histograms
+        from ..evaluation_directory import EvaluationDirectory
+        from ..evaluation_report import as_json, comparison, intervals_as_json, report
+        from ..files import write_json
+        from ..plots import contact_sheet
+
+        facts = directory.facts()
+        text, data, shown = report(evaluation, facts), as_json(evaluation, facts), {str(directory.path): evaluation}
+        if self.compare is not None:
+            other = EvaluationDirectory(self.compare)
+            old = other.evaluation()
+            differences = paired_differences(evaluation, old)
+            part = comparison(evaluation, facts, differences, old, other.facts())
+            print(f"\n{part}", end="")
+            text, data["difference"] = f"{text}\n{part}", {str(self.compare): intervals_as_json(differences)}
+            shown[str(self.compare)] = old
+        directory.write_text("report.md", text)
+        write_json(directory.path / "scores.json", data)
+        captions = [entry["prompt"] for entry in evaluation.metadata[: len(evaluation.images)]]
+        contact_sheet(directory.path / "samples.png", evaluation.images, captions)
+        reward_histograms(directory.path / "rewards.png", shown)
+        print(f"\nwrote {directory.path}: report.md, scores.json, samples.png, rewards.png")

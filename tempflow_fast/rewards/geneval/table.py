@@ -45,6 +45,31 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+PAPER = {
+    "overall": "Overall",
+    "single_object": "Single obj.",
+    "two_object": "Two obj.",
+    "counting": "Counting",
+    "colors": "Colors",
+    "position": "Position",
+    "color_attr": "Attr. binding",
+}
+"""Columns of the table in papers, in their order."""
+
+
+def paper_table(tables: Mapping[str, Table]) -> str:
+    """The table of papers as Markdown: a row per model, a column per task, accuracies in [0, 1].
+
+    Args:
+        tables: name of the row -> what `score_table` found; a task that it has not is a dash.
+    """
+    lines = [f"| | {' | '.join(PAPER.values())} |", "| --- |" + " ---: |" * len(PAPER)]
+    for name, table in tables.items():
+        cells = [f"{table[task]['accuracy']:.2f}" if task in table else "-" for task in PAPER]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _row(keys: Sequence[str], correct: Sequence[float]) -> dict[str, float]:
     best: dict[str, float] = {}
     for key, value in zip(keys, correct, strict=True):

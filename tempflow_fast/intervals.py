@@ -1,0 +1,92 @@
+"""How sure a mean over images is: 95 % intervals by the bootstrap, task by task and over all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OVERALL = "overall"
+NUM_RESAMPLES = 2000
+COVERED = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and between which values it lies for 95 % of the resampled sets of prompts."""
+
+    mean: float
+    low: float | None
+    """None where a task has a single image, of which nothing can be said."""
+    high: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + ("" if self.low is None else f" ({self.low:.3f} to {self.high:.3f})")
+
+
+def task_means(values: Tensor, tags: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
+    """Mean of `values` [R] for each of `tasks` that occurs, and `overall`: the mean of the tasks', as in GenEval."""
+    chosen = {task: torch.tensor([tag == task for tag in tags]) for task in tasks if task in tags}
+    means = {task: values[rows].mean().item() for task, rows in chosen.items()}
+    return {**means, OVERALL: sum(means.values()) / len(means)}
+
+
+def task_intervals(
+    values: Tensor, tags: Sequence[str], tasks: Sequence[str], prompts: Sequence[Hashable]
+) -> dict[str, Interval]:
+    """The means of `task_means` with their intervals.
+
+    Prompts are drawn with replacement, each with all its images, and within each task: images of one prompt are no
+    independent evidence, and a benchmark fixes how many prompts a task has. Of a task with a single prompt the images
+    are drawn. The same numbers give the same intervals.
+
+    Args:
+        values: [R] scores, or paired differences of scores.
+        tags: R tasks.
+        tasks: in the order of reports.
+        prompts: R keys that are equal for images of one prompt.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn, found = [], {}
+    for task, mean in task_means(values, tags, tasks).items():
+        if task != OVERALL:
+            drawn.append(_resampled(*_by_prompt(values, tags, prompts, task), generator))
+        resampled = drawn[-1] if task != OVERALL else _mean_of_tasks(drawn)
+        found[task] = _interval(mean, resampled)
+    return found
+
+
+def _by_prompt(values: Tensor, tags: Sequence[str], prompts: Sequence[Hashable], task: str) -> tuple[Tensor, Tensor]:
+    """The sum and the number of the values of each prompt of a task, [P] and [P]; of each image, if P would be 1."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, (tag, prompt) in enumerate(zip(tags, prompts, strict=True)):
+        if tag == task:
+            rows.setdefault(prompt, []).append(row)
+    groups = list(rows.values())
+    if len(groups) == 1:
+        groups = [[row] for row in groups[0]]
+    sums = torch.stack([values[own].sum() for own in groups])
+    return sums.double(), torch.tensor([len(own) for own in groups], dtype=torch.float64)
+
+
+def _resampled(sums: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Means of `NUM_RESAMPLES` draws of as many prompts as there are, [NUM_RESAMPLES]; None for a single one."""
+    if len(sums) < 2:
+        return None
+    chosen = torch.randint(len(sums), (NUM_RESAMPLES, len(sums)), generator=generator)
+    return sums[chosen].sum(1) / counts[chosen].sum(1)
+
+
+def _mean_of_tasks(drawn: Sequence[Tensor | None]) -> Tensor | None:
+    known = [means for means in drawn if means is not None]
+    return torch.stack(known).mean(0) if len(known) == len(drawn) else None
+
+
+def _interval(mean: float, resampled: Tensor | None) -> Interval:
+    if resampled is None:
+        return Interval(mean, None, None)
+    tail = (1 - COVERED) / 2
+    low, high = resampled.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(mean, low, high)
