@@ -82,7 +82,7 @@ def grpo_step(
         with clock.stage("encode"):
             condition = policy.encode([names[n] for n in rows], guided=config.guidance_scale != 1.0)
             noise = ops.initial_noise(policy.latent_shape, seed, torch.tensor(rows), policy.device)
-        with clock.stage("rollout"), _rollout_precision(policy, config):
+        with clock.stage("rollout"), rollout_precision(policy, config):
             calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
             graphs = graphs_of(policy) if config.cuda_graphs else None
             drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls, graphs=graphs)
@@ -97,7 +97,7 @@ def grpo_step(
         return {**measured, **metrics, **clock.slowest(processes)}
 
 
-def _rollout_precision(policy: Policy, config: GRPOConfig) -> AbstractContextManager[None]:
+def rollout_precision(policy: Policy, config: GRPOConfig) -> AbstractContextManager[None]:
     """Inside this context the network computes in the precision of the rollout."""
     if config.rollout_precision is None:
         return nullcontext()

@@ -64,7 +64,7 @@ def test_low_precision_is_near_and_leaves_noise_and_densities(seen):
     table, noise = tff.step_table(policy.sigmas(4)), torch.randn(3, 3, 2, 2)
 
     def draw(config):
-        with grpo._rollout_precision(policy, config):
+        with grpo.rollout_precision(policy, config):
             return tff.rollout(policy, policy.encode(PROMPTS), table, noise, 3)
 
     full, low = draw(GRPOConfig()), draw(GRPOConfig(rollout_precision="bf16"))
@@ -102,7 +102,7 @@ def test_captured_low_precision_calls_see_the_weights_as_they_are(tmp_path):
     table, noise = tff.step_table(policy.sigmas(3)), torch.randn(2, *policy.latent_shape)
 
     def draw(graphs):
-        with grpo._rollout_precision(policy, GRPOConfig(rollout_precision="bf16")):
+        with grpo.rollout_precision(policy, GRPOConfig(rollout_precision="bf16")):
             return tff.rollout(policy, policy.encode(PROMPTS[:2]), table, noise, 2, graphs=graphs).latents
 
     for _ in range(3):

@@ -73,7 +73,7 @@ def iteration_figures(policy: DiffusersPolicy, config: tff.GRPOConfig, max_rows:
     timed("ours", ours(False), warm_up=1, rounds=1)
     timed("ours, captured", ours(True), warm_up=2, rounds=1)
     timed(
-        "the paper's structure", lambda seed: paper.iteration(policy, PROMPT, optimizer, config, seed, max_rows), 0, 1
+        "the paper's structure", lambda seed: paper.iteration(policy, [PROMPT], optimizer, config, seed, max_rows), 0, 1
     )
     for row in rows:
         row["paper / it"] = rows[-1]["seconds"] / row["seconds"]

@@ -111,8 +111,10 @@ class _NoAutoencoder(nn.Module):
     dtype = torch.float32
 
 
-def random_policy(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> DiffusersPolicy:
-    """A policy of that shape with a LoRA of rank 32; needs diffusers and peft."""
+def random_policy(
+    shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16, lora: bool = True
+) -> DiffusersPolicy:
+    """A policy of that shape, with a LoRA of rank 32 or for full fine-tuning; needs diffusers and peft."""
     import diffusers
 
     names = {"sd3": ("SD3Transformer2DModel", _RandomSD3), "flux": ("FluxTransformer2DModel", _RandomFlux)}
@@ -129,7 +131,8 @@ def random_policy(shape: Shape, device: torch.device, dtype: torch.dtype = torch
     )
     policy = policy_class(pipeline, shape.resolution)
     policy.shape = shape
-    policy.add_lora(rank=32, alpha=64)
+    if lora:
+        policy.add_lora(rank=32, alpha=64)
     return policy
 
 

@@ -6,6 +6,7 @@ its own. The arithmetic is that of `bench.baselines`; the network, its texts and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,20 +30,25 @@ class Drawn:
 
 
 def iteration(
-    policy: DiffusersPolicy, prompt: str, optimizer: torch.optim.Optimizer, config: GRPOConfig, seed: int, max_rows: int
+    policy: DiffusersPolicy,
+    prompts: Sequence[str],
+    optimizer: torch.optim.Optimizer,
+    config: GRPOConfig,
+    seed: int,
+    max_rows: int,
 ) -> float:
     """Samples, scores and updates once; returns the loss.
 
     Args:
         policy: acts and is trained.
-        prompt: the one prompt of the iteration; it gets `config.num_seeds` trajectories.
+        prompts: of the iteration; each gets `config.num_seeds` trajectories, and a branch step is one call for all.
         optimizer: holds the policy's parameters.
         config: the settings; one update, advantages within seed groups.
         seed: of the initial noise.
         max_rows: most rows in one training call.
     """
-    table, num = config.table(policy), config.num_seeds
-    condition = policy.encode([prompt] * num, guided=config.guidance_scale != 1.0)
+    table, names = config.table(policy), [prompt for prompt in prompts for _ in range(config.num_seeds)]
+    condition, num = policy.encode(names, guided=config.guidance_scale != 1.0), len(names)
     noise = ops.initial_noise(policy.latent_shape, seed, range(num), policy.device)
     drawn = roll_out(policy, condition, table, noise, config)
     images = [policy.decode(each.latents) for each in drawn]
