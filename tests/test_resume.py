@@ -121,9 +121,7 @@ def test_adapter_and_average_are_what_diffusers_loads(tmp_path):
         plain = prepare_policy(get_recipe("shapes").policy)
         latents, condition = torch.randn(2, *ours.latent_shape), ours.encode(["a photo of a cross"] * 2)
         with torch.no_grad():
-            expected, got, untrained = (
-                policy.velocity(latents, 0.7, condition)[0] for policy in (ours, theirs, plain)
-            )
+            expected, got, untrained = (policy.velocity(latents, 0.7, condition)[0] for policy in (ours, theirs, plain))
         assert torch.allclose(expected, got, atol=1e-6)
         assert not torch.allclose(expected, untrained, atol=1e-4), "the adapter does nothing"
     tuned = tuned_policy(config.policy, run)
@@ -156,6 +154,25 @@ def test_checkpoints_rotate_and_half_ones_do_not_count(tmp_path):
     _, said = go(run.path, tiny_config(num_iterations=5, checkpoint_every=2, num_checkpoints=2))
     assert run.read_metrics() == before, "a run that is done stays as it is"
     assert said[-1].startswith("after training: ")
+
+
+DRAWING = """
+import random, numpy, torch
+def reward(images, prompts, metadata):
+    return torch.rand(len(images)) + torch.tensor([random.random() + numpy.random.rand() for _ in images])
+"""
+
+
+def test_a_reward_that_draws_goes_on_drawing(tmp_path, monkeypatch):
+    (tmp_path / "drawing_judge.py").write_text(DRAWING)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"reward": "drawing_judge:reward", "num_branches": 3, "eval_images": 1}
+    whole, _ = go(tmp_path / "whole", tiny_config(**settings, num_iterations=2))
+    go(tmp_path / "cut", tiny_config(**settings, num_iterations=1))
+    cut, _ = go(tmp_path / "cut", tiny_config(**settings, num_iterations=2))
+    rewards = [[row["reward_mean"] for row in run.read_metrics()] for run in (whole, cut)]
+    assert rewards[0] == rewards[1]
+    assert rewards[0][0] != rewards[0][1]
 
 
 FAILING = """
