@@ -1,6 +1,7 @@
 """The states of the random number generators of this process, for what draws from them: a reward of the user's, say.
 
-Nothing in the package does: its noise and its prompts are functions of the seed.
+Nothing in the package does: its noise and its prompts are functions of the seed. A checkpoint holds those of the main
+process, with which all go on.
 """
 
 from __future__ import annotations
