@@ -2,9 +2,14 @@
 
 import torch
 
+from tempflow_fast.compare import paired_differences
+from tempflow_fast.prepare import prepare_policy
+from tempflow_fast.recipes import get_recipe
 from tempflow_fast.rewards import get_reward
 from tempflow_fast.rewards.jpeg import jpeg
 from tempflow_fast.rewards.pixels import as_bytes
+from tempflow_fast.run_directory import RunDirectory
+from tempflow_fast.train import train
 
 
 def test_size_of_the_file_decides():
@@ -28,3 +33,14 @@ def test_the_file_holds_the_image():
     ramp[0] = 1 - ramp[0]
     shown = np.asarray(Image.open(io.BytesIO(jpeg(as_bytes(ramp)))))
     assert abs(shown.astype(int) - as_bytes(ramp).permute(1, 2, 0).numpy().astype(int)).max() <= 12
+
+
+def test_a_small_run_raises_it_and_the_watched_reward_falls(tmp_path):
+    """docs/evaluation.md's run in little: files get smaller, and what was asked for goes from the images."""
+    settings = {"reward": "jpeg_compressibility=500,shapes=0", "adv_eps": 0.02, "learning_rate": 2e-3}
+    settings |= {"learning_rate_decay": 0.0, "prompts_per_iteration": 8, "num_iterations": 8, "eval_images": 36}
+    config = get_recipe("shapes").with_settings(**settings, trackers=())
+    trained = train(config, prepare_policy(config.policy), RunDirectory(tmp_path / "run"), report=lambda sentence: None)
+    gain = paired_differences(trained.after, trained.before)["overall"]
+    assert gain["reward"].low > 0, "kilobytes, with the sign turned"
+    assert gain["reward_shapes"].high < 0
