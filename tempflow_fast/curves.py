@@ -79,6 +79,7 @@ def reward_histograms(path: Path, evaluations: Mapping[str, Evaluation]) -> None
         for who, column in columns.items():
             axes.hist(column, NUM_BINS, range=(min(every), max(every)), alpha=0.5, label=who)
         axes.set(xlabel=name, ylabel="images")
+        axes.locator_params(axis="x", nbins=5)
         if len(columns) > 1:
             axes.legend(fontsize=8)
     for axes in panels[len(names) :]:

@@ -23,7 +23,7 @@ class Interval:
     high: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + ("" if self.low is None else f" ({self.low:.3f} to {self.high:.3f})")
+        return _short(self.mean) + ("" if self.low is None else f" ({_short(self.low)} to {_short(self.high)})")
 
 
 def task_means(values: Tensor, tags: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
@@ -90,3 +90,8 @@ def _interval(mean: float, resampled: Tensor | None) -> Interval:
     tail = (1 - COVERED) / 2
     low, high = resampled.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(mean, low, high)
+
+
+def _short(value: float) -> str:
+    """Four digits that count: some rewards are thousandths."""
+    return f"{value:#.4g}"

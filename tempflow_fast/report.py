@@ -11,10 +11,11 @@ from .train import Trained
 
 def score_table(evaluation: Evaluation) -> str:
     """The measures per task, one line each."""
-    names = list(evaluation.measures)
-    lines = [f"{'task':<14} {'images':>6}" + "".join(f" {name:>9}" for name in names)]
+    widths = {name: max(9, len(name)) for name in evaluation.measures}
+    lines = [f"{'task':<14} {'images':>6}" + "".join(f" {name:>{width}}" for name, width in widths.items())]
     for task, row in evaluation.table().items():
-        lines.append(f"{task:<14} {row['num_images']:>6.0f}" + "".join(f" {row[name]:>9.3f}" for name in names))
+        means = "".join(f" {row[name]:>{width}.3f}" for name, width in widths.items())
+        lines.append(f"{task:<14} {row['num_images']:>6.0f}{means}")
     return "\n".join(lines)
 
 

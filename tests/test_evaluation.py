@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 from test_processes import LAUNCH
 
 from tempflow_fast import sample
-from tempflow_fast.cli import main
+from tempflow_fast.cli import _parse, main
 from tempflow_fast.compare import paired_differences
 from tempflow_fast.evaluate import Evaluation, Noise, evaluate, reward_measure, task_measure
 from tempflow_fast.evaluation_directory import EvaluationDirectory
@@ -217,3 +219,11 @@ def test_genevals_table_is_made_of_verdicts_on_its_tasks():
     assert list(found) == ["geneval"]
     assert found["geneval"]["overall"]["accuracy"] == 0.75
     assert geneval_tables(made_up([0.0, 1.0])) == {}
+
+
+def test_the_commands_of_the_docs_exist():
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    commands = re.findall(r"^tempflow-fast (.*)$", text, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        _parse(shlex.split(command))
