@@ -108,10 +108,15 @@ def test_two_processes_score_as_one_does(done, tmp_path):
 
 
 def test_a_failure_names_the_row_and_stops_all(tmp_path):
-    def failing(images, prompts, metadata):
-        raise RewardError("mine", 1, prompts[1], "no")
+    calls = []
 
-    with pytest.raises(RewardError, match=r'"mine" failed on sample 1 .*: no'):
+    def failing(images, prompts, metadata):
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise RewardError("mine", 1, prompts[1], "no")
+        return {"reward": torch.zeros(len(images)).double()}
+
+    with pytest.raises(RewardError, match=r'"mine" failed on sample 4 .*: no'):  # the second of the second three
         evaluate(CONFIG, load_policy("embedded"), failing)
 
     class SecondOfTwo(Processes):
