@@ -142,9 +142,8 @@ class _Loop:
                     self._save()
             self._save()
         except RewardError:
-            if self.processes.count == 1:
-                self._save()  # nothing of the iteration was learnt yet
-                self._write_tuned()
+            self._save()  # all processes hear of it before anything of the iteration is learnt
+            self._write_tuned()
             raise
         except BaseException:
             if self.processes.count == 1:  # the others of many would not be there to put sharded weights together

@@ -176,21 +176,34 @@ def test_a_reward_that_draws_goes_on_drawing(tmp_path, monkeypatch):
 
 
 FAILING = """
+import time, torch
 calls = []
-def reward(images, prompts, metadata):
+def {failure}(images, prompts, metadata):
     calls.append(len(images))
+    scores = images.mean((1, 2, 3))
     if len(calls) > 3:  # one evaluation, two iterations
-        raise OSError("the judge is gone")
-    return images.mean((1, 2, 3))
+        {line}
+    return scores
 """
+FAILURES = {
+    "exception": ('raise OSError("the judge is gone")', "sample 0 .*OSError: the judge is gone"),
+    "nan": ("scores[7] = torch.nan", "sample 7 .*must be finite .* got nan"),
+    "length": ("scores = scores[1:]", r"sample 0 .*scores must be \[12\], one per image, got \[11\]"),
+    "hang": ("time.sleep(20)", "sample 0 .*no result within 0.5 s"),
+}
+"""What a reward does -> its line, and what the error says of its 12 images (3 prompts, 2 steps, 2 branches)."""
 
 
-def test_a_failed_reward_leaves_what_was_learnt(tmp_path, monkeypatch):
-    (tmp_path / "failing_judge.py").write_text(FAILING)
+@pytest.mark.filterwarnings("ignore:reward .* failed on")
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_reward_leaves_what_was_learnt(tmp_path, monkeypatch, failure):
+    line, reason = FAILURES[failure]
+    (tmp_path / f"judge_{failure}.py").write_text(FAILING.format(failure=failure, line=line))
     monkeypatch.syspath_prepend(tmp_path)
-    run = RunDirectory(tmp_path / "run")
-    with pytest.raises(RewardError, match="the judge is gone"):
-        go(run.path, tiny_config(reward="failing_judge:reward"))
+    spec, run = {"mine": {"reward": f"judge_{failure}:{failure}", "timeout": 0.5}}, RunDirectory(tmp_path / "run")
+    cheap = {"num_steps": 3, "sigmas": None, "beta": 0.0, "ema_decay": None}
+    with pytest.raises(RewardError, match=rf'reward "mine" failed on {reason}'):
+        go(run.path, tiny_config(reward=json.dumps(spec), **cheap))
     assert latest_checkpoint(run.checkpoints).name == "000002"
     assert [row["iteration"] for row in run.read_metrics()] == [1, 2]
     assert run.model.is_dir()

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tempflow_fast.processes import MINUTES
 from tempflow_fast.rewards import REWARDS, BackgroundScorer, RewardError, Scores, WeightedReward, get_reward
 from tempflow_fast.rewards.base import FinalError, declared, range_of
 from tempflow_fast.rewards.cache import CachedReward
+from tempflow_fast.rewards.weighted import TIMEOUT
 from tempflow_fast.shapes import world
 from tempflow_fast.shapes.world import Shape
 
@@ -119,6 +121,8 @@ def test_advantages_can_be_summed_reward_by_reward():
         ({"shapes": {"device": "cpu"}}, "must be given no settings, got device"),
         ({"mine": {"reward": f"{HERE}:Scaled", "sclae": 1}}, "cannot make reward .* unexpected keyword"),
         ({"shapes": {"cache": 0}}, "num_entries must be >= 1"),
+        ({"shapes": {"timeout": 0}}, "timeout of shapes must be positive or None, got 0.0"),
+        ({"shapes": {"timeout": "soon"}}, "timeout of shapes must be a number, got 'soon'"),
     ],
 )
 def test_a_wrong_reward_is_refused_with_a_sentence(spec, message):
@@ -244,13 +248,13 @@ def slow(images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
     return level(images, prompts, metadata)
 
 
-def scored_beside(reward: WeightedReward, ends: list[int], pause: float = 0.0, timeout: float | None = None) -> Scores:
+def scored_beside(reward: WeightedReward, ends: list[int], pause: float = 0.0) -> Scores:
     """The scores of pieces that end at `ends`, each handed over after a pause."""
     with BackgroundScorer(reward) as scorer:
         for start, end in zip([0, *ends], ends, strict=False):
             scorer.submit(images()[start:end], TEXTS[start:end], NO_METADATA[start:end])
             time.sleep(pause)  # the work that makes the next piece
-        return scorer.collect(timeout)
+        return scorer.collect()
 
 
 def test_pieces_are_scored_beside_the_caller_and_come_back_in_order():
@@ -278,19 +282,67 @@ def test_a_piece_that_failed_stops_the_next_one():
     assert len(handed_over) < 4
 
 
-def test_time_running_out_is_a_failure_that_names_the_piece():
+@pytest.fixture
+def stuck():
+    """A reward that hangs as soon as it sees the third text."""
     release = threading.Event()
 
     def stuck(images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-        if prompts[0] == TEXTS[2]:
+        if TEXTS[2] in prompts:
             release.wait(30)
         return level(images, prompts, metadata)
 
-    try:
-        with pytest.raises(RewardError, match=r'reward "stuck" failed on sample 2 .*no score within 0.2 s'):
-            scored_beside(WeightedReward({"stuck": stuck}, {"stuck": 1}), [2, 4], timeout=0.2)
-    finally:
-        release.set()
+    yield stuck
+    release.set()
+
+
+def test_time_running_out_is_a_failure_that_names_the_reward_and_the_piece(stuck):
+    spec = {"fine": {"reward": level}, "mine": {"reward": stuck, "timeout": 0.2}}
+    message = r'reward "mine" failed on sample {} \(prompt .prompt {}.\): no result within 0.2 s, the first of 2 images'
+    with pytest.raises(RewardError, match=message.format(2, 2)):
+        scored_beside(get_reward(spec), [2, 4])
+    with pytest.raises(RewardError, match=message.format(0, 1)):
+        get_reward(spec)(images()[1:3], TEXTS[1:3], NO_METADATA[1:3])
+    assert get_reward(spec)(images()[:2], TEXTS[:2], NO_METADATA[:2]).tolist() == [0, 0.25], "the others go on"
+
+
+def test_a_reward_that_hangs_does_not_hold_up_the_end_of_python():
+    code = """
+import threading
+from tempflow_fast.rewards import get_reward
+try: get_reward({"mine": {"reward": lambda *call: threading.Event().wait(), "timeout": 0.1}})(*ARGUMENTS)
+except RuntimeError as error: print(error)
+""".replace("ARGUMENTS", '__import__("torch").zeros(1, 3, 2, 2), ["x"], [{}]')
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "no result within 0.1 s" in shown.stdout
+
+
+def test_every_reward_has_a_time_out_below_the_patience_of_processes():
+    assert get_reward("shapes=1,jpeg_compressibility=1").timeouts == dict.fromkeys(
+        ("shapes", "jpeg_compressibility"), TIMEOUT
+    )
+    assert 0 < TIMEOUT < 60 * MINUTES
+    assert get_reward('{"shapes": {"timeout": null}}').timeouts == {"shapes": None}
+
+
+def test_a_reward_is_called_without_gradients_in_whichever_thread():
+    def recorded(images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        assert not (images * parameter).requires_grad
+        return level(images, prompts, metadata)
+
+    parameter = torch.ones(1, requires_grad=True)
+    assert get_reward(recorded)(images(2), TEXTS[:2], NO_METADATA[:2]).tolist() == [0, 0.125]
+
+
+def test_a_described_cache_is_one_however_often_it_is_described():
+    inner = Scaled()
+    for _ in range(2):
+        get_reward({"mine": {"reward": inner, "cache": 10}})(images(), TEXTS, NO_METADATA)
+    assert inner.calls == [8]
+    named = {"mine": {"reward": f"{HERE}:Scaled", "scale": 11, "cache": 10}}
+    for _ in range(2):
+        get_reward(json.dumps(named))(images(), TEXTS, NO_METADATA)
+    assert get_reward(named).rewards["mine"].reward.calls == [8]
 
 
 def test_no_library_of_a_reward_is_loaded_before_it_is_asked_for():

@@ -21,9 +21,9 @@ from tempflow_fast.run_directory import RunDirectory
 PATIENCE = 600
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess:
+def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [*LAUNCH, "2", "-m", "tempflow_fast", "train", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
@@ -52,6 +52,31 @@ def test_two_processes_train_resume_and_write_once(tmp_path):
         assert torch.allclose(ours.images, theirs.images, atol=1e-2)
         assert torch.allclose(ours.measures["reward"], theirs.measures["reward"], atol=0.51)
     assert json.loads((run.path / "eval_after.json").read_text())["overall"]["num_images"] == 5
+
+
+FAILING = """
+import os
+calls = []
+def reward(images, prompts, metadata):
+    calls.append(len(images))
+    if len(calls) > 3 and os.environ["RANK"] == "1":  # one evaluation, two iterations
+        raise OSError("the judge is gone")
+    return images.mean((1, 2, 3))
+"""
+
+
+def test_a_reward_that_fails_in_one_process_ends_all_after_a_checkpoint(tmp_path):
+    (tmp_path / "judge_of_one.py").write_text(FAILING)
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.write_config(tiny_config(reward="judge_of_one:reward", prompts_per_iteration=2, eval_images=2))
+    done = launch("--output", str(run.path), PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert 'reward "judge_of_one:reward" failed on sample 0' in done.stderr
+    assert "the judge is gone" in done.stderr
+    assert latest_checkpoint(run.checkpoints).name == "000002"
+    assert [row["iteration"] for row in run.read_metrics()] == [1, 2]
+    assert run.model.is_dir()
 
 
 def test_dry_run_shows_who_does_what():

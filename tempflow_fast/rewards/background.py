@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -32,7 +32,8 @@ class BackgroundScorer:
         """Time that rewards took, whether or not anybody waited for it."""
         self._reward = reward
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
-        self._pieces: list[tuple[int, Sequence[str], Future[Scores]]] = []
+        self._pieces: list[tuple[int, Future[Scores]]] = []
+        self._num_images = 0
         self._stream: torch.cuda.Stream | None = None
 
     def submit(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
@@ -41,39 +42,32 @@ class BackgroundScorer:
         Raises:
             RewardError: if an earlier piece has failed by now.
         """
-        for first, _, piece in self._pieces:
+        for first, piece in self._pieces:
             if piece.done() and piece.exception():
                 raise self._renumbered(first, piece.exception())
         made = None
         if images.is_cuda:
             made = torch.cuda.current_stream(images.device).record_event()
-        first = sum(len(names) for _, names, _ in self._pieces)
-        self._pieces.append((first, prompts, self._thread.submit(self._score, images, prompts, metadata, made)))
+        piece = self._thread.submit(self._score, images, prompts, metadata, made)
+        self._pieces.append((self._num_images, piece))
+        self._num_images += len(images)
 
-    def collect(self, timeout: float | None = None) -> Scores:
+    def collect(self) -> Scores:
         """The scores of all pieces since the last call, in the order they were submitted; waits for them.
 
-        Args:
-            timeout: seconds to wait for all of them; None: for ever.
-
         Raises:
-            RewardError: naming the reward and the sample, counted over all pieces; or that time ran out.
+            RewardError: naming the reward and the sample, counted over all pieces.
             ValueError: if nothing was submitted.
         """
         if not self._pieces:
             raise ValueError("collect: pieces must have been submitted, got none")
-        pieces, self._pieces = self._pieces, []
-        deadline = None if timeout is None else time.monotonic() + timeout
+        pieces, self._pieces, self._num_images = self._pieces, [], 0
         scores = []
-        for first, prompts, piece in pieces:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+        for first, piece in pieces:
             try:
-                scores.append(piece.result(left))
+                scores.append(piece.result())
             except RewardError as error:
                 raise self._renumbered(first, error) from error
-            except TimeoutError as error:
-                reason = f"no score within {timeout} s"
-                raise RewardError(self._reward.name, first, prompts[0], reason) from error
         return Scores.joined(scores)
 
     def __enter__(self) -> BackgroundScorer:

@@ -10,23 +10,30 @@ import torch
 from torch import Tensor
 
 from .base import FinalError, Reward, RewardError, one_line, range_of
+from .deadline import OverdueError, within
 
 RANGE_SLACK = 0.01
 """Part of a declared range by which half precision may leave it."""
 
 
 def checked_scores(
-    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
+    name: str,
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[dict[str, Any]],
+    timeout: float | None,
 ) -> Tensor:
     """Scores of images [R, 3, H, W], float64 [R] on the host: finite, in the declared range, one per image.
 
     A batch that raises is tried again in halves, down to single images: memory that was short may then do, and what
-    still fails is known by its sample. A reward that retries by itself says so by `FinalError`.
+    still fails is known by its sample. A reward that retries by itself says so by `FinalError`. One that takes longer
+    than `timeout` seconds for a call is not called again, since the first call may still hold what it needs.
 
     Raises:
         RewardError: naming the reward and the first sample that failed, counted in `images`.
     """
-    scores = _halving(name, reward, images, prompts, metadata, first=0)
+    scores = _halving(name, reward, images, prompts, metadata, timeout, first=0)
     low, high = range_of(reward)
     slack = RANGE_SLACK * (high - low) if high - low < float("inf") else 0.0
     wrong = ~scores.isfinite() | (scores < low - slack) | (scores > high + slack)
@@ -38,13 +45,28 @@ def checked_scores(
 
 
 def _halving(
-    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], first: int
+    name: str,
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[dict[str, Any]],
+    timeout: float | None,
+    first: int,
 ) -> Tensor:
     """Scores [R]; `first` is the number of the first image in the whole batch."""
+    # Both belong to a thread, and the call gets one of its own.
+    stream = torch.cuda.current_stream(images.device) if images.is_cuda else None
+
+    def call() -> Tensor:
+        with torch.no_grad(), torch.cuda.stream(stream):
+            return torch.as_tensor(reward(images, prompts, metadata))
+
     try:
-        scores = torch.as_tensor(reward(images, prompts, metadata))
+        scores = within(timeout, call)
     except FinalError as error:
         raise RewardError(name, first + error.sample, prompts[error.sample], one_line(error)) from error
+    except OverdueError as error:
+        raise RewardError(name, first, prompts[0], f"{error}, the first of {len(images)} images") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         if len(images) == 1:
@@ -52,7 +74,7 @@ def _halving(
         warnings.warn(f'reward "{name}" failed on {len(images)} images and tries halves: {reason}', stacklevel=2)
         half = len(images) // 2
         pieces = [
-            _halving(name, reward, images[rows], prompts[rows], metadata[rows], first + rows.start)
+            _halving(name, reward, images[rows], prompts[rows], metadata[rows], timeout, first + rows.start)
             for rows in (slice(0, half), slice(half, len(images)))
         ]
         return torch.cat(pieces)

@@ -49,8 +49,9 @@ def get_reward(reward: Spec) -> WeightedReward:
             - several with weights: "pickscore=1.0,ocr=0.5";
             - a mapping, or its JSON, from names to weights or to settings: `{"pickscore": 0.5, "remote": {"weight":
               1.0, "urls": ["http://127.0.0.1:18080"]}}`. Among the settings, `weight` (default 1), `cache` (number of
-              scores to remember by image, prompt and metadata) and `reward` (name, "module:attribute" or callable,
-              where the key is a name of one's own) are understood for every reward; the others go to its class;
+              scores to remember by image, prompt and metadata), `timeout` (seconds for a call; null: no limit) and
+              `reward` (name, "module:attribute" or callable, where the key is a name of one's own) are understood for
+              every reward; the others go to its class;
             - a callable.
 
     Returns:
@@ -64,15 +65,18 @@ def get_reward(reward: Spec) -> WeightedReward:
         return reward
     if callable(reward):
         return WeightedReward({name_of(reward): reward}, {name_of(reward): 1.0})
-    rewards, weights = {}, {}
+    rewards, weights, timeouts = {}, {}, {}
     for name, entry in _entries(reward).items():
         settings = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
-        weights[name] = _number(name, settings.pop("weight", 1.0))
+        weights[name] = _number(name, "weight", settings.pop("weight", 1.0))
+        if "timeout" in settings:
+            timeout = settings.pop("timeout")
+            timeouts[name] = None if timeout is None else _number(name, "timeout", timeout)
         num_remembered = settings.pop("cache", None)
         target = settings.pop("reward", name)
         made = target if callable(target) else _load(target, json.dumps(settings, sort_keys=True, default=str))
-        rewards[name] = made if num_remembered is None else CachedReward(made, num_remembered)
-    return WeightedReward(rewards, weights)
+        rewards[name] = made if num_remembered is None else _remembering(made, num_remembered)
+    return WeightedReward(rewards, weights, timeouts)
 
 
 def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,11 +99,17 @@ def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _number(name: str, weight: object) -> float:
+def _number(name: str, setting: str, value: object) -> float:
     try:
-        return float(weight)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"get_reward: weight of {name} must be a number, got {weight!r}") from error
+        raise ValueError(f"get_reward: {setting} of {name} must be a number, got {value!r}") from error
+
+
+@functools.cache
+def _remembering(reward: Reward, num_entries: int) -> CachedReward:
+    """One memory for a reward, however often its description is read."""
+    return CachedReward(reward, num_entries)
 
 
 @functools.cache
