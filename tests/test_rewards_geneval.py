@@ -1,16 +1,24 @@
 """GenEval's rules on scripted detections: every task, every edge; and the prompts to train on."""
 
 import json
+from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 
+from tempflow_fast.prompt_sources import read_prompts
 from tempflow_fast.rewards.geneval import prompts
 from tempflow_fast.rewards.geneval.judge import Detection, judged, relations
 from tempflow_fast.rewards.geneval.names import COLORS, OBJECTS, TASKS
 from tempflow_fast.rewards.geneval.prompts import digest, evaluation_digests, training_prompts
 from tempflow_fast.rewards.geneval.table import markdown, score_table
+
+OFFICIAL = Path(__file__).parents[2] / "shared" / "data"
+"""Where GenEval's own files may lie, beside the checkout: the package ships none of them."""
+needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="GenEval's own files are not beside the checkout")
+OFFSETS = {"left of": (-40, 0), "right of": (40, 0), "above": (0, -40), "below": (0, 40)}
 
 SINGLE = {"tag": "single_object", "include": [{"class": "cow", "count": 1}]}
 TWO = {"tag": "two_object", "include": [{"class": "cow", "count": 1}, {"class": "bus", "count": 1}]}
@@ -103,12 +111,74 @@ def test_every_task_and_edge(metadata, objects, official, strict, credit):
     assert bool(exact.reasons) is not strict
 
 
+def exactly(entry: dict) -> list[str]:
+    """Objects that are what an entry asks for, neither more nor less."""
+    objects = []
+    for item in entry["include"]:
+        x, y = OFFSETS[item["position"][0]] if "position" in item else (0, 0)
+        objects += [f"{item['class'].replace(' ', '_')} 0.95 {x},{y} {item.get('color', 'brown')}"] * item["count"]
+    return objects
+
+
+def assert_one_object_decides(entry: dict) -> None:
+    """An image of exactly what is asked for is right in both forms; with an object less, or in grey, it is not."""
+    asked = json.loads(json.dumps(entry))
+    for item in [*asked["include"], *asked.get("exclude", [])]:
+        item["class"] = item["class"].replace(" ", "_")  # as `seen` writes it
+    objects, (*_, last) = exactly(entry), entry["include"]
+    spoiled = [objects[:-1]]
+    if "color" in last:
+        spoiled.append([text.rsplit(" ", 1)[0] + " grey" for text in objects])
+    if "position" in last:
+        spoiled.append([f"{text.split()[0]} 0.95 0,0" for text in objects])
+    if entry["tag"] == "counting":
+        spoiled.append([*objects, objects[0]])
+    for exact in (False, True):
+        assert verdict(asked, *objects, exact=exact).correct
+        assert not any(verdict(asked, *wrong, exact=exact).correct for wrong in spoiled)
+
+
+def test_training_prompts_are_met_by_what_they_ask_for_and_nothing_less():
+    for entry in training_prompts(200, seed=1):
+        assert_one_object_decides(entry)
+
+
+@needs_official
+def test_the_official_prompts_are_met_by_what_they_ask_for_and_nothing_less():
+    entries = read_prompts(str(OFFICIAL / "geneval_evaluation_metadata.jsonl"))
+    sizes = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
+    assert Counter(entry["tag"] for entry in entries) == sizes
+    for entry in entries:
+        assert_one_object_decides(entry)
+    table = score_table([entry for entry in entries for _ in range(4)], [1, 0, 1, 1] * 553)
+    assert list(table) == [*TASKS, "overall"]
+    assert [row["num_images"] for row in table.values()] == [4 * sizes[task] for task in TASKS] + [4 * 553]
+    assert all(row["accuracy"] == pytest.approx(0.75) and row["prompt_accuracy"] == 1 for row in table.values())
+
+
+@needs_official
+def test_no_official_prompt_is_trained_on_in_any_words():
+    entries = read_prompts(str(OFFICIAL / "geneval_evaluation_metadata.jsonl"))
+    assert {digest(entry) for entry in entries} == evaluation_digests()
+    texts = {entry["prompt"] for entry in entries}
+    assert not texts & {entry["prompt"] for entry in training_prompts(5000, seed=2)}
+    names = (OFFICIAL / "geneval_object_names.txt").read_text().splitlines()
+    assert tuple(name.strip() for name in names if name.strip()) == OBJECTS
+
+
 def test_the_order_of_detections_plays_no_part_and_only_sixteen_count():
     objects = ["cow 0.9 0,0 red", "cow 0.8 0,0 blue", "bus 0.95"]
     assert verdict(RED, *objects).correct
     assert verdict(RED, *reversed(objects)).correct
     sixteen = {"tag": "counting", "include": [{"class": "cow", "count": 16}]}
     assert verdict(sixteen, *["cow"] * 30, exact=True).correct
+
+
+def test_objects_on_the_same_spot_count_each():
+    """The official evaluation suppresses no overlap (max_overlap is 1)."""
+    assert verdict(THREE, *["cow 0.95 7,7"] * 3, exact=True).correct
+    assert not verdict(THREE, *["cow 0.95 7,7"] * 4).correct
+    assert not verdict(LEFT, "bus 0.9 7,7", "cow 0.9 7,7").correct, "neither is left of the other"
 
 
 def test_each_anchor_must_fit_where_several_are_wanted():
