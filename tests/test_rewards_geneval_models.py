@@ -173,6 +173,21 @@ def test_the_real_classes_score_images_in_every_form_and_detect_them_once(homes)
     assert reward.range == (0.0, 3.0)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_real_classes_in_half_precision(homes, dtype):
+    settings = {**homes, "shorter_side": 64, "dtype": dtype}
+    reward = get_reward({"geneval": settings})
+    eyes = reward.rewards["geneval"]._eyes
+    assert {eyes.detector.network.dtype, eyes.name_colors.clip.dtype} == {getattr(torch, dtype)}
+    entry = {"tag": "colors", "include": [{"class": "car", "count": 1, "color": "red"}]}
+    assert reward(photographs(2, 48, 64), [""] * 2, [entry] * 2).isfinite().all()
+    whole = Detector(homes["detector"], shorter_side=64)
+    pixels, _ = whole.pixels(photographs(1, 48, 64))
+    expected = whole.network(pixel_values=pixels).class_queries_logits
+    got = eyes.detector.network(pixel_values=pixels.to(eyes.detector.network.dtype)).class_queries_logits
+    assert 0 < (got - expected).abs().max() < 0.2 * expected.abs().max()
+
+
 def test_a_detector_of_other_classes_is_refused(homes, tmp_path):
     from transformers import Mask2FormerForUniversalSegmentation
 

@@ -71,6 +71,41 @@ def detector(directory: Path):
     return model
 
 
+def qwen2_vl(directory: Path):
+    """A random `Qwen2VLModel` and a tokenizer of single bytes with Qwen2-VL's way of asking, its settings saved.
+
+    The tokenizer returned knows one token more than is saved, `<|Reward|>`, and so does the model.
+    """
+    from pipelines import byte_tokenizer
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]})
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    tokenizer.save_pretrained(directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|Reward|>"]})
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1000000.0},
+    }  # fmt: skip
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=image_token)
+    model = Qwen2VLModel(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    config.text_config.vocab_size = len(tokenizer) + 100  # the published one has room to spare
+    config.save_pretrained(directory)
+    return model, tokenizer
+
+
 def photographs(num: int = 3, height: int = 48, width: int = 48, seed: int = 0) -> Tensor:
     """Smooth random images [num, 3, height, width] of 256 levels, as a file would hold them."""
     noise = torch.rand(num, 3, 7, 7, generator=torch.Generator().manual_seed(seed))

@@ -23,6 +23,7 @@ REWARDS = {
     "geneval_partial": "tempflow_fast.rewards.geneval:GenEvalPartial",
     "geneval_strict": "tempflow_fast.rewards.geneval:GenEvalStrict",
     "hpsv2": "tempflow_fast.rewards.hpsv2:HPSv2",
+    "hpsv3": "tempflow_fast.rewards.hpsv3:HPSv3",
     "imagereward": "tempflow_fast.rewards.imagereward:ImageReward",
     "jpeg_compressibility": "tempflow_fast.rewards.jpeg:compressibility",
     "jpeg_incompressibility": "tempflow_fast.rewards.jpeg:incompressibility",

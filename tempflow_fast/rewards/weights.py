@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .base import one_line
+
 
 def read_weights(source: str) -> dict[str, Tensor]:
     """The tensors of a file.
@@ -38,8 +40,11 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Loads exactly these weights; ValueError naming the first ones that are missing or left over."""
-    missing, left_over = module.load_state_dict(weights, strict=False)
+    """Loads exactly these weights; ValueError naming the first ones that are missing, left over or of another shape."""
+    try:
+        missing, left_over = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"weights: {source} must fit, got {one_line(error)}") from error
     if missing or left_over:
         raise ValueError(f"weights: {source} must fit, got none for {missing[:3]} and no use for {left_over[:3]}")
 
