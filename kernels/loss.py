@@ -1,7 +1,9 @@
 """policy_loss in two launches: sums of products per block, then statistics and the gradient.
 
 The gradient of a row needs its log-ratios, and those a sum over the whole row, so the data is read twice; the second
-launch takes the rows backwards, since the last of the first are still in the cache.
+launch takes the rows backwards, since the last of the first are still in the cache. Where a policy has not changed, as
+in the first update on a rollout, all ratios are 1: the first launch writes the gradient that belongs to them, and the
+second leaves it alone in rows where nothing has changed, whose data are so read once.
 
 In the kernels `v, u, ref, x` are rows, `branches` is (pointer, distance of rows, distance of branches), `counts` is
 (rows, branches, elements), `clip` is (c, log(1 - c), log(1 + c)).
@@ -20,6 +22,7 @@ from .launch import block_size, blocks_of, launch, rows
 from .rows import NOISE_WEIGHT, A, B, S, coefficient, load_guided, load_row, locate, scaled_sum, store_row, sum_blocks
 
 GROUP = 4  # branches, and so accesses, that a program has in flight; with 8, its registers halve the programs in flight
+SUMS_GROUP = 2  # the same in the first launch, which also keeps a gradient: 4 would take up to 114 registers
 CHUNK = 32  # partial sums of each branch that are read at once
 PAIRS = 16  # log-ratios that the program of the statistics takes at once: few, so that it needs no more registers
 
@@ -39,11 +42,28 @@ def load_branches(branches, row, k, exists, first, inside, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def branch_factor(table, step, counts):
+    """Of x' - m in the gradient, times the derivative of a branch's surrogate."""
+    s = coefficient(table, step, S)
+    weight = coefficient(table, step, NOISE_WEIGHT) / counts[0] / counts[1]
+    return weight * coefficient(table, step, B) / (s * s * counts[2])
+
+
+@triton.jit
+def drift_factor(beta, table, step, counts):
+    """Of v - v_ref in the gradient."""
+    slope = coefficient(table, step, B) / coefficient(table, step, S)
+    return beta * slope * slope / counts[2] / counts[0]
+
+
+@triton.jit
 def products_kernel(
-    products, drifts, old_rows, v, u, scale, ref, x_rows, branches, table, steps, counts,
+    products, drifts, changes, gradient, advantages, beta, old_rows,
+    v, u, scale, ref, x_rows, branches, table, steps, counts,
     BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One block of a row: half of the sum that is log r of each branch, and the sum of (v - v_ref)^2."""
+    """One block of a row: half of the sum that is log r of each branch, the sum of (v - v_ref)^2, how many numbers an
+    unchanged policy would not have made, and if there are none, the gradient."""
     numel, num_branches = counts[2], counts[1]
     row, block, first, inside = locate(tl.program_id(0), numel, BLOCK)
     step, blocks = tl.load(steps + row), tl.cdiv(numel, BLOCK)
@@ -53,14 +73,30 @@ def products_kernel(
     x = load_row(x_rows, row, first, inside, BLOCK)
     shift = b * (velocity - old)
     centre = scaled_sum(-0.5, shift, -scaled_sum(coefficient(table, step, A), x, b * old, BLOCK), BLOCK)
-    for k0 in range(0, num_branches, GROUP):
-        k = k0 + tl.arange(0, GROUP)
-        child = load_branches(branches, row, k, k < num_branches, first, inside, BLOCK)
-        sums = tl.sum(shift[None, :] * (child + centre[None, :]), axis=1)
-        tl.store(products + (row * num_branches + k) * blocks + block, sums, mask=k < num_branches)
+    changed = tl.sum((shift != 0).to(tl.int32))
+    same = (changed == 0) & (gradient is not None)
+    # b (v - v_old), or where nothing has changed the gradient that belongs to ratios of 1: one of the two is 0.
+    kept, factor = shift, branch_factor(table, step, counts)
     if ref is not None:
         drift = velocity - load_row(ref, row, first, inside, BLOCK)
         tl.store(drifts + row * blocks + block, tl.sum(drift * drift))
+        kept = tl.where(same, drift_factor(beta, table, step, counts) * drift, kept)
+    for k0 in range(0, num_branches, GROUP):
+        k = k0 + tl.arange(0, GROUP)
+        exists = k < num_branches
+        residual = load_branches(branches, row, k, exists, first, inside, BLOCK) + centre[None, :]
+        if same:  # centre is then -m, and the derivative at a ratio of 1 is -A
+            sums = tl.sum(0.0 * residual, axis=1)
+            advantage = tl.load(advantages + row * num_branches + k, mask=exists, other=0.0)
+            kept += tl.sum((factor * -advantage)[:, None] * residual, axis=0)
+        else:
+            sums = tl.sum(kept[None, :] * residual, axis=1)
+        tl.store(products + (row * num_branches + k) * blocks + block, sums, mask=exists)
+        changed += tl.sum((sums != 0).to(tl.int32))  # by a NaN among the samples
+    tl.store(changes + row * blocks + block, changed.to(tl.float32))
+    if gradient is not None:  # noqa: SIM102  decided when it is compiled, what follows when it runs
+        if changed == 0:
+            store_row(gradient, numel, row, first, inside, kept, BLOCK)
 
 
 @triton.jit
@@ -112,14 +148,12 @@ def statistics(
 
 @triton.jit
 def gradient_block(
-    gradient, program, products, advantages, clip, beta, v, u, scale, ref, x_rows, branches, table, steps, counts,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
+    gradient, row, first, inside, products, advantages, clip, beta, v, u, scale, ref, x_rows, branches, table, steps,
+    counts, BLOCK: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One block of a row: sum over k of d loss / d log r_k times b / (s^2 D) (x'_k - m), and the share of the KL."""
-    num_rows, num_branches, numel = counts
-    from_end, _, first, inside = locate(program, numel, BLOCK)
-    row, blocks = num_rows - 1 - from_end, tl.cdiv(numel, BLOCK)
-    step = tl.load(steps + row)
+    num_branches, numel = counts[1], counts[2]
+    step, blocks = tl.load(steps + row), tl.cdiv(numel, BLOCK)
     b, s = coefficient(table, step, B), coefficient(table, step, S)
     velocity = policy_velocity(v, u, scale, row, first, inside, BLOCK)
     x = load_row(x_rows, row, first, inside, BLOCK)
@@ -127,8 +161,8 @@ def gradient_block(
     value = tl.zeros([BLOCK], tl.float32)
     if ref is not None:
         drift = velocity - load_row(ref, row, first, inside, BLOCK)
-        value = beta * (b / s) * (b / s) / numel / num_rows * drift
-    factor = coefficient(table, step, NOISE_WEIGHT) / num_rows / num_branches * b / (s * s * numel)
+        value = drift_factor(beta, table, step, counts) * drift
+    factor = branch_factor(table, step, counts)
     for k0 in range(0, num_branches, GROUP):
         k = k0 + tl.arange(0, GROUP)
         exists, pair = k < num_branches, row * num_branches + k
@@ -142,7 +176,7 @@ def gradient_block(
 
 @triton.jit
 def loss_kernel(
-    gradient, log_ratio, loss, clip_fraction, kl, products, drifts, advantages, clip, beta,
+    gradient, log_ratio, loss, clip_fraction, kl, products, drifts, changes, advantages, clip, beta,
     v, u, scale, ref, x, branches, table, steps, counts,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
@@ -154,10 +188,13 @@ def loss_kernel(
             BLOCK, CHUNK, PAIRS,
         )  # fmt: skip
     else:
-        gradient_block(
-            gradient, program - 1, products, advantages, clip, beta, v, u, scale, ref, x, branches, table, steps,
-            counts, BLOCK, GROUP, CHUNK,
-        )  # fmt: skip
+        from_end, _, first, inside = locate(program - 1, counts[2], BLOCK)
+        row, one = counts[0] - 1 - from_end, tl.arange(0, 1)
+        if tl.sum(sum_blocks(changes, row + one, one == 0, tl.cdiv(counts[2], BLOCK), CHUNK)) != 0:
+            gradient_block(
+                gradient, row, first, inside, products, advantages, clip, beta, v, u, scale, ref, x, branches, table,
+                steps, counts, BLOCK, GROUP, CHUNK,
+            )  # fmt: skip
 
 
 def policy_loss(
@@ -186,16 +223,21 @@ def policy_loss(
     old = rows("policy_loss", "velocity_old", velocity_old, velocity)
     blocks = blocks_of(numel, velocity.dtype)
     products = velocity.new_empty(num_rows, num_branches, blocks, dtype=torch.float32)
-    drifts = None if ref is None else velocity.new_empty(num_rows, blocks, dtype=torch.float32)
+    changes = velocity.new_empty(num_rows, blocks, dtype=torch.float32)
+    drifts = None if ref is None else torch.empty_like(changes)
     table, children = (coefficients, coefficients.shape[0]), _branch_rows(branches, velocity)
     data = (v, u, guidance_scale, ref, x, children, table, steps, (num_rows, num_branches, numel))
-    sizes = {"BLOCK": block_size(velocity.dtype), "GROUP": min(GROUP, triton.next_power_of_2(num_branches))}
-    launch(products_kernel, num_rows * blocks, velocity.device, products, drifts, old, *data, **sizes)
+    block, most = block_size(velocity.dtype), triton.next_power_of_2(num_branches)
+    launch(
+        products_kernel, num_rows * blocks, velocity.device,
+        products, drifts, changes, gradient if with_gradient else None, advantages, beta, old, *data,
+        BLOCK=block, GROUP=min(SUMS_GROUP, most),
+    )  # fmt: skip
     clip = (clip_range, math.log1p(-clip_range), math.log1p(clip_range))
     launch(
         loss_kernel, 1 + (num_rows * blocks if with_gradient else 0), velocity.device,
-        gradient, log_ratio, loss, clip_fraction, kl, products, drifts, advantages, clip, beta, *data,
-        **sizes, CHUNK=CHUNK, PAIRS=PAIRS,
+        gradient, log_ratio, loss, clip_fraction, kl, products, drifts, changes, advantages, clip, beta, *data,
+        BLOCK=block, GROUP=min(GROUP, most), CHUNK=CHUNK, PAIRS=PAIRS,
     )  # fmt: skip
     return loss, log_ratio, clip_fraction, kl, gradient
 

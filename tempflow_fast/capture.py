@@ -128,11 +128,15 @@ def _sharded_classes() -> tuple[type, ...]:
 
 
 def state_of(network: nn.Module) -> Hashable:
-    """What a graph of `network` takes for granted: modules, modes, adapters, where the weights lie, precision.
+    """What a graph of `network` takes for granted: modules, modes, what is compiled, adapters, where the weights lie,
+    precision.
 
     In-place updates of weights change nothing of it and are seen by replays; a weight that is replaced does.
     """
-    modules = tuple((id(module), module.training, *_adapter_state(module)) for module in network.modules())
+    modules = tuple(
+        (id(module), module.training, module._compiled_call_impl is None, *_adapter_state(module))
+        for module in network.modules()
+    )
     tensors: tuple[Tensor, ...] = (*network.parameters(), *network.buffers())
     weights = tuple((tensor.data_ptr(), tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
     kind = tensors[0].device.type if tensors else "cpu"

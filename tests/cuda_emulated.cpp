@@ -4,10 +4,11 @@
 // "i 5" and "f 0.5" numbers, "n" a null pointer, "p 64" a pointer to 64 bytes that follow the line, "z 64" one to 64 zeros
 // of which only those that are read take memory. The answer on stdout is the error text's length, the number of launches,
 // the text, then the bytes behind every "p". Each of these buffers is an allocation of its own and exactly as long as
-// told, so that the address sanitizer sees every access beside it. With any argument the program runs blocks and threads
-// backwards.
+// told, so that the address sanitizer sees every access beside it. Arguments: "backwards" runs blocks and threads so,
+// "forgetful" fills the rows that a launcher is given with NaN after its first launch.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,7 +31,7 @@ struct Request {
   int dtype = 0;
   std::vector<std::string> tokens;
   std::vector<std::unique_ptr<char[]>> buffers;
-  std::vector<size_t> sizes;
+  std::vector<size_t> sizes, rows_at;      // rows_at: buffers that hold rows
   size_t next_token = 0, next_buffer = 0;
 
   bool read() {
@@ -74,6 +75,10 @@ struct Request {
     return reinterpret_cast<T*>(buffers.at(next_buffer++).get());
   }
 
+  void forget_rows() const {
+    for (size_t i : rows_at) std::memset(buffers[i].get(), 0xff, sizes[i]);
+  }
+
   static void* zeros(size_t size) {
     void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (data == MAP_FAILED) std::abort();
@@ -81,7 +86,9 @@ struct Request {
   }
 
   const void* first_element() {
+    const size_t buffer = next_buffer;
     const char* data = pointer<const char>();
+    if (next_buffer > buffer) rows_at.push_back(buffer);
     const int64_t offset = integer();
     return data ? data + offset * size_of(static_cast<Dtype>(dtype)) : nullptr;
   }
@@ -134,12 +141,16 @@ const char* run(Request& r) {
 
 }  // namespace
 
-int main(int count, char**) {
-  emulation::backwards() = count > 1;
+int main(int count, char** arguments) {
+  const std::vector<std::string> options(arguments + 1, arguments + count);
+  const auto chosen = [&](const char* name) { return std::find(options.begin(), options.end(), name) != options.end(); };
+  emulation::backwards() = chosen("backwards");
   for (;;) {
     Request request;
     if (!request.read()) return 0;
     emulation::num_launches() = 0;
+    if (chosen("forgetful"))
+      emulation::before_launch() = [&](int before) { if (before == 1) request.forget_rows(); };
     request.answer(run(request));
   }
 }

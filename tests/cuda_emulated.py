@@ -43,14 +43,19 @@ class Zeros(NamedTuple):
 
 
 class Emulator:
-    """Calls launchers; every argument is copied to the process, and results are new tensors."""
+    """Calls launchers; every argument is copied to the process, and results are new tensors.
+
+    Args:
+        program: as `build` made it.
+        options: "backwards": blocks and threads run so; "forgetful": a second launch finds the rows full of NaN.
+    """
 
     num_launches = 0
     """Of the last call."""
 
-    def __init__(self, program: Path, *, backwards: bool = False) -> None:
+    def __init__(self, program: Path, *options: str) -> None:
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # leaks of a test program say nothing
-        command, pipe = [program, *["backwards"] * backwards], subprocess.PIPE
+        command, pipe = [program, *options], subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
 
     def close(self) -> None:
@@ -137,7 +142,7 @@ class Emulator:
         (n, k, d), dtype = branches.shape, branches.dtype
         loss, clip_fraction, kl, log_ratio = scratch(1), scratch(1), scratch(1), scratch(n, k)
         gradient = scratch(n, d) if with_gradient else None
-        memory = (scratch(n, k + 1, blocks_of(d, dtype)), scratch(n, 3, dtype=torch.float64))
+        memory = (scratch(n, k + 2, blocks_of(d, dtype)), scratch(n, 3, dtype=torch.float64))
         self.launch(
             "policy_loss", dtype, *rows(velocity), *rows(uncond), scale, *rows(latents), *rows(old), *rows(ref),
             *rows(branches), branches.stride(1), advantages.clone(), table.clone(), len(table), steps.clone(),

@@ -52,7 +52,8 @@ def test_the_rehearsal_passes_and_is_reported(tmp_path):
     rows = {row["iteration"] for result in told["results"] for row in result["figures"] if "iteration" in row}
     assert rows == {"ours", "ours, captured", "the paper's structure"}
     ops = {row["op"] for result in told["results"] for row in result["figures"] if "op" in row}
-    assert {"euler_step", "branch_step", "log_prob", "policy_loss, both passes"} <= ops
+    assert {"euler_step", "branch_step", "log_prob, both passes", "policy_loss, both passes"} <= ops
+    assert {"log_prob", "the same, unchanged policy"} <= ops
 
 
 def test_failures_and_skips_carry_their_reasons(tmp_path):

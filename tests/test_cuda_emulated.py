@@ -30,9 +30,9 @@ def program(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["forwards", "backwards"])
+@pytest.fixture(scope="module", params=[(), ("backwards",)], ids=["forwards", "backwards"])
 def cuda(request, program) -> Iterator[Emulator]:
-    emulator = Emulator(program, backwards=request.param)
+    emulator = Emulator(program, *request.param)
     yield emulator
     emulator.close()
 
@@ -97,11 +97,9 @@ def loss_inputs(case: Case, beta: float = 0.04, *, with_ref: bool = True) -> tup
     return *tensors, ROWS, STEPS[: len(case.latents)], case.scale, 1e-3, beta
 
 
-@DTYPES
-@SIZES
-@GUIDED
-def test_policy_loss(cuda, dtype, numel, guided):
-    case = make_case(dtype, numel, guided)
+def assert_policy_loss(cuda: Emulator, case: Case) -> None:
+    """Every output of the loss is near the oracle's, and the statistics are the same without a gradient."""
+    dtype = case.velocity.dtype
     loss, log_ratio, clip_fraction, kl, gradient = cuda.policy_loss(*loss_inputs(case), True)
     want = oracle(case, 1e-3, 0.04)
     assert_near("statistic", dtype, loss, want[0])
@@ -111,6 +109,54 @@ def test_policy_loss(cuda, dtype, numel, guided):
     assert_near("gradient", torch.float32, gradient, want[4])
     alone = cuda.policy_loss(*loss_inputs(case), False)
     assert all(torch.equal(a, b) for a, b in zip(alone[:4], (loss, log_ratio, clip_fraction, kl), strict=True))
+
+
+@DTYPES
+@SIZES
+@GUIDED
+def test_policy_loss(cuda, dtype, numel, guided):
+    assert_policy_loss(cuda, make_case(dtype, numel, guided))
+
+
+def unchanged(cuda: Emulator, case: Case) -> Case:
+    """The case with the velocity of the policy that acted."""
+    guided = case.velocity if case.uncond is None else cuda.guided_velocity(case.velocity, case.uncond, case.scale)
+    return case._replace(velocity_old=guided.clone())
+
+
+@DTYPES
+@GUIDED
+def test_policy_loss_where_a_policy_has_changed_in_part(cuda, dtype, guided):
+    """Rows that have not changed at all, in one element of their second block, or in all but that block."""
+    case = make_case(dtype, 2051, guided)
+    old = unchanged(cuda, case).velocity_old
+    old[1, 2050], old[2, :2048] = case.velocity_old[1, 2050] + 1, case.velocity_old[2, :2048]
+    assert_policy_loss(cuda, case._replace(velocity_old=old))
+    assert_policy_loss(cuda, unchanged(cuda, case))
+
+
+@DTYPES
+@GUIDED
+def test_rows_of_an_unchanged_policy_are_read_once(program, dtype, guided):
+    """A second launch that finds nothing but NaN where the rows were changes nothing; others need them again."""
+    cuda, forgetful = Emulator(program), Emulator(program, "forgetful")
+    case = unchanged(cuda, make_case(dtype, 2051, guided))
+    got, want = forgetful.policy_loss(*loss_inputs(case), True), cuda.policy_loss(*loss_inputs(case), True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    case.velocity_old[2, 2050] += 1
+    gradient = forgetful.policy_loss(*loss_inputs(case), True)[4]
+    assert gradient.isnan().all(1).tolist() == [False, False, True, False, False]
+    assert torch.equal(gradient[3], want[4][3])
+    cuda.close()
+    forgetful.close()
+
+
+def test_a_sample_that_is_no_number_spoils_its_row_of_an_unchanged_policy(cuda):
+    case = unchanged(cuda, make_case(torch.float32, 2051, guided=False))
+    case.branches[3, 1, 7] = torch.nan
+    _, log_ratio, _, _, gradient = cuda.policy_loss(*loss_inputs(case), True)
+    assert log_ratio.isnan().nonzero().tolist() == [[3, 1]]
+    assert gradient.isnan().all(1).tolist() == [False, False, False, True, False]
 
 
 # More rows than a warp has lanes; more branches than stand in shared memory together.
@@ -178,8 +224,8 @@ def test_one_launch_or_two_where_sums_of_a_row_meet(cuda):
 
 def test_results_repeat_in_any_order_of_blocks(program):
     case, results = make_case(torch.bfloat16, 4100, guided=True), []
-    for backwards in (False, True):
-        cuda = Emulator(program, backwards=backwards)
+    for options in ((), ("backwards",)):
+        cuda = Emulator(program, *options)
         state = (case.latents, case.velocity, case.uncond, case.scale, ROWS, 3)
         density = cuda.log_prob(case.branches[:, 1], case.latents, case.velocity, ROWS, STEPS)
         results.append([*cuda.branch_step(*state, 2, KEY, IDS), density, *cuda.policy_loss(*loss_inputs(case), True)])

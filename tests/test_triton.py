@@ -54,8 +54,8 @@ def test_in_the_interpreter(tmp_path):
     assert " skipped" not in done.stdout or "TEMPFLOW_TEST_NATIVE" not in environment
 
 
-# 16-byte accesses of data: each row, or GROUP branches, that a kernel reads and writes. A float32 gradient of 16-bit
-# data takes two per thread. finish_kernel touches partial sums alone.
+# 16-byte accesses of data: each row, or a group of branches, that a kernel reads and writes. A float32 gradient of
+# 16-bit data takes two per thread. finish_kernel touches partial sums alone.
 WIDE = {
     "guided_kernel": (2, 1),
     "euler_kernel": (3, 1),
@@ -63,7 +63,7 @@ WIDE = {
     "initial_noise_kernel": (0, 1),
     "squares_kernel": (3, 0),
     "backward_kernel": (3, 1),
-    "products_kernel": (9, 0),
+    "products_kernel": (7, 1),
     "loss_kernel": (8, 1),
 }
 
@@ -78,17 +78,12 @@ def test_compiled_for_gpus():
         for variant, targets in variants.items():
             for target, found in targets.items():
                 where = f"{kernel} {variant} {target}: {found}"
-                if "odd" in variant:
-                    assert found["stack_bytes"] <= 32, (
-                        where
-                    )  # eight 2-byte accesses a thread where rows are not aligned
-                    continue
                 assert not any(found[fact] for fact in NOT_USED), where
                 # Three or four programs of 256 threads on a multiprocessor: enough accesses in flight (docs/gpu.md).
                 assert found["registers"] <= 80, where
-                if kernel in WIDE:
+                if kernel in WIDE and "odd" not in variant:  # there, accesses are of single elements
                     loads, stores = WIDE[kernel]
-                    stores += kernel == "loss_kernel" and variant == "bfloat16"
+                    stores += kernel in ("products_kernel", "loss_kernel") and variant == "bfloat16"
                     assert (found["loads_128"], found["stores_128"]) == (loads, stores), where
         assert set(variants["float32"]) == {"sm_80", "sm_90", "sm_100", "gfx942"}
     committed = json.loads((FOLDER.parent / "kernels/registers.json").read_text())

@@ -99,6 +99,41 @@ def test_policy_loss_of_any_counts(rows, num_branches, numel):
     assert again[4].shape == (0,)
 
 
+def test_rows_of_an_unchanged_policy_are_read_once(monkeypatch):
+    """Rows that are full of NaN before the second launch change nothing, but where one element has changed."""
+
+    def forgetful(kernel, *arguments, **constants):
+        if kernel is loss.loss_kernel:
+            for tensor in data:
+                tensor.fill_(torch.nan)
+        launch.launch(kernel, *arguments, **constants)
+
+    arguments = loss_arguments(torch.bfloat16, 3, 5, 2049)
+    arguments[4] = arguments[0].clone()
+    want = torch.ops.tempflow_fast.policy_loss(*arguments)
+    wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+    assert_near("gradient", torch.float32, want[4], reference.policy_loss(*wide)[4])
+    for row in (None, 1):
+        copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        data = [copies[place] for place in (0, 2, 3, 4, 5)]
+        if row is not None:
+            copies[4][row, 2048] += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(loss, "launch", forgetful)
+            got = torch.ops.tempflow_fast.policy_loss(*copies)
+        assert got[4].isnan().all(1).tolist() == [other == row for other in range(3)]
+        kept = [other for other in range(3) if other != row]
+        assert torch.equal(got[4][kept], want[4][kept])
+
+
+def test_a_sample_that_is_no_number_spoils_its_row_of_an_unchanged_policy():
+    arguments = loss_arguments(torch.float32, 3, 5, 1025)
+    arguments[4], arguments[3][1, 4, 7] = arguments[0], torch.nan
+    got = torch.ops.tempflow_fast.policy_loss(*arguments)
+    assert got[1].isnan().nonzero().tolist() == [[1, 4]]
+    assert got[4].isnan().all(1).tolist() == [False, True, False]
+
+
 def test_log_densities_of_many_rows_and_blocks():
     """More rows than SUMS; more partial sums than CHUNK."""
     for rows, numel in ((33, 5), (1, 1024 * 65)):

@@ -101,11 +101,26 @@ def cases(device: torch.device, dtype: torch.dtype, num_rows: int, numel: int) -
     yield Case(
         "log_prob", lambda: ops.log_prob(child, x, v, TABLE, steps), baselines.log_prob, (child, x, v, step), 3 * size
     )
-    old = ops.guided_velocity(v, u, SCALE)
-    leaves = [(t.float() + 0.01 * torch.randn_like(t, dtype=torch.float32)).to(dtype) for t in (v, u)]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    advantages = torch.randn(num_rows, K, device=device)
+    trained = v.clone().requires_grad_()
+    yield Case(
+        "log_prob, both passes",
+        lambda: torch.autograd.grad(ops.log_prob(child, x, trained, TABLE, steps).sum(), trained),
+        lambda velocity: baselines.log_prob(child, x, velocity, step).sum(),
+        (trained,),
+        (3 + 4) * size,
+        differentiated=True,
+    )
+    changed = [(t.float() + 0.01 * torch.randn_like(t, dtype=torch.float32)).to(dtype) for t in (v, u)]
+    yield _loss_case("policy_loss, both passes", changed, x, branches, ops.guided_velocity(v, u, SCALE))
+    yield _loss_case("the same, unchanged policy", [v, u], x, branches, ops.guided_velocity(v, u, SCALE))
+
+
+def _loss_case(name: str, velocities: list[Tensor], x: Tensor, branches: Tensor, old: Tensor) -> Case:
+    """policy_loss and its gradients for a policy with the given conditional and unconditional velocities."""
+    leaves = [velocity.clone().requires_grad_() for velocity in velocities]
+    advantages = torch.randn(branches.shape[:2], device=x.device)
+    steps = torch.full((len(x),), STEP, device=x.device)
+    step = baselines.Step(*TABLE.coefficients()[STEP].tolist())
     inputs = baselines.LossInputs(x, branches, old, advantages, step, CLIP_RANGE)
 
     def ours() -> object:
@@ -116,4 +131,4 @@ def cases(device: torch.device, dtype: torch.dtype, num_rows: int, numel: int) -
     def eager(cond: Tensor, uncond: Tensor) -> Tensor:
         return baselines.tuned_policy_loss(baselines.guided(cond, uncond, SCALE), inputs)
 
-    yield Case("policy_loss, both passes", ours, eager, tuple(leaves), (6 + K) * size, differentiated=True)
+    return Case(name, ours, eager, tuple(leaves), (6 + K) * x.nbytes, differentiated=True)

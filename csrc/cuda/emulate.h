@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -103,6 +104,12 @@ inline int& num_launches() {
   return value;
 }
 
+// Called before a launch, with the number of those before it.
+inline std::function<void(int)>& before_launch() {
+  static std::function<void(int)> hook;
+  return hook;
+}
+
 inline void Block::run_fiber() {
   Block& block = *active();
   block.entry(block.context);
@@ -152,6 +159,7 @@ inline void Block::run() {
 // Calls `kernel` as every thread of every block.
 template <class Kernel>
 void run_blocks(int64_t blocks, int threads, Kernel kernel) {
+  if (before_launch()) before_launch()(num_launches());
   ++num_launches();
   Block block(threads);
   block.entry = [](void* context) { (*static_cast<Kernel*>(context))(); };

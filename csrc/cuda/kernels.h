@@ -87,7 +87,7 @@ struct LossArgs {
   StepOfRow step;
   Clip clip;
   double beta;
-  float* partial;                          // scratch [R, K + 1, blocks_of(D)]
+  float* partial;                          // scratch [R, K + 2, blocks_of(D)]
   RowStatistics* rows;                     // scratch [R]
   uint32_t* finished;                      // scratch [1]
   float *loss, *clip_fraction, *kl;        // [1] each

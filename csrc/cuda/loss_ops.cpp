@@ -58,7 +58,7 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
   };
   Tensor loss = statistic(), clip_fraction = statistic(), kl = statistic(), log_ratio = floats(velocity, {n, k});
   Tensor gradient = with_gradient ? floats(velocity, {n, d}) : floats(velocity, {0});
-  Tensor partial = floats(velocity, {n, k + 1, blocks_of(d, dtype)});
+  Tensor partial = floats(velocity, {n, k + 2, blocks_of(d, dtype)});
   Tensor row_statistics = new_empty(velocity, std::vector<int64_t>{n, 3}, ScalarType::Double);
   Tensor finished = new_empty(velocity, std::vector<int64_t>{1}, ScalarType::Int);
   const LossArgs args{guided(op, velocity, velocity_uncond, guidance_scale, velocity),

@@ -1,9 +1,13 @@
 // policy_loss and its gradient in two launches: the sums behind log r, then, from these, the loss and d loss / d v.
 //
-// No element of the gradient can be formed before the whole row has been seen, so the data are read twice. The second
-// launch goes through the rows in the opposite order: what the first one read last is still in the L2 cache, and of up to
-// a cache's worth of rows nothing comes from memory twice. Each of its blocks adds up the partial sums of its row
-// itself (a few KB), which saves a launch and a wait between the two.
+// No ratio is known before the whole row has been seen, except that of a policy which has not changed, as in the first
+// update on a rollout: it is 1. So the first launch also writes the gradient that belongs to ratios of 1, and the second
+// leaves it alone in rows where it has found nothing changed: their data are read once.
+//
+// Rows of a policy that has changed are read twice. The second launch goes through them in the opposite order: what the
+// first one read last is still in the L2 cache, and of up to a cache's worth of rows nothing comes from memory twice.
+// Each of its blocks adds up the partial sums of its row itself (a few KB), which saves a launch and a wait between the
+// two.
 #include "device.h"
 
 namespace tempflow::cuda {
@@ -25,41 +29,86 @@ __device__ __forceinline__ const T* branch_of(const LossArgs& args, int64_t row,
   return static_cast<const T*>(args.branches) + row * args.branch_row_stride + k * args.branch_stride;
 }
 
-// The partial sums of branch k of a row, one per block; k = K: those of (v - v_ref)^2.
+__device__ __forceinline__ int group_size(const LossArgs& args, int64_t first) {
+  return args.k - first < kGroup ? static_cast<int>(args.k - first) : kGroup;
+}
+
+// The partial sums of branch k of a row, one per block; k = K: those of (v - v_ref)^2; k = K + 1: how many threads saw
+// something that an unchanged policy does not make.
 __device__ __forceinline__ float* partial_of(const LossArgs& args, int64_t row, int64_t k, uint32_t blocks) {
-  return args.partial + (row * (args.k + 1) + k) * blocks;
+  return args.partial + (row * (args.k + 2) + k) * blocks;
+}
+
+// Of x' - m in the gradient, times the derivative of a branch's surrogate with respect to log r.
+__device__ __forceinline__ double gradient_factor(const LossArgs& args, const Step& step) {
+  return step.noise_weight / static_cast<double>(args.n * args.k) * step.velocity_factor(args.d);
+}
+
+// Of v - v_ref in the gradient.
+__device__ __forceinline__ float kl_weight_of(const LossArgs& args, const Step& step) {
+  return static_cast<float>(args.beta / static_cast<double>(args.n) * step.b * step.velocity_factor(args.d));
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) loss_sums_kernel(LossArgs args, Grid grid) {
+__global__ void __launch_bounds__(kThreads, 4) loss_sums_kernel(LossArgs args, Grid grid) {
   constexpr int lanes = kLanes<T>;
+  __shared__ float weights[kGroup];
+  __shared__ float kl_weight;
   const Tile<T> tile(grid, blockIdx.x);
   const Step step = step_of(args.step, tile.row);
   if (blockIdx.x == 0 && threadIdx.x == 0) *args.finished = 0;
-  float v[lanes], old[lanes], x[lanes], shift[lanes], centre[lanes];
+  // Before the rows are read: divisions in double need registers.
+  const double factor = threadIdx.x < kGroup ? gradient_factor(args, step) : 0;
+  if (threadIdx.x == 0) kl_weight = kl_weight_of(args, step);
+  // b (v - v_old); where nothing has changed, which makes that 0, instead the gradient that belongs to ratios of 1.
+  float kept[lanes];
+  float v[lanes], old[lanes], x[lanes], centre[lanes];
+  bool same = args.gradient != nullptr;
   read_policy_velocity(v, tile, args);
   tile.read(old, args.velocity_old);
   tile.read(x, args.latents);
 #pragma unroll
   for (int i = 0; i < lanes; ++i) {
-    shift[i] = step.shift(v[i], old[i]);
-    centre[i] = step.centre(shift[i], x[i], old[i]);
+    kept[i] = step.shift(v[i], old[i]);
+    centre[i] = step.centre(kept[i], x[i], old[i]);    // -m where nothing has changed
+    same &= kept[i] == 0;
   }
-  block_sums(partial_of(args, tile.row, 0, grid.blocks) + tile.block, grid.blocks, args.k, [&](int64_t k) {
-    float next[lanes], sum = 0;
-    tile.read(next, branch_of<T>(args, tile.row, k));
-#pragma unroll
-    for (int i = 0; i < lanes; ++i) sum = fma1(shift[i], next[i] + centre[i], sum);
-    return sum;
-  });
-  if (!args.velocity_ref.data) return;
-  block_sums(partial_of(args, tile.row, args.k, grid.blocks) + tile.block, 1, 1, [&](int64_t) {
-    float ref[lanes], sum = 0;
+  if (args.velocity_ref.data) {
+    float ref[lanes];
     tile.read(ref, args.velocity_ref);
+    block_sums(partial_of(args, tile.row, args.k, grid.blocks) + tile.block, 1, 1, [&](int64_t) {
+      float sum = 0;
 #pragma unroll
-    for (int i = 0; i < lanes; ++i) sum = fma1(v[i] - ref[i], v[i] - ref[i], sum);
-    return sum;
-  });
+      for (int i = 0; i < lanes; ++i) sum = fma1(v[i] - ref[i], v[i] - ref[i], sum);
+      return sum;
+    });
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) kept[i] = same ? kl_weight * (v[i] - ref[i]) : kept[i];
+  }
+  bool changed = !same;                    // or by a NaN among the samples
+  for (int64_t first = 0; first < args.k; first += kGroup) {
+    const int thread = static_cast<int>(threadIdx.x), size = group_size(args, first);
+    if (thread < size) {
+      const double advantage = static_cast<double>(args.advantages[tile.row * args.k + first + thread]);
+      weights[thread] = static_cast<float>(factor * Surrogate(0, advantage, args.clip).derivative);
+    }
+    __syncthreads();
+    block_sums(partial_of(args, tile.row, first, grid.blocks) + tile.block, grid.blocks, size, [&](int64_t k) {
+      float next[lanes], sum = 0;
+      tile.read(next, branch_of<T>(args, tile.row, first + k));
+#pragma unroll
+      for (int i = 0; i < lanes; ++i) {
+        const float residual = next[i] + centre[i];
+        sum = fma1(same ? 0.0f : kept[i], residual, sum);
+        if (same) kept[i] = fma1(weights[k], residual, kept[i]);
+      }
+      changed |= sum != 0;
+      return sum;
+    });
+  }
+  block_sums(partial_of(args, tile.row, args.k + 1, grid.blocks) + tile.block, 1, 1,
+             [&](int64_t) { return changed ? 1.0f : 0.0f; });
+  if (!changed) tile.write(args.gradient + tile.row * args.d, kept);
 }
 
 // What a group of branches of a row hands from the warps that form it to the block.
@@ -76,10 +125,9 @@ __device__ __forceinline__ void form_terms(GroupTerms& terms, const LossArgs& ar
     const double log_ratio = step.log_ratio(sum_of(partial_of(args, row, first + i, blocks), blocks), args.d);
     if (threadIdx.x % 32) continue;
     const int64_t branch = row * args.k + first + i;
-    const double share = step.noise_weight / static_cast<double>(args.n * args.k);
     const Surrogate surrogate(log_ratio, static_cast<double>(args.advantages[branch]), args.clip);
-    terms.weight[i] = static_cast<float>(share * surrogate.derivative * step.velocity_factor(args.d));
-    terms.loss[i] = share * surrogate.value;
+    terms.weight[i] = static_cast<float>(gradient_factor(args, step) * surrogate.derivative);
+    terms.loss[i] = step.noise_weight / static_cast<double>(args.n * args.k) * surrogate.value;
     terms.clipped[i] = surrogate.clipped;
     if (leader) args.log_ratio[branch] = static_cast<float>(log_ratio);
   }
@@ -121,12 +169,13 @@ __global__ void __launch_bounds__(kThreads, 4) loss_gradient_kernel(LossArgs arg
   const Tile<T> tile(grid, static_cast<uint32_t>(grid.size() - 1) - blockIdx.x);
   const Step step = step_of(args.step, tile.row);
   const bool leader = tile.block == 0;
-  const double num_rows = static_cast<double>(args.n);
-  if (threadIdx.x == 0) kl_weight = static_cast<float>(args.beta / num_rows * step.b * step.velocity_factor(args.d));
+  const bool done = !args.gradient || sum_of(partial_of(args, tile.row, args.k + 1, blocks), blocks) == 0;
+  if (done && !leader) return;             // the whole block does: no barrier waits for it
+  if (threadIdx.x == 0) kl_weight = kl_weight_of(args, step);
   __syncthreads();
 
   float mean[lanes]{}, gradient[lanes]{};
-  if (args.gradient) {
+  if (!done) {
     float v[lanes], x[lanes];
     read_policy_velocity(v, tile, args);
     tile.read(x, args.latents);
@@ -139,10 +188,10 @@ __global__ void __launch_bounds__(kThreads, 4) loss_gradient_kernel(LossArgs arg
   }
   RowStatistics statistics{};              // of the first thread
   for (int64_t first = 0; first < args.k; first += kGroup) {
-    const int size = args.k - first < kGroup ? static_cast<int>(args.k - first) : kGroup;
+    const int size = group_size(args, first);
     form_terms(terms, args, step, tile.row, first, size, blocks, leader);
     __syncthreads();
-    for (int i = 0; args.gradient && i < size; ++i) {
+    for (int i = 0; !done && i < size; ++i) {
       float next[lanes];
       tile.read(next, branch_of<T>(args, tile.row, first + i));
 #pragma unroll
@@ -154,10 +203,10 @@ __global__ void __launch_bounds__(kThreads, 4) loss_gradient_kernel(LossArgs arg
     }
     __syncthreads();
   }
-  if (args.gradient) tile.write(args.gradient + tile.row * args.d, gradient);
+  if (!done) tile.write(args.gradient + tile.row * args.d, gradient);
   if (!leader) return;
   if (args.velocity_ref.data)
-    statistics.kl = step.kl(sum_of(partial_of(args, tile.row, args.k, blocks), blocks), args.d) / num_rows;
+    statistics.kl = step.kl(sum_of(partial_of(args, tile.row, args.k, blocks), blocks), args.d) / static_cast<double>(args.n);
   finish_row(args, tile.row, statistics);
 }
 
