@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from .policies.base import Policy
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
 MINUTES = 30.0
 """How long a process waits for the others: longer than the slowest reward, and than saving a checkpoint."""
@@ -35,6 +35,8 @@ class Processes:
     """Which process this is, 0 .. count - 1."""
     count = 1
     """How many processes share the run."""
+    kind = "1 process"
+    """How many there are and how they hold the network, in words."""
     device: torch.device | None = None
     """Where this process has to compute; None: wherever it likes."""
 
@@ -104,6 +106,7 @@ class AcceleratedProcesses(Processes):
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.index, self.count, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        self.kind = f"{self.count} processes by {'FSDP2' if accelerator.is_fsdp2 else 'DDP'}"
 
     def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
         policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)
@@ -187,16 +190,37 @@ def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:
     Args:
         cpu: use the CPU even where there is an accelerator.
         minutes: how long a process waits for the others before it gives them up.
+
+    Raises:
+        ValueError: if the launch asks for FSDP of version 1.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharded and (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise ValueError(f"launched: FSDP must be of version 2 (--fsdp_version 2), got {version}")
     # By default accelerate's launcher has transformers load weights in the first process alone, for FSDP to send them
     # on. Text encoders are not sharded: those of the other processes would stay empty.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
     handlers = [InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))]
-    return AcceleratedProcesses(Accelerator(cpu=cpu, kwargs_handlers=handlers))
+    # Without the first argument, processes on a machine that has nothing but CPUs would not know of each other.
+    cpu = cpu or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
+    if sharded and accelerator.device.type == "cpu":
+        shard_on_cpu(accelerator, FullyShardedDataParallelPlugin())
+    return AcceleratedProcesses(accelerator)
+
+
+def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """From here on `accelerator.prepare` shards; asked for FSDP on CPUs, accelerate itself uses DDP without a word."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    accelerator.state.fsdp_plugin = plugin
+    for state in (PartialState(), accelerator.state):
+        state.distributed_type = DistributedType.FSDP
 
 
 def _whole(tensor: Tensor) -> Tensor:

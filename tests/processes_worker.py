@@ -21,7 +21,7 @@ from torch.nn import Parameter
 
 from tempflow_fast import GRPOConfig, grpo, grpo_step
 from tempflow_fast.policies import SD3Policy
-from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched
+from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched, shard_on_cpu
 from tempflow_fast.rewards import RewardError
 
 SMALL = {"num_steps": 4, "num_branches": 3, "num_updates": 2, "clip_range": 1e-3}
@@ -121,16 +121,14 @@ def errors(processes: Processes) -> dict[str, str]:
 
 
 def shard(processes: AcceleratedProcesses, policy: str) -> None:
-    """From here on `prepare` shards as after `accelerate launch --use_fsdp`, which accelerate keeps off the CPU."""
-    from accelerate import FullyShardedDataParallelPlugin, PartialState
-    from accelerate.utils import DistributedType
+    """From here on `prepare` shards as after `accelerate launch --use_fsdp`."""
+    from accelerate import FullyShardedDataParallelPlugin
 
     processes.accelerator.free_memory()
-    processes.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+    plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy=policy, min_num_params=100, cpu_ram_efficient_loading=False
     )
-    for state in (PartialState(), processes.accelerator.state):
-        state.distributed_type = DistributedType.FSDP
+    shard_on_cpu(processes.accelerator, plugin)
 
 
 def changed_between_calls(processes: AcceleratedProcesses) -> dict[str, bool]:

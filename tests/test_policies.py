@@ -80,6 +80,7 @@ def test_rollout_without_noise_is_the_pipeline(tmp_path, name, resolution, guida
     condition = policy.encode(PROMPTS, guided=guidance_scale != 1.0)
     drawn = tff.rollout(policy, condition, table, noise, 2, guidance_scale=guidance_scale, max_batch=8)
     size = expected.abs().max()
+    assert torch.equal(policy.decode(expected[:, -1]), images)
     assert torch.equal(drawn.states[:, 0], noise)
     trunk = (drawn.states[:, 1:] - expected[:, :-1]).abs().max() / size
     finished = (drawn.latents - expected[:, -1, None, None]).abs().max() / size

@@ -1,7 +1,6 @@
 """One, two and three real processes: the same rollouts, the same advantages, the same weights; and what ends a run.
 
-`processes_worker.py` is launched once for two and once for three, by `accelerate launch` with gloo on the CPU. FSDP2
-is accelerate's own, but for its refusal to shard on a CPU.
+`processes_worker.py` is launched once for two and once for three, by `accelerate launch` with gloo on the CPU.
 """
 
 from __future__ import annotations
@@ -170,6 +169,13 @@ def test_wrong_input_stops_all_processes(results, count):
 
 def test_every_process_loads_its_own_text_encoders(results):
     assert {part["loading"] for count in PARTS for part in results[count]} == {"false"}
+
+
+def test_the_first_version_of_fsdp_is_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"launched: FSDP must be of version 2 \(--fsdp_version 2\), got 1"):
+        launched()
 
 
 @pytest.mark.parametrize("num_trajectories", [1, 2, 7, 24])

@@ -21,21 +21,29 @@ from tempflow_fast.run_directory import RunDirectory
 PATIENCE = 600
 
 
-def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [*LAUNCH, "2", "-m", "tempflow_fast", "train", *arguments]
+DDP = LAUNCH
+BLOCKS = ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+FSDP = [*LAUNCH[:2], "--use_fsdp", "--fsdp_version", "2", *BLOCKS, *LAUNCH[3:]]
+
+
+def launch(launcher: list[str], *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [*launcher, "2", "-m", "tempflow_fast", "train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_two_processes_train_resume_and_write_once(tmp_path):
-    config = tiny_config(num_iterations=3, eval_every=2, eval_images=5, learning_rate=1e-3, warmup_iterations=0)
+    """Whole networks, then sharded ones, then whole ones again: each goes on from what the others saved."""
+    settings = {"num_iterations": 3, "eval_every": 2, "eval_images": 5, "learning_rate": 1e-3, "warmup_iterations": 0}
+    config = tiny_config(**settings, device="auto")
     alone, _ = go(tmp_path / "alone", config)
     run = RunDirectory(tmp_path / "many")
     run.path.mkdir()
     run.write_config(config)
-    for iterations in ("2", "3"):
-        done = launch("--output", str(run.path), "--iterations", iterations)
+    for iterations, launcher, kind in (("1", DDP, "DDP"), ("2", FSDP, "FSDP2"), ("3", DDP, "DDP")):
+        done = launch(launcher, "--output", str(run.path), "--iterations", iterations)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert f", 2 processes by {kind}\n" in done.stdout
         assert done.stdout.count("before training: ") == 1, "only one process speaks"
     assert f"going on from {run.checkpoints / '000002'}" in done.stdout
     assert [row["iteration"] for row in run.read_metrics()] == [1, 2, 3]
@@ -70,7 +78,7 @@ def test_a_reward_that_fails_in_one_process_ends_all_after_a_checkpoint(tmp_path
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.write_config(tiny_config(reward="judge_of_one:reward", prompts_per_iteration=2, eval_images=2))
-    done = launch("--output", str(run.path), PYTHONPATH=str(tmp_path))
+    done = launch(DDP, "--output", str(run.path), PYTHONPATH=str(tmp_path))
     assert done.returncode != 0
     assert 'reward "judge_of_one:reward" failed on sample 0' in done.stderr
     assert "the judge is gone" in done.stderr
@@ -80,7 +88,7 @@ def test_a_reward_that_fails_in_one_process_ends_all_after_a_checkpoint(tmp_path
 
 
 def test_dry_run_shows_who_does_what():
-    done = launch("--output", "unused", "--dry-run", "--prompts-per-iteration", "7")
+    done = launch(DDP, "--output", "unused", "--dry-run", "--prompts-per-iteration", "7")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("7 prompts x 1 seeds") == 1
     assert re.search(r"^0 .*\n1 ", done.stdout, re.MULTILINE), "a line for each process"

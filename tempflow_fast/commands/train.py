@@ -86,7 +86,8 @@ class Train:
         if config.policy.memory_limit is not None:
             config, memory = fitted(config, policy, processes.count)
             say(memory)
-        say(f"seed {config.task.seed}, model {config.policy.model}, run directory {run.path}\n{info()}")
+        say(f"seed {config.task.seed}, model {config.policy.model}, run directory {run.path}, {processes.kind}")
+        say(info())
         with StopRequest() as stop:
             trained = train(config, policy, run, stop, say, processes)
         if trained.after is not None:

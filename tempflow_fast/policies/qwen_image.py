@@ -62,5 +62,6 @@ class QwenImagePolicy(PackedPolicy):
     def _decode(self, latents: Tensor) -> Tensor:
         vae, config = self.pipeline.vae, self.pipeline.vae.config
         mean, std = (latents.new_tensor(part).view(-1, 1, 1) for part in (config.latents_mean, config.latents_std))
-        frames = (self._unpacked(latents) * std + mean).unsqueeze(2)  # an image is a video of one frame
+        unscaled = self._unpacked(latents) / (1 / std) + mean  # the pipeline's own way, to its last bit
+        frames = unscaled.unsqueeze(2)  # an image is a video of one frame
         return vae.decode(frames, return_dict=False)[0][:, :, 0]
