@@ -14,9 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from tiny import PROMPTS, TinyPolicy, brightness
 from torch import Tensor
 
+from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.rewards import RewardError, get_reward
+from tempflow_fast.rewards.base import FinalError
 from tempflow_fast.rewards.flow_grpo_server import plain
 from tempflow_fast.rewards.remote import Remote
 from tempflow_fast.rewards.server import Handler, RewardServer, serve_rewards
@@ -71,9 +74,11 @@ class FaultyHandler(Handler):
         self.wfile.write(body)
 
     def do_POST(self) -> None:  # noqa: N802
-        if self.server.faults[:1] == ["close"]:
+        if self.server.faults[:1] in (["close"], ["die"]):
             self.server.played.append(self.server.faults.pop(0))
             self.close_connection = True
+            if self.server.played[-1] == "die":
+                threading.Thread(target=self.server.shutdown, daemon=True).start()
             return
         super().do_POST()
 
@@ -131,16 +136,43 @@ def test_a_passing_fault_is_tried_again(fault):
         ("nan", "scores must be finite, got nan"),
         ("garbage", "answer must hold scores, got b'<html>'"),
         ("close", "RemoteDisconnected"),
+        ("slow", "timed out"),
+        ("dribble", "no whole answer within 0.3 s"),
     ],
 )
 def test_a_lasting_fault_ends_the_run_with_a_name_a_sample_and_a_reason(fault, reason):
+    timeout = 0.3 if fault in ("slow", "dribble") else 5.0
     with running(FaultyServer("none", *[fault] * 9)) as server:
-        reward = get_reward(client(server, batch_size=5, num_rounds=2))
+        reward = get_reward(client(server, batch_size=5, num_rounds=2, timeout=timeout))
         message = (
             rf'reward "remote" failed on sample 5 \(prompt .prompt 5.\): no score .* in 2 rounds; last, .*{reason}'
         )
         with pytest.raises(RewardError, match=message):
             reward(images(), TEXTS, ENTRIES)
+
+
+def test_a_server_that_stays_away_ends_the_run_with_a_name_and_a_sample():
+    with running(FaultyServer()) as server:
+        reward = get_reward(client(server, num_rounds=3))
+    with pytest.raises(RewardError, match=r'"remote" failed on sample 0 .* in 3 rounds; last, http://\S+: .*refused'):
+        reward(images(), TEXTS, ENTRIES)
+
+
+def test_pauses_between_rounds_double_up_to_half_a_minute():
+    class Clock:
+        pauses: list[float] = []  # noqa: RUF012
+
+        def wait(self, seconds: float) -> None:
+            self.pauses.append(seconds)
+
+        def is_set(self) -> bool:
+            return False
+
+    with running(FaultyServer(), FaultyServer()) as servers:
+        remote = client(*servers, pause=4.0, num_rounds=6)
+    with pytest.raises(FinalError, match="no score from 2 servers in 6 rounds"):
+        remote._insist(0, b"", slice(0, 1), Clock())
+    assert Clock.pauses == [4.0, 8.0, 16.0, 30.0, 30.0]
 
 
 def test_a_batch_goes_to_the_next_server_at_once():
@@ -183,6 +215,39 @@ def test_a_server_may_restart_in_the_middle_of_a_run():
         again[0].shutdown()
         thread.join()
         again[0].server_close()
+
+
+def metrics_of_a_run(remote: Remote) -> list[dict[str, float]]:
+    """What four iterations with a remote reward report, but for their seconds."""
+    policy = TinyPolicy()
+    optimizer, config = torch.optim.SGD(policy.parameters(), lr=0.1), GRPOConfig(num_steps=3, num_seeds=1, max_batch=4)
+    rows = [grpo_step(policy, PROMPTS, get_reward(remote), optimizer, config, seed=number) for number in range(4)]
+    return [{name: float(value) for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+def test_a_run_over_a_server_that_restarts_is_the_run_over_one_that_does_not():
+    """The server dies over a request of the second of four iterations, nine requests each, and comes back."""
+    with running(FaultyServer(reward=brightness)) as server:
+        expected = metrics_of_a_run(client(server))
+        assert len(server.played) == 1 + 4 * 9
+    lives = [FaultyServer(*["none"] * 11, "die", reward=brightness)]
+
+    def live_twice() -> None:
+        lives[0].serve_forever(0.01)
+        lives[0].server_close()
+        time.sleep(0.3)
+        lives.append(FaultyServer(reward=brightness, port=lives[0].server_address[1]))
+        lives[1].serve_forever(0.01)
+
+    thread = threading.Thread(target=live_twice, daemon=True)
+    thread.start()
+    try:
+        assert metrics_of_a_run(client(lives[0], pause=0.1)) == expected
+    finally:
+        lives[-1].shutdown()
+        thread.join()
+        lives[-1].server_close()
+    assert [len(life.played) for life in lives] == [1 + 12, 36 - 11], "both of them were asked"
 
 
 @pytest.mark.filterwarnings("ignore:reward .* tries halves")
