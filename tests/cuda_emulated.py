@@ -84,9 +84,9 @@ class Emulator:
             raise AssertionError(f"{name}: {self.process.communicate()[1].decode()[-4000:]}")
         length, self.num_launches = map(int, length.split())
         error = self.process.stdout.read(length).decode()
-        assert not error, error
         for buffer in buffers:
             buffer[:] = bytearray(self.process.stdout.read(buffer.nbytes))
+        assert not error, error
 
     def guided_velocity(self, velocity: Tensor, uncond: Tensor, scale: float) -> Tensor:
         out = scratch(*velocity.shape, dtype=velocity.dtype)

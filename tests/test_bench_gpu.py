@@ -56,6 +56,51 @@ def test_the_rehearsal_passes_and_is_reported(tmp_path):
     assert {"log_prob", "the same, unchanged policy"} <= ops
 
 
+def test_on_a_card_the_published_shapes_are_run():
+    plan = stages.on_card(torch.device("cuda", 0))
+    shapes = {shape.kind: shape for shape, *_ in plan.measured.values()}
+    for kind, billions in (("sd3", 2.24), ("flux", 11.90)):
+        network = models.network_without_weights(shapes[kind], plan.dtype)
+        assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e9, 2) == billions
+
+
+def test_the_program_reports_and_its_status_tells_of_failures(tmp_path):
+    """With a card, a build and stages that are played."""
+    code = (
+        "import sys; from bench.gpu import __main__ as program, stages; from bench.gpu.results import Outcome\n"
+        "program.missing_card, program.facts = str, lambda device: {'card': 'a card'}\n"
+        "program.torch.cuda.current_device, program.build = int, lambda folder, seconds: Outcome('played')\n"
+        "stages.run = lambda session, plan: session.attempt('it holds', lambda: 1 / 0)\n"
+        "sys.exit(program.main())"
+    )
+    command = [sys.executable, "-c", code, "--output", str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1, ran.stderr
+    (page,) = tmp_path.glob("gpu-*.md")
+    assert ran.stdout.splitlines()[-1] == f"report: {page}"
+    lines = page.read_text().splitlines()
+    assert lines[0] == "# a card: FAIL"
+    for start in ("| pass | build |", "| FAIL | it holds |", "| branch_step | cpu: "):
+        assert any(line.startswith(start) for line in lines)
+
+
+def test_where_nothing_compiles_the_package_is_copied(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from bench.gpu.build import build; from bench.gpu.results import Skip\n"
+        "try: build(Path(sys.argv[1]), 0.01)\n"
+        "except Skip as reason: print(reason)\n"
+        "import tempflow_fast; print(tempflow_fast.__file__); print(tempflow_fast.info()['euler_step'])\n"
+        "import importlib.util; print(importlib.util.find_spec('tempflow_fast.kernels').origin)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    reason, package, served, kernels = ran.stdout.splitlines()
+    assert reason == "without compiled kernels, since the build failed: not done after 0 s"
+    assert package == str(tmp_path / "lib/tempflow_fast/__init__.py")
+    assert served.startswith("cpu: reference")
+    assert kernels == str(tmp_path / "lib/tempflow_fast/kernels/__init__.py")
+
+
 def test_failures_and_skips_carry_their_reasons(tmp_path):
     session = Session(minutes=1)
 

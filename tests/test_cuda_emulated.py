@@ -204,6 +204,13 @@ def test_rows_may_be_further_apart_than_32_bits_tell(cuda):
     assert_same(moved, NATIVE.euler_step(torch.zeros_like(velocity), velocity, None, 1.0, ROWS, 3))
 
 
+def test_more_blocks_than_a_launch_has_are_refused(cuda):
+    one = torch.zeros(1)
+    with pytest.raises(AssertionError, match="more elements than one launch can cover"):
+        cuda.launch("guided_velocity", torch.float32, one, 0, 0, one, 0, 0, 2.0, one.clone(), 2**31, 1)
+    assert cuda.num_launches == 0
+
+
 def test_one_launch_or_two_where_sums_of_a_row_meet(cuda):
     case = make_case(torch.float32, 2051, guided=True)
     state = (case.latents, case.velocity, case.uncond, case.scale, ROWS, 3)

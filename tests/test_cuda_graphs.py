@@ -14,6 +14,8 @@ from pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
 from recording import RecordingDevice
 from tiny import PROMPTS, TinyPolicy, brightness
 from torch import nn
+from torch.distributed import fsdp
+from torch.distributed.device_mesh import init_device_mesh
 
 import tempflow_fast as tff
 from tempflow_fast import capture
@@ -349,15 +351,23 @@ def test_blocks_are_compiled_one_by_one_and_captured_or_refused(device, tmp_path
         compile_blocks(TinyPolicy().network)
 
 
-def test_sharded_and_offloaded_networks_are_named(monkeypatch):
-    from torch.distributed import fsdp
-
+def test_an_offloaded_network_is_named():
     network = nn.Sequential(nn.Linear(2, 2))
     assert obstacle(network) is None
     network[0]._hf_hook = object()
     assert "moved between devices" in obstacle(network)
-    monkeypatch.setattr(fsdp, "FSDPModule", nn.Sequential)
-    assert obstacle(network).startswith("Sequential is sharded by FSDP")
+
+
+def test_a_sharded_network_runs_as_it_is(device, tmp_path):
+    policy, graphs = TinyPolicy(), CudaGraphs(device)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fsdp.fully_shard(policy.network, mesh=init_device_mesh("cpu", (1,)))
+        reason = "FSDPSequential is sharded by FSDP, whose all-gathers run outside a graph"
+        expect_eager(policy, graphs, reason)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not device.events
 
 
 def test_on_a_cpu_graphs_are_eager_without_a_word(recwarn):

@@ -111,25 +111,30 @@ class _NoAutoencoder(nn.Module):
     dtype = torch.float32
 
 
+def network_without_weights(shape: Shape, dtype: torch.dtype) -> nn.Module:
+    """The transformer on the meta device; needs diffusers."""
+    import diffusers
+
+    names = {"sd3": "SD3Transformer2DModel", "flux": "FluxTransformer2DModel"}
+    with torch.device("meta"):
+        return nn.Module.to(getattr(diffusers, names[shape.kind])(**shape.config), dtype)
+
+
 def random_policy(
     shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16, lora: bool = True
 ) -> DiffusersPolicy:
     """A policy of that shape, with a LoRA of rank 32 or for full fine-tuning; needs diffusers and peft."""
     import diffusers
 
-    names = {"sd3": ("SD3Transformer2DModel", _RandomSD3), "flux": ("FluxTransformer2DModel", _RandomFlux)}
-    network_class, policy_class = names[shape.kind]
-    with torch.device("meta"):
-        network = nn.Module.to(getattr(diffusers, network_class)(**shape.config), dtype)
     pipeline = SimpleNamespace(
-        transformer=_filled(network.to_empty(device=device)),
+        transformer=_filled(network_without_weights(shape, dtype).to_empty(device=device)),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_NoAutoencoder(),
         vae_scale_factor=8,
         default_sample_size=shape.resolution // 8,
         **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3")),
     )
-    policy = policy_class(pipeline, shape.resolution)
+    policy = {"sd3": _RandomSD3, "flux": _RandomFlux}[shape.kind](pipeline, shape.resolution)
     policy.shape = shape
     if lora:
         policy.add_lora(rank=32, alpha=64)
