@@ -41,7 +41,7 @@ class EvaluationDirectory:
         self.images = self.path / "images"
 
     def begin(self, facts: Mapping[str, Any], tasks: Sequence[str], metadata: Sequence[Entry]) -> None:
-        """Notes what is evaluated, or finds it noted.
+        """Notes what is evaluated, or finds it noted. Until there is a score, another evaluation may take its place.
 
         Args:
             facts: whatever the scores depend on beside the prompts, by name.
@@ -51,9 +51,9 @@ class EvaluationDirectory:
             ValueError: if the directory holds something else, or another evaluation: it names the first difference.
         """
         about = json.loads(json.dumps({**facts, "tasks": tasks, "metadata": metadata}))
-        if not self._about.is_file():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise ValueError(f"directory must be new or empty, or an evaluation's, got {str(self.path)!r}")
+        if not self._about.is_file() and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"directory must be new or empty, or an evaluation's, got {str(self.path)!r}")
+        if not self._about.is_file() or not self.scores():
             write_json(self._about, about)
         known = self._read()
         for name in facts:

@@ -202,6 +202,15 @@ def test_the_command_compares_and_refuses_other_noise_before_it_draws(done, tmp_
     assert "with the same eval_seed, got 5, where" in capsys.readouterr().err
 
 
+def test_a_mistyped_reward_does_not_keep_its_directory(tmp_path, capsys):
+    command = ["eval", "--images", "2", "--directory", str(tmp_path / "f"), "--rewards"]
+    assert main([*command, "tiny:brihgtness"]) == 2
+    assert "cannot load" in capsys.readouterr().err
+    assert main([*command, "tiny:brightness"]) == 0
+    assert main([*command, "shapes"]) == 2
+    assert "with the same rewards, got shapes, where" in capsys.readouterr().err
+
+
 def test_all_prompts_of_a_file_are_drawn_as_often_as_asked(tmp_path, capsys):
     entries = [{"prompt": f"a photo of a {kind}", "tag": "t", "text": kind} for kind in ("circle", "square")]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
