@@ -17,7 +17,8 @@ def read_prompts(source: str, column: str = "prompt") -> list[Entry]:
 
     Args:
         source: a `.jsonl` file (an object a line, such as GenEval's evaluation_metadata.jsonl), another file (a prompt
-            a line, blank lines left out), or hf:PATH or hf:PATH:SPLIT for a data set by hub name or directory.
+            a line, blank lines left out), or hf:PATH or hf:PATH:SPLIT for a data set by hub name or directory, also one
+            that the library's `save_to_disk` wrote.
         column: the field that is the prompt; text files have no other.
 
     Raises:
@@ -59,7 +60,12 @@ def _from_data_set(name: str, column: str) -> list[Entry]:
         raise ValueError(f"read_prompts: hf:{name} needs the library: pip install datasets") from error
     path, _, split = name.partition(":")
     try:
-        rows = datasets.load_dataset(path, split=split or "train")
+        if (Path(path) / "state.json").is_file():  # one set as its `save_to_disk` leaves it, which has no splits
+            if split:
+                raise ValueError(f"it has no splits, got {split}")
+            rows = datasets.load_from_disk(path)
+        else:
+            rows = datasets.load_dataset(path, split=split or "train")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"read_prompts: cannot load the data set {name!r}: {reason}") from error

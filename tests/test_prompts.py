@@ -77,6 +77,19 @@ def test_data_sets_of_the_library(tmp_path):
         get_prompts(f"hf:{tmp_path / 'set'}:nope")
 
 
+def test_data_sets_that_the_library_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_dict({"prompt": NAMES, "size": list(range(30)), "list": [[1]] * 30})
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": one, "test": one.select([4])}).save_to_disk(tmp_path / "split")
+    prompts = get_prompts(f"hf:{tmp_path / 'one'}", f"hf:{tmp_path / 'split'}:test")
+    assert sorted(texts(prompts.training(0, 30, 0))) == sorted(NAMES)
+    assert prompts.heldout(1, 0) == [{"prompt": NAMES[4], "tag": "all", "size": 4}]
+    assert len(get_prompts(f"hf:{tmp_path / 'split'}", f"hf:{tmp_path / 'one'}").heldout(30, 0)) == 30
+    with pytest.raises(ValueError, match="it has no splits, got test"):
+        get_prompts(f"hf:{tmp_path / 'one'}:test")
+
+
 def test_shapes_stay_the_draws_that_they_were():
     got = get_prompts("shapes").training(7, 5, seed=2)
     assert got == shapes.draw(shapes.train_prompts(), 5, random.Random("2/7"))

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from tempflow_fast.checkpoint import latest_checkpoint
 from tempflow_fast.evaluate import score
 from tempflow_fast.load import load_policy
 from tempflow_fast.prepare import prepare_policy
@@ -77,6 +79,28 @@ def test_saved_weights_score_as_the_run_did(run):
     table = score(config, load_policy(str(run.model))).table()
     assert table == json.loads((run.path / "eval_after.json").read_text())
     assert table["overall"]["num_images"] == 12
+
+
+def test_evaluation_takes_the_average_weights_and_its_own_steps(tmp_path):
+    settings = {"ema_decay": 0.9, "ema_every": 1, "learning_rate": 1e-2, "eval_steps": 3, "eval_every": 1}
+    run = little_run(tmp_path / "run", **settings)
+    for number in (0, 1, 2):
+        assert (run.evaluations / f"{number:06d}" / "samples.png").is_file()
+    config, last, trained = run.read_config(), run.evaluation(2), load_policy("embedded")
+    average = load_policy(str(run.model))
+    weights = load_file(latest_checkpoint(run.checkpoints) / "weights.safetensors")
+    assert not trained.network.load_state_dict(weights, strict=False).unexpected_keys
+
+    def images(policy, **other):
+        return score(config.with_settings(**other), policy).images
+
+    assert (images(average) - last.images).abs().max() < 0.51 / 255, "kept in 8 bits"
+    assert (images(trained) - last.images).abs().max() > 0.05
+    assert (images(average, eval_steps=4) - last.images).abs().max() > 0.05
+    calls = []
+    average.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    images(average, max_batch=None)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tempflow_fast.evaluate import Evaluation, Noise
 from tempflow_fast.files import remove, written_aside
 from tempflow_fast.optimizers import learning_rate, make_optimizer
 from tempflow_fast.prepare import compute_in
+from tempflow_fast.progress import Budget, ProgressBar
 from tempflow_fast.recipes import RECIPES, get_recipe
 from tempflow_fast.run_directory import RunDirectory
 from tempflow_fast.trackers import Trackers
@@ -62,6 +65,12 @@ def test_settings_reach_the_optimizer():
     assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.3, (0.8, 0.9), 0.2, 1e-5)
 
 
+def test_eight_bits_without_their_library_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match="make_optimizer: adamw_8bit needs the library: pip install bitsandbytes"):
+        make_optimizer(TinyPolicy().parameters(), OptimizerConfig(optimizer="adamw_8bit"))
+
+
 def test_autocast_keeps_the_weights_and_sees_their_updates():
     network = nn.Linear(8, 8)
     compute_in(network, torch.bfloat16)
@@ -92,6 +101,31 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path):
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/reward_mean")] == [(1, 0.5), (2, 0.75)]
     assert any(tag.startswith("eval/images") for tag in events.Tags()["images"])
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    from accelerate import tracking
+
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    with pytest.raises(ValueError, match="trackers must be installed, got 'wandb', which is not: pip install wandb"):
+        Trackers(("wandb",), tmp_path)
+
+
+def test_the_bar_shows_how_a_run_goes(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    budget, bar = Budget(num_iterations=4, minutes=None), ProgressBar()
+    metrics = {"log_ratio_rms": 4.3e-4, "clip_fraction": 0.25, "seconds_rollout": 1.4, "seconds_train": 0.6}
+    for num_done, reward in ((1, 0.5), (2, 0.7)):
+        with budget.running():
+            clock[0] += 60.0
+        budget.num_done = num_done
+        bar.show(budget, {**metrics, "reward_mean": reward, "seconds_encode": 1e-3})
+    bar.close()
+    last = capsys.readouterr().err.rsplit("training", 1)[1]
+    for words in (" 50% ", "iteration 2", "02:00<02:00", "reward 0.520", "ratio spread 4.3e-04", "clipped 0.25"):
+        assert words in last
+    assert last.rstrip().endswith("2 s: rollout 1.4, train 0.6")
 
 
 def test_no_tracker_no_file(tmp_path):
