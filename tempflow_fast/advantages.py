@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import fail, finite
+
 GROUPS = ("seed", "prompt")
 
 
@@ -36,14 +38,18 @@ def group_advantages(
     Raises:
         ValueError: for a wrong shape, an unknown group, missing prompt_ids, or a reward that is not finite.
     """
-    if rewards.dim() != 3 or not rewards.is_floating_point():
-        got = f"{rewards.dtype} {list(rewards.shape)}"
-        raise ValueError(f"group_advantages: rewards must be floating point [N, B, K], got {got}")
+    if not isinstance(rewards, Tensor) or rewards.dim() != 3 or not rewards.is_floating_point():
+        got = f"{rewards.dtype} {list(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards)
+        fail("group_advantages", "rewards", "floating point [N, B, K]", got)
     if len(bad := (~rewards.isfinite()).nonzero()):
         index = bad[0].tolist()
         raise ValueError(f"group_advantages: rewards must be finite, got {rewards[tuple(index)].item()} at {index}")
     if group not in GROUPS:
-        raise ValueError(f"group_advantages: group must be one of {GROUPS}, got {group!r}")
+        fail("group_advantages", "group", f"one of {GROUPS}", repr(group))
+    if finite("group_advantages", "adv_eps", adv_eps) < 0:
+        fail("group_advantages", "adv_eps", "not negative", adv_eps)
+    if not adv_clip > 0:
+        fail("group_advantages", "adv_clip", "positive", adv_clip)
     if group == "seed":
         return _normalise(rewards, (2,), adv_eps, adv_clip)
     advantages = torch.empty_like(rewards)

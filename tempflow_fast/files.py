@@ -7,7 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 
 ASIDE = ".part-"
 """Begins the name of what is being written or removed."""
@@ -33,6 +35,14 @@ def written_aside(path: Path) -> Iterator[Path]:
         _synchronize(path.parent)
     finally:
         remove(aside)
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError if a file at `path` could not be written: before the work, not after it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, "Is a directory", str(path))
+    TemporaryFile(dir=path.parent).close()
 
 
 def remove(path: Path) -> None:

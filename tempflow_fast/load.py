@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .arguments import usable_device
 from .policies import POLICIES, DiffusersPolicy
 from .shapes import pipeline_path
 
@@ -33,6 +34,7 @@ def load_policy(
     Raises:
         ValueError: if there is no such model, it is of no registered class, or a setting does not fit it.
     """
+    device = usable_device("load_policy", device)
     path = pipeline_path() if model == EMBEDDED else Path(model)
     is_directory = (path / "model_index.json").is_file()
     # A hub name is owner/name; anything else that is not there must be a mistyped path, for which no network is asked.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import bodies, checks, reference
+from .arguments import fail, finite, integer, integers, usable_device
 from .schedule import StepTable
 
 _libraries = [torch.library.Library(name, "DEF") for name in ("tempflow_fast", "tempflow_fast_reference")]
@@ -57,7 +58,8 @@ def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: f
     """
     v = checks.flat("guided_velocity", "velocity", velocity)
     u = checks.row_like("guided_velocity", "velocity_uncond", velocity_uncond, "velocity", velocity)
-    return _op("guided_velocity", v.dtype)(v, u, guidance_scale).view(velocity.shape)
+    scale = checks.guidance("guided_velocity", u, guidance_scale)
+    return _op("guided_velocity", v.dtype)(v, u, scale).view(velocity.shape)
 
 
 # ---- euler_step -----------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def euler_step(
     """
     x = checks.flat("euler_step", "latents", latents)
     v = checks.row_like("euler_step", "velocity", velocity, "latents", latents)
-    u = checks.row_like("euler_step", "velocity_uncond", velocity_uncond, "latents", latents)
+    u = checks.optional_row_like("euler_step", "velocity_uncond", velocity_uncond, "latents", latents)
     scale = checks.guidance("euler_step", u, guidance_scale)
     step = checks.step_index("euler_step", step, table)
     return _op("euler_step", x.dtype)(x, v, u, scale, table.coefficients(x.device), step).view(latents.shape)
@@ -141,11 +143,12 @@ def branch_step(
     """
     x = checks.flat("branch_step", "latents", latents)
     v = checks.row_like("branch_step", "velocity", velocity, "latents", latents)
-    u = checks.row_like("branch_step", "velocity_uncond", velocity_uncond, "latents", latents)
+    u = checks.optional_row_like("branch_step", "velocity_uncond", velocity_uncond, "latents", latents)
     scale = checks.guidance("branch_step", u, guidance_scale)
     step = checks.step_index("branch_step", step, table, noisy=True)
+    num_branches = integer("branch_step", "num_branches", num_branches)
     if not 1 <= num_branches <= 0x10000:
-        checks.fail("branch_step", "num_branches", "in 1..65536", num_branches)
+        fail("branch_step", "num_branches", "in 1..65536", num_branches)
     ids = checks.ids("branch_step", trajectory_ids, x.shape[0], x.device)
     key = checks.seed_tensor("branch_step", seed, x.device)
     latents_next, branches, log_prob = _op("branch_step", x.dtype)(
@@ -172,10 +175,11 @@ def initial_noise(
 
     `device` defaults to that of `trajectory_ids`. Raises ValueError naming the argument that does not fit.
     """
-    shape = tuple(int(size) for size in shape)
+    shape = tuple(integers("initial_noise", "shape", shape))
     if not shape or min(shape) < 1:
-        checks.fail("initial_noise", "shape", "positive sizes", list(shape))
-    ids = checks.ids("initial_noise", trajectory_ids, None, torch.device(device) if device else None)
+        fail("initial_noise", "shape", "positive sizes", list(shape))
+    device = None if device is None else usable_device("initial_noise", device)
+    ids = checks.ids("initial_noise", trajectory_ids, None, device)
     key = checks.seed_tensor("initial_noise", seed, ids.device)
     numel = torch.Size(shape).numel()
     return _op("initial_noise", torch.float32)(ids, key, numel).view(ids.shape[0], *shape)
@@ -216,8 +220,8 @@ def log_prob(
     Returns [R], float32 or better, differentiable in `velocity`. Raises ValueError naming the argument that does not
     fit.
     """
-    x = checks.flat("log_prob", "latents", latents.detach())
-    child = checks.row_like("log_prob", "latents_next", latents_next.detach(), "latents", latents)
+    x = checks.flat("log_prob", "latents", latents).detach()
+    child = checks.row_like("log_prob", "latents_next", latents_next, "latents", latents).detach()
     v = checks.row_like("log_prob", "velocity", velocity, "latents", latents)
     rows = checks.step_rows("log_prob", steps, table, x.shape[0], x.device)
     return _op("log_prob", x.dtype)(child, x, v, table.coefficients(x.device), rows)
@@ -306,18 +310,17 @@ def policy_loss(
     op = "policy_loss"
     v = checks.flat(op, "velocity", velocity)
     x = checks.row_like(op, "latents", latents, "velocity", velocity).detach()
-    old, ref = (
-        None if tensor is None else checks.row_like(op, name, tensor.detach(), "velocity", velocity)
-        for name, tensor in (("velocity_old", velocity_old), ("velocity_ref", velocity_ref))
-    )
-    u = checks.row_like(op, "velocity_uncond", velocity_uncond, "velocity", velocity)
-    children = checks.branch_rows(op, branches.detach(), velocity)
-    weights = checks.advantage_rows(op, advantages.detach(), children)
+    old = checks.row_like(op, "velocity_old", velocity_old, "velocity", velocity).detach()
+    ref = checks.optional_row_like(op, "velocity_ref", velocity_ref, "velocity", velocity)
+    ref = None if ref is None else ref.detach()
+    u = checks.optional_row_like(op, "velocity_uncond", velocity_uncond, "velocity", velocity)
+    children = checks.branch_rows(op, branches, velocity).detach()
+    weights = checks.advantage_rows(op, advantages, children).detach()
     scale = checks.guidance(op, u, guidance_scale)
-    if not 0 < clip_range < 1:
-        checks.fail(op, "clip_range", "in (0, 1)", clip_range)
-    if not beta >= 0 or (beta and ref is None):
-        checks.fail(op, "beta", "0, or positive together with velocity_ref", beta)
+    if not 0 < finite(op, "clip_range", clip_range) < 1:
+        fail(op, "clip_range", "in (0, 1)", clip_range)
+    if not finite(op, "beta", beta) >= 0 or (beta and ref is None):
+        fail(op, "beta", "0, or positive together with velocity_ref", beta)
     rows = checks.step_rows(op, steps, table, x.shape[0], x.device)
     with_gradient = torch.is_grad_enabled() and (v.requires_grad or (u is not None and u.requires_grad))
     loss, log_ratio, clip_fraction, kl, _ = _op(op, v.dtype)(

@@ -109,11 +109,11 @@ def _loaded(config: PolicyConfig, model: str, device: torch.device | None, froze
     return policy
 
 
-def _device(name: str, of_process: torch.device | None) -> torch.device:
+def _device(name: str, of_process: torch.device | None) -> torch.device | str:
     """That of the process where it is one of many, else the one that the settings name."""
     if of_process is not None or name == "auto":
         return of_process or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    return name
 
 
 def compute_in(network: nn.Module, dtype: torch.dtype) -> None:

@@ -236,10 +236,7 @@ def _checked_ids(trajectory_ids: Tensor | Sequence[int] | None, noise: Tensor) -
     """int64 [N] on the device of `noise`."""
     if trajectory_ids is None:
         return torch.arange(len(noise), device=noise.device)
-    ids = torch.as_tensor(trajectory_ids, dtype=torch.int64).to(noise.device, non_blocking=True)
-    if ids.shape != noise.shape[:1]:
-        raise ValueError(f"rollout: trajectory_ids must be [{len(noise)}] like noise, got {list(ids.shape)}")
-    return ids
+    return checks.ids("rollout", trajectory_ids, len(noise), noise.device)
 
 
 def _check(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .arguments import fail, finite, integers
+
 SAMPLERS = ("flow_sde", "dance_sde", "cps", "ode")
 MAX_STEPS = 0xFFFF  # the noise counter has 16 bits for the step; the last value belongs to the initial noise
 
@@ -99,8 +101,8 @@ def step_table(
     levels = _checked_sigmas(sigmas)
     if sampler not in SAMPLERS:
         raise ValueError(f"step_table: sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    if not (math.isfinite(noise_level) and noise_level >= 0):
-        raise ValueError(f"step_table: noise_level must be finite and not negative, got {noise_level}")
+    if finite("step_table", "noise_level", noise_level) < 0:
+        fail("step_table", "noise_level", "finite and not negative", noise_level)
     sigma, sigma_next = levels[:-1].clone(), levels[1:].clone()
     dt = sigma_next - sigma
     a, b, s = _sde_row(sampler, noise_level, sigma, sigma_next)
@@ -134,7 +136,10 @@ def _sde_row(sampler: str, noise_level: float, sigma: Tensor, sigma_next: Tensor
 
 
 def _checked_sigmas(sigmas: Sequence[float] | Tensor) -> Tensor:
-    levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").detach()
+    try:
+        levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError):
+        fail("step_table", "sigmas", "a list of levels", repr(sigmas))
     if levels.dim() != 1 or not 2 <= levels.numel() <= MAX_STEPS + 1:
         raise ValueError(f"step_table: sigmas must be a list of 2 to {MAX_STEPS + 1} levels, got {list(levels.shape)}")
     if not bool(torch.isfinite(levels).all()):
@@ -149,7 +154,7 @@ def _checked_branch_steps(
 ) -> tuple[int, ...]:
     if branch_steps is None:
         branch_steps = () if sampler == "ode" else range(num_steps - 1)
-    steps = tuple(sorted(int(step) for step in branch_steps))
+    steps = tuple(sorted(integers("step_table", "branch_steps", branch_steps)))
     if len(set(steps)) != len(steps) or any(not 0 <= step < num_steps for step in steps):
         raise ValueError(f"step_table: branch_steps must be distinct and in 0..{num_steps - 1}, got {list(steps)}")
     silent = [step for step in steps if step in silent_steps]

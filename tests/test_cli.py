@@ -40,6 +40,9 @@ BAD = {
     "empty prompt": (["sample", *OUTPUT, "--prompt", " "], "--prompt must say something, got ' '"),
     "count": (["sample", *OUTPUT, "--prompt", "x", "--count", "0"], "--count must be >= 1, got 0"),
     "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used"], "directory"),
+    "eval's file": (["eval", "--output", "used"], "Is a directory: 'used'"),
+    "a file for a folder": (["eval", "--output", "used/file/scores.json"], "File exists: 'used/file'"),
+    "device": (["sample", *OUTPUT, "--prompt", "x", "--device", "gpu"], "one that torch serves here, got 'gpu'"),
     "run": (["eval", "--weights", "used"], "config.json, got 'used'"),
     "images": (["eval", "--images", "0"], "eval_images must be >= 1, got 0"),
 }

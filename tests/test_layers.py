@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "tempflow_fast"
 # A module may import what stands on the lines above its own, nothing on its own line or below. A package stands for
 # all its modules, which may import one another.
 LAYERS = (
+    ("arguments",),
     ("schedule", "noise", "native", "kernels", "batching", "image_statistics", "intervals", "policies", "shapes"),
     ("files", "names", "progress", "random_state", "capture"),
     ("checks", "reference", "advantages", "rewards", "load", "processes"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import check_writable, write_json
 from .model import Model
 
 if TYPE_CHECKING:
@@ -63,12 +64,13 @@ class Evaluate:
         from ..processes import launched
 
         config = self._config()
+        if self.output:
+            check_writable(self.output)
         processes = launched(cpu=config.policy.device == "cpu")
         with processes.guarded():
             evaluation = self._evaluation(config, processes)
         if evaluation is None or not processes.is_main:
             return 0
-        from ..files import write_json
         from ..report import score_table
 
         print(score_table(evaluation))
@@ -161,7 +163,6 @@ class Evaluate:
         from ..curves import reward_histograms
         from ..evaluation_directory import EvaluationDirectory
         from ..evaluation_report import as_json, comparison, intervals_as_json, report
-        from ..files import write_json
         from ..plots import contact_sheet
 
         facts = directory.facts()

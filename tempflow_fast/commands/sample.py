@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from ..files import check_writable
 from .model import Model
 
 
@@ -32,6 +33,7 @@ class Sample:
         if blank := [prompt for prompt in self.prompt if not prompt.strip()]:
             raise ValueError(f"--prompt must say something, got {blank[0]!r}")
         config = self.source.config()
+        check_writable(self.output)
         from ..plots import contact_sheet
         from ..sample import sample_images
 
