@@ -204,6 +204,19 @@ def test_rows_may_be_further_apart_than_32_bits_tell(cuda):
     assert_same(moved, NATIVE.euler_step(torch.zeros_like(velocity), velocity, None, 1.0, ROWS, 3))
 
 
+@DTYPES
+def test_rows_may_begin_on_a_pack_and_lose_it(cuda, dtype):
+    """The first row is aligned, by its distance the next one is not: of latents, then of branches alone."""
+    loose, branches = torch.randn(4, 33).to(dtype)[:, :32], torch.randn(4, 2, 33).to(dtype)[..., :32]
+    velocity, old = torch.randn(2, 4, 32).to(dtype)
+    state = (velocity, None, 1.0, ROWS, 2)
+    assert torch.equal(cuda.euler_step(loose, *state), cuda.euler_step(loose.contiguous(), *state))
+    rest = (old, None, torch.randn(4, 2), ROWS, STEPS[:4], 1.0, 1e-3, 0.0, True)
+    got = cuda.policy_loss(velocity, None, old, branches, *rest)
+    want = cuda.policy_loss(velocity, None, old, branches.contiguous(), *rest)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 def test_more_blocks_than_a_launch_has_are_refused(cuda):
     one = torch.zeros(1)
     with pytest.raises(AssertionError, match="more elements than one launch can cover"):
