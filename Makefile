@@ -4,6 +4,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OUTPUT ?= runs/demo
 SEED ?= 0
+SEEDS ?= 0 1 2
+BENCH ?= runs/bench
+REPORT ?= docs/benchmarks.md
 FIGURES ?= docs
 CUDA_ENV ?= .venv-cuda
 CUDA_TORCH ?= torch>=2.13
@@ -15,13 +18,14 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench gpu build cuda-build readme-figures clean FORCE
+.PHONY: help demo test check bench bench-runs bench-report gpu build cuda-build readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
 	@echo "make test     run the tests"
 	@echo "make check    run the linter"
-	@echo "make bench    time the ops against PyTorch"
+	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
+	@echo "make bench-report   the same and six training runs, half an hour; writes $(REPORT)"
 	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
 	@echo "make build    make the wheel and the source archive in dist/"
 	@echo "make cuda-build   build the library against a CUDA torch in $(CUDA_ENV) (a download of GBs) and check it; no GPU needed"
@@ -42,7 +46,22 @@ check: $(STAMP)
 	@$(VENV_PYTHON) -m ruff check .
 
 bench: .venv/.test
-	@$(VENV_PYTHON) -m bench.ops $(ARGS)
+	@mkdir -p $(BENCH)
+	@echo "== timing on one core; nothing else should run on this machine"
+	@$(VENV_PYTHON) -m pytest bench --ignore=bench/gpu -q --benchmark-columns=min,median,rounds \
+	  --benchmark-json $(BENCH)/figures.json $(ARGS)
+	@$(VENV_PYTHON) -m bench.page $(BENCH)/figures.json --output $(BENCH)/benchmarks.md
+
+# Runs that are there and done are not run again.
+bench-runs: $(STAMP)
+	@for seed in $(SEEDS); do \
+	  $(VENV_PYTHON) -m tempflow_fast train --recipe shapes --seed $$seed --output $(BENCH)/full-$$seed && \
+	  $(VENV_PYTHON) -m tempflow_fast train --recipe shapes --seed $$seed --output $(BENCH)/cheap-$$seed \
+	    --rollout-precision bf16 --compile-blocks || exit 1; done
+
+bench-report: bench bench-runs
+	@$(VENV_PYTHON) -m bench.page $(BENCH)/figures.json --output $(REPORT) --runs \
+	  $(foreach seed,$(SEEDS),"as it is=$(BENCH)/full-$(seed)" "bf16 and compiled=$(BENCH)/cheap-$(seed)")
 
 # Images with a CUDA torch of their own have no .venv, and often no network to make one.
 gpu:

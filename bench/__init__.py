@@ -1,1 +1,13 @@
-"""Timings of the ops against PyTorch; every figure is gated by the correctness test of what it measures."""
+"""What the package is worth in seconds and bytes, beside what it replaces.
+
+baselines.py   the ops in PyTorch, as public scripts write them and as one writes them with care
+paper.py       an iteration in the structure of the paper's scripts
+networks.py    transformers of three sizes, and their iterations
+op_cases.py    every op beside its baselines
+clocks.py      where the seconds of an iteration go
+conftest.py    how all of it is timed; no figure without its tests
+test_*.py      the figures, one pytest-benchmark each
+goals.py       what was hoped for, held against the figures
+page.py        figures -> docs/benchmarks.md, plots.py -> its pictures, machine.py where they come from
+gpu/           the same question for a card: `make gpu`
+"""

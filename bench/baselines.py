@@ -113,3 +113,8 @@ def log_prob(latents_next: Tensor, latents: Tensor, velocity: Tensor, step: Step
     mean = torch.add(step.a * latents.float(), velocity.float(), alpha=step.b)
     squares = (latents_next.float() - mean).square().mean(-1)
     return -squares / (2 * step.s**2) - math.log(step.s) - 0.5 * math.log(2 * math.pi)
+
+
+def kl(velocity: Tensor, velocity_ref: Tensor, step: Step) -> Tensor:
+    """Of two policies' steps, from their means: a mean over rows and elements."""
+    return (step.b * (velocity.float() - velocity_ref.float())).square().mean() / (2 * step.s**2)

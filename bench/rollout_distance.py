@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -124,11 +124,6 @@ def _ranks(values: Tensor) -> Tensor:
     return (others < mine).sum(2) + 0.5 * (others == mine).sum(2).double()
 
 
-def rows(found: Sequence[Distance]) -> list[dict[str, str | float]]:
-    """Lines of a table."""
-    return [asdict(each) for each in found]
-
-
 def shapes_distances() -> list[Distance]:
     """Of the packaged pipeline, as the recipe `shapes` starts from it."""
     from tempflow_fast.prepare import prepare_policy
@@ -139,9 +134,3 @@ def shapes_distances() -> list[Distance]:
     config = get_recipe("shapes")
     prompts = get_prompts("shapes", None, "prompt").training(0, config.task.prompts_per_iteration, 0)
     return distances(prepare_policy(config.policy), prompts, get_reward("shapes"), config.grpo)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for row in rows(shapes_distances()):
-        print(row)

@@ -121,7 +121,7 @@ def _peak(policy: Policy, condition: Condition, num_rows: int, guidance_scale: f
         rows = Condition(
             {name: tensor.expand(num_rows, *tensor.shape[1:]) for name, tensor in condition.tensors.items()}
         )
-        with _LiveBytes(fake) as bytes_, torch.set_grad_enabled(with_gradient):
+        with _WithoutData(fake) as bytes_, torch.set_grad_enabled(with_gradient):
             velocity, uncond = policy.velocity(latents, sigma, rows, guidance_scale)
             if with_gradient:
                 # Not .backward(): the gradients of real parameters must not become tensors without data.
@@ -130,27 +130,24 @@ def _peak(policy: Policy, condition: Condition, num_rows: int, guidance_scale: f
     return bytes_.peak
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operators make inside it, from their making to their end."""
 
-    def __init__(self, fake: FakeTensorMode) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.fake, self.live, self.peak = fake, 0, 0
+        self.live = self.peak = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map_only(Tensor, self._without_data, (args, kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, self._entering, (args, kwargs or {}))
         out = func(*args, **kwargs)
         tree_map_only(Tensor, self._count, out)
         return out
 
-    def _without_data(self, tensor: Tensor) -> Tensor:
-        """An input as a fake tensor, whose storage was there before."""
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        tensor = self.fake.from_tensor(tensor)
+    def _entering(self, tensor: Tensor) -> Tensor:
+        """An input, whose storage was there before."""
         self._seen.add(tensor.untyped_storage())
         return tensor
 
@@ -166,3 +163,14 @@ class _LiveBytes(TorchDispatchMode):
 
     def _release(self, size: int) -> None:
         self.live -= size
+
+
+class _WithoutData(LiveBytes):
+    """The same for tensors without data; others that are used are taken for such."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+
+    def _entering(self, tensor: Tensor) -> Tensor:
+        return super()._entering(tensor if isinstance(tensor, FakeTensor) else self.fake.from_tensor(tensor))

@@ -12,7 +12,7 @@ from tempflow_fast.cuda_graphs import CudaGraphs
 from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.policies.compiled import compile_blocks
 
-from . import paper
+from .. import paper
 from .checks import redness
 from .results import Figures, Outcome
 from .timing import seconds_of

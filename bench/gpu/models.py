@@ -25,10 +25,10 @@ class Shape:
     guidance_scale: float = 4.5
 
 
-def _sd3(
+def sd3(
     resolution: int, text: tuple[int, int, int], layers: int, heads: int, head: int, sides: tuple[int, int], **more: Any
 ) -> Shape:
-    """`sides` are the usual and the largest side of the latents."""
+    """An SD3 transformer; `sides` are the usual and the largest side of the latents."""
     _, width, pooled = text
     config = {
         "patch_size": 2,
@@ -70,16 +70,16 @@ def _flux(
     return Shape("flux", resolution, text, config, guidance_scale=3.5)
 
 
-SD35_MEDIUM = _sd3(
+SD35_MEDIUM = sd3(
     512, (77 + 128, 4096, 2048), layers=24, heads=24, head=64, sides=(128, 384),
     dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
 )  # fmt: skip
 """Stable Diffusion 3.5 Medium, 2.2 billion parameters."""
-SD3_SMALL = _sd3(256, (77, 512, 512), layers=8, heads=8, head=64, sides=(32, 64))
+SD3_SMALL = sd3(256, (77, 512, 512), layers=8, heads=8, head=64, sides=(32, 64))
 """So small that launching a kernel takes longer than the kernel."""
 FLUX = _flux(512, (512, 4096, 768), channels=64, layers=(19, 38), heads=24, axes=(16, 56, 56))
 """FLUX.1-dev, 12 billion parameters."""
-TINY_SD3 = _sd3(32, (5, 16, 16), layers=2, heads=2, head=8, sides=(4, 8))
+TINY_SD3 = sd3(32, (5, 16, 16), layers=2, heads=2, head=8, sides=(4, 8))
 TINY_FLUX = _flux(32, (5, 16, 16), channels=16, layers=(1, 1), heads=2, axes=(4, 4, 8))
 """For a rehearsal on a CPU."""
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import GRPOConfig, StepTable, group_advantages, ops
+from tempflow_fast.grpo import StageClock
 from tempflow_fast.policies import Condition, DiffusersPolicy
 
-from .. import baselines
+from . import baselines
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,8 @@ def iteration(
     config: GRPOConfig,
     seed: int,
     max_rows: int,
-) -> float:
-    """Samples, scores and updates once; returns the loss.
+) -> dict[str, float]:
+    """Samples, scores and updates once; returns `seconds_<stage>` of rollout, decode and train.
 
     Args:
         policy: acts and is trained.
@@ -47,21 +48,20 @@ def iteration(
         seed: of the initial noise.
         max_rows: most rows in one training call.
     """
-    table, names = config.table(policy), [prompt for prompt in prompts for _ in range(config.num_seeds)]
+    clock, table = StageClock(), config.table(policy)
+    names = [prompt for prompt in prompts for _ in range(config.num_seeds)]
     condition, num = policy.encode(names, guided=config.guidance_scale != 1.0), len(names)
     noise = ops.initial_noise(policy.latent_shape, seed, range(num), policy.device)
-    drawn = roll_out(policy, condition, table, noise, config)
-    images = [policy.decode(each.latents) for each in drawn]
+    with clock.stage("rollout"):
+        drawn = roll_out(policy, condition, table, noise, config)
+    with clock.stage("decode"):
+        images = [policy.decode(each.latents) for each in drawn]
     rewards = torch.stack([image[:, 0].mean((1, 2)) for image in images], dim=1)  # [N K, B]
     rewards = rewards.unflatten(0, (num, -1)).transpose(1, 2).double().cpu()
     advantages = group_advantages(rewards, "seed", torch.zeros(num, dtype=torch.int64))
-    optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for column, each in enumerate(drawn):
-        total += _train(policy, condition, table, each, advantages[:, column], config, max_rows, len(drawn))
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-    optimizer.step()
-    return total
+    with clock.stage("train"):
+        update(policy, condition, table, drawn, advantages, optimizer, config, max_rows)
+    return clock.seconds
 
 
 @torch.no_grad()
@@ -84,6 +84,28 @@ def roll_out(
     return drawn
 
 
+def update(
+    policy: DiffusersPolicy,
+    condition: Condition,
+    table: StepTable,
+    drawn: Sequence[Drawn],
+    advantages: Tensor,
+    optimizer: torch.optim.Optimizer,
+    config: GRPOConfig,
+    max_rows: int,
+) -> float:
+    """One optimizer step on the branches of all steps, every branch a network row; returns the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    parts = (
+        _train(policy, condition, table, each, advantages[:, column], config, max_rows, len(drawn))
+        for column, each in enumerate(drawn)
+    )
+    total = sum(parts)
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+    optimizer.step()
+    return total
+
+
 def _train(
     policy: DiffusersPolicy,
     condition: Condition,
@@ -94,17 +116,22 @@ def _train(
     max_rows: int,
     num_steps: int,
 ) -> float:
-    """Adds the gradient of one branch step, every branch a network row; returns its part of the loss."""
-    k, row = config.num_branches, _rows(table)[drawn.step]
+    """Adds the gradient of one branch step; returns its part of the loss."""
+    k, row, g = config.num_branches, _rows(table)[drawn.step], config.training_guidance
     owner = torch.arange(len(drawn.branches), device=drawn.branches.device) // k
     flat, total = advantages.flatten().to(drawn.branches.device, torch.float32), 0.0
     for start in range(0, len(owner), max_rows):
         rows = slice(start, start + max_rows)
-        x, old = drawn.states[owner[rows]], drawn.velocity[owner[rows]].flatten(1)
-        v = _velocity(policy, x, table, drawn.step, condition[owner[rows]], config.training_guidance)
+        x, old, own = drawn.states[owner[rows]], drawn.velocity[owner[rows]].flatten(1), condition[owner[rows]]
+        v = _velocity(policy, x, table, drawn.step, own, g).flatten(1)
         branches = drawn.branches[rows].flatten(1).unsqueeze(1)
         inputs = baselines.LossInputs(x.flatten(1), branches, old, flat[rows, None], row, config.clip_range)
-        share = baselines.script_policy_loss(v.flatten(1), inputs) * (len(x) / len(owner) / num_steps)
+        loss = baselines.script_policy_loss(v, inputs)
+        if config.beta:
+            with torch.no_grad(), policy.reference():
+                reference = _velocity(policy, x, table, drawn.step, own, g).flatten(1)
+            loss = loss + config.beta * baselines.kl(v, reference, row)
+        share = loss * (len(x) / len(owner) / num_steps)
         share.backward()
         total += float(share.detach())  # as the scripts log it, step by step
     return total

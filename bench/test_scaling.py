@@ -1,0 +1,74 @@
+"""How seconds grow with every size, beside how they should."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tempflow_fast import GRPOConfig, grpo_step, ops
+from tempflow_fast.geometry import Geometry
+
+from .conftest import ROOT
+from .networks import MIDDLE, PROMPTS, SMALL, Work, optimizer_of
+from .op_cases import TABLE
+from .test_iteration import redness
+
+SIZES = {"N": (1, 2, 4, 8), "T": (4, 6, 8, 10), "K": (2, 4, 6, 12)}
+POINTS = [
+    pytest.param(axis, value, id=f"{axis}-{value}", marks=[] if value < 4 else pytest.mark.full)
+    for axis, values in SIZES.items()
+    for value in values
+]
+
+
+def passes(config: GRPOConfig, num_prompts: int) -> int:
+    """Forward passes of an iteration, a backward pass being two: what its seconds should be proportional to."""
+    return Geometry(config, num_prompts).costs()[0].total
+
+
+@pytest.mark.gate("tests/test_grpo.py")
+@pytest.mark.parametrize(("axis", "value"), POINTS)
+def test_iteration(compare, axis, value):
+    work = Work(SMALL, value if axis == "N" else 1)
+    config = work.changed(**{"T": {"num_steps": value}, "K": {"num_branches": value}}.get(axis, {}))
+    policy = work.policy()
+    optimizer = optimizer_of(policy)
+    call = {"ours": lambda: grpo_step(policy, work.prompts, redness, optimizer, config)}
+    compare(f"scaling with {axis}", str(value), call, 5, size=value, law=passes(config, work.num_prompts))
+
+
+@pytest.mark.gate("tests/test_ops.py", "-k", "branch_and_euler")
+@pytest.mark.parametrize("numel", [2**12, *(pytest.param(2**e, marks=pytest.mark.full) for e in (14, 16, 18, 20))])
+def test_elements(compare, numel):
+    x, v = torch.randn(2, 1, numel)
+    call = {"ours": lambda: ops.branch_step(x, v, TABLE, 3, 6, 0, [0])}
+    compare("scaling with D", f"{numel:,}", call, 20, warm_up=3, size=numel, law=numel)
+
+
+@pytest.mark.gate("tests/test_processes.py", "-k", "deal or many_processes")
+@pytest.mark.full
+def test_processes(compare):
+    """The same iteration in one process on one core, and in two on two."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two processes need two cores")
+    best: dict[int, float] = {}
+
+    def launch(count: int) -> None:
+        best[count] = min(best.get(count, float("inf")), iteration_seconds(count))
+
+    calls = {f"{count} processes, from launch to end": lambda count=count: launch(count) for count in (2, 1)}
+    compare("processes", f"{MIDDLE}, N = {len(PROMPTS)}", calls, 2, warm_up=0, best=best, keep_on_one_core=False)
+
+
+def iteration_seconds(num_processes: int) -> float:
+    """Of the best iteration, without the start of the processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    command += ["--module", "bench.process_worker"]
+    ran = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])["seconds"]
