@@ -185,7 +185,7 @@ def test_clip_decisions_are_finer_than_the_grain_of_float32(body):
     clip_range, numel = 1e-5, 4096
     _, _, b, s, _ = ROWS[3].tolist()
     latents, old = torch.zeros(2, numel), torch.zeros(2, numel)
-    velocity = torch.full((2, numel), 1e-3)
+    velocity = torch.full((2, numel), 1e-3, requires_grad=True)
     shift = b * 1e-3
     # log r = shift (2 x' - shift) / (2 s^2) for constant rows: choose x' for the log-ratio we want.
     wanted = torch.tensor([1.00001, 0.99999], dtype=torch.float64) * torch.log1p(torch.tensor(clip_range).double())
@@ -195,6 +195,9 @@ def test_clip_decisions_are_finer_than_the_grain_of_float32(body):
     got = ops.policy_loss(velocity, latents, branches, old, torch.ones(2, 1), TABLE, steps, clip_range=clip_range)
     assert got.clip_fraction == 0.5
     assert torch.equal(got.log_ratio.exp()[0], got.log_ratio.exp()[1])
+    got.loss.backward()
+    assert not velocity.grad[0].any()
+    assert velocity.grad[1].all()
 
 
 def test_small_gradients_survive_float16(body):

@@ -144,12 +144,14 @@ def test_log_densities_of_many_rows_and_blocks():
         assert_near("log_prob", torch.float32, ops.log_prob(child, x, v, TABLE, steps), want)
 
 
-def test_rows_may_be_further_apart_than_32_bits_tell(tmp_path):
-    """The distance is that of rows in a file of which only what is read takes memory."""
+@pytest.mark.parametrize(("num_rows", "distance"), [(2, 2**31), (3, 2**30)], ids=["distance", "product"])
+def test_rows_may_be_further_apart_than_32_bits_tell(tmp_path, num_rows, distance):
+    """Neither the distance of rows has to fit, nor its product with their number. They are those of a file of which
+    only what is read takes memory."""
     with open(tmp_path / "rows", "wb") as file:
         file.truncate(2 * (2**31 + 2049))
     memory = torch.from_file(str(tmp_path / "rows"), size=2**31 + 2049, dtype=torch.bfloat16)
-    latents, velocity = memory.as_strided((2, 2049), (2**31, 1)), torch.randn(2, 2049).bfloat16()
+    latents, velocity = memory.as_strided((num_rows, 2049), (distance, 1)), torch.randn(num_rows, 2049).bfloat16()
     moved = torch.ops.tempflow_fast.euler_step(latents, velocity, None, 1.0, ROWS, 3)
     assert_near("latents", torch.bfloat16, moved, ROWS[3, 0] * velocity.double())
 
