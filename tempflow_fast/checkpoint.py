@@ -150,9 +150,7 @@ def _fill(targets: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> No
         target.copy_(_like(tensors[name], target))
 
 
-def _packed(
-    state: dict[str, Any], weights: dict[str, Tensor], keep: bool
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _packed(state: dict[str, Any], weights: dict[str, Tensor], keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state dict as (tensors by weight/name, everything else); for `keep` see `_whole`."""
     tensors, rest, names = {}, {}, list(weights)
     for index, entries in state["state"].items():

@@ -24,8 +24,10 @@ from .rewards import Scores, get_reward
 from .rewards.registry import Spec
 from .rollout import Rollout, rollout
 from .schedule import StepTable
-from .scoring import score_rollout
+from .scoring import RolloutScorer
 from .update import update
+
+STAGES = ("encode", "rollout", "decode", "reward", "train")
 
 
 def grpo_step(
@@ -47,9 +49,10 @@ def grpo_step(
     Args:
         policy: changed in place through `optimizer`.
         prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
-        reward_fn: anything that `get_reward` takes. It is called in a thread beside decoding, with pieces of at most
-            `config.max_batch` images of the process's trajectories, N B K of them in that order if it is alone, on the
-            device of the policy. A process without trajectories does not call it.
+        reward_fn: anything that `get_reward` takes. It is called in a thread beside the rollout's last step and
+            decoding, with pieces of at most `config.max_batch` images of the process's trajectories, on the device of
+            the policy; without a limit with all of them at once, in the order [N, B, K]. A process without
+            trajectories does not call it.
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.
@@ -63,9 +66,10 @@ def grpo_step(
         rewards are summed the mean of each as reward_<name>, `image_statistics` of all images, signal_fraction
         (share of trained pairs), loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means
         over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
-        `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train; an accelerator's
-        queued work counts for the stage that waits for it. `seconds_reward` is what was left to wait of
-        `seconds_reward_busy`; `seconds_compile` is the part of the rollout in which torch.compile was at work.
+        `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, each without the
+        others; an accelerator's queued work counts for the stage that waits for it. `seconds_reward` is what was left
+        to wait of `seconds_reward_busy`; `seconds_compile` is the part of the rollout in which torch.compile was at
+        work.
 
     Raises:
         ValueError: naming the argument, before the rollout.
@@ -82,12 +86,13 @@ def grpo_step(
         with clock.stage("encode"):
             condition = policy.encode([names[n] for n in rows], guided=config.guidance_scale != 1.0)
             noise = ops.initial_noise(policy.latent_shape, seed, torch.tensor(rows), policy.device)
-        with clock.stage("rollout"), rollout_precision(policy, config):
-            calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
-            graphs = graphs_of(policy) if config.cuda_graphs else None
-            drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls, graphs=graphs)
-        finished, share = drawn.latents[: len(own)], (names, extras, own, processes)
-        scored = score_rollout(policy, finished, reward, *share, config.max_batch, clock.stage)
+        branches = (len(table.branch_steps), config.num_branches)
+        with RolloutScorer(policy, reward, names, extras, own, branches, processes, clock.stage) as scorer:
+            with clock.stage("rollout"), rollout_precision(policy, config):
+                calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
+                calls |= {"graphs": graphs_of(policy) if config.cuda_graphs else None, "on_finished": scorer.finish}
+                drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls)
+            scored = scorer.collect()
         clock.seconds["seconds_reward_busy"] = scored.seconds_busy
         clock.seconds["seconds_compile"] = compiled.clock.seconds - compiling
         with clock.stage("train"), compiled.uncompiled():
@@ -108,17 +113,21 @@ def rollout_precision(policy: Policy, config: GRPOConfig) -> AbstractContextMana
 
 
 class StageClock:
-    """Wall seconds per stage, as they pass on the host."""
+    """Wall seconds per stage, as they pass on the host; a stage inside another one counts for itself alone."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        # All of them from the start, so that processes compare the same ones, whichever of them had nothing to decode.
+        self.seconds = {f"seconds_{name}": 0.0 for name in STAGES}
+        self._inside = 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times its block as `seconds_<name>`."""
-        start = time.perf_counter()
+        """Adds the time of its block to `seconds_<name>`."""
+        start, around, self._inside = time.perf_counter(), self._inside, 0.0
         yield
-        self.seconds[f"seconds_{name}"] = time.perf_counter() - start
+        passed = time.perf_counter() - start
+        self.seconds[f"seconds_{name}"] += passed - self._inside
+        self._inside = around + passed
 
     def slowest(self, processes: Processes) -> dict[str, float]:
         """The seconds of each stage in the process that took longest."""

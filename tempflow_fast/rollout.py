@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ def rollout(
     max_batch: int | None = None,
     guidance_scale: float = 1.0,
     graphs: CudaGraphs | None = None,
+    on_finished: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Rollout:
     """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324) in T network calls.
 
@@ -72,6 +73,9 @@ def rollout(
         max_batch: most rows in one network call; None: no limit.
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
         graphs: captured calls of this policy to replay, see `cuda_graphs`; None: every call is made by Python.
+        on_finished: called with branches that have come to sigma = 0, [R, *shape], and their places in
+            `latents.flatten(0, 2)`, rising int64 [R] on the host, before the next piece of the last step is begun.
+            Under the autocast of the rollout, without gradients.
 
     Raises:
         ValueError: before the first network call, naming the argument that does not fit.
@@ -79,7 +83,9 @@ def rollout(
     _check(policy, condition, table, noise, num_branches, max_batch)
     ids = _checked_ids(trajectory_ids, noise)
     key = checks.seed_tensor("rollout", seed, noise.device)
-    wave = _Wave(policy, condition, table, noise, num_branches, key, ids, max_batch, guidance_scale, graphs)
+    wave = _Wave(
+        policy, condition, table, noise, num_branches, key, ids, max_batch, guidance_scale, graphs, on_finished
+    )
     for step in range(table.num_steps):
         wave.advance(step)
     return Rollout(
@@ -110,7 +116,9 @@ class _Wave:
         max_batch: int | None,
         guidance_scale: float,
         graphs: CudaGraphs | None,
+        on_finished: Callable[[Tensor, Tensor], None] | None,
     ) -> None:
+        self.on_finished = on_finished
         self.policy, self.table, self.max_batch, self.guidance_scale = policy, table, max_batch, guidance_scale
         self.seed, self.trajectory_ids, self.graphs = seed.view(1), trajectory_ids, graphs
         self.num, self.num_branches, num_steps = len(noise), num_branches, len(table.branch_steps)
@@ -153,10 +161,24 @@ class _Wave:
             self.latents[rows] = moved[: rows.stop - rows.start]
             if drawn:
                 self.branches[trunk, column], self.log_prob[trunk, column] = drawn
+            if step == self.table.num_steps - 1:
+                self._finish(rows)
         if column is not None:
             first = self.num * (1 + column * self.num_branches)
             appended = self.latents[first : first + self.num * self.num_branches]
             appended.unflatten(0, (-1, self.num)).copy_(self.branches[:, column].transpose(0, 1))
+            if step == self.table.num_steps - 1:
+                self._finish(slice(first, first + len(appended)))
+
+    def _finish(self, rows: slice) -> None:
+        """Hands over the branches among finished rows of the buffer, in the order of their places in `finished`."""
+        first = max(rows.start, self.num)
+        if self.on_finished is None or first >= rows.stop:
+            return
+        numbers = torch.arange(first, rows.stop) - self.num
+        per_trajectory = len(self.table.branch_steps) * self.num_branches
+        places, order = (numbers % self.num * per_trajectory + numbers // self.num).sort()
+        self.on_finished(self.latents[first : rows.stop][order.to(self.latents.device, non_blocking=True)], places)
 
     def _call(self, step: int, rows: slice, trunk: slice) -> tuple[Tensor, ...]:
         """The outputs of `_segment` for the given rows of the buffer, whose trunk rows, if any, draw branches."""

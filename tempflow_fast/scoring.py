@@ -1,4 +1,4 @@
-"""From finished latents to rewards: pieces are scored while the next ones are decoded."""
+"""From finished latents to rewards: pieces are scored while the next ones are computed and decoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batching import equal_pieces
 from .image_statistics import STATISTICS, image_statistics
 from .policies.base import Policy
 from .processes import Processes
@@ -33,50 +32,109 @@ class Scored:
     """What the rewards of this process took, whether or not anybody waited."""
 
 
-def score_rollout(
-    policy: Policy,
-    latents: Tensor,
-    reward: WeightedReward,
-    prompts: Sequence[str],
-    metadata: Sequence[dict[str, Any]],
-    own: Sequence[int],
-    processes: Processes,
-    max_batch: int | None,
-    stage: Stage,
-) -> Scored:
-    """Decodes and scores the branches of this process's trajectories, and gathers all.
+class RolloutScorer:
+    """Decodes and scores the branches of this process as a rollout finishes them, and gathers the scores of all.
+
+        with RolloutScorer(policy, reward, prompts, metadata, own, (B, K), processes, stage) as scorer:
+            drawn = rollout(..., on_finished=scorer.finish)
+            scored = scorer.collect()
+
+    Rewards run in a thread of their own, beside decoding and beside the network calls that finish other branches.
 
     Args:
         policy: decodes.
-        latents: [n, B, K, *shape], of the trajectories `own`; n may be 0.
-        reward: called with pieces of at most `max_batch` images, in that order, in a thread of its own.
+        reward: called with the images of a piece, in the order of their places.
         prompts, metadata: of all N trajectories.
-        own: ids of this process's trajectories.
+        own: ids of this process's trajectories; the rollout may carry others after them, which are not looked at.
+        branches: (B, K).
         processes: who shares the iteration.
-        max_batch: most images to decode and score at once; None: all.
-        stage: times the stages `decode` and `reward`, the second being the wait after the first.
-
-    Raises:
-        RewardError: in all processes, if a reward failed in one.
+        stage: times the stages `decode` and `reward`, the second being the wait at the end.
     """
-    branches = tuple(latents.shape[1:3])
-    repeats = math.prod(branches)
-    texts = [prompts[n] for n in own for _ in range(repeats)]
-    entries = [metadata[n] for n in own for _ in range(repeats)]
-    flat, images, scores, error = latents.flatten(0, 2), [], None, None
-    with BackgroundScorer(reward) as scorer:
-        try:
-            with stage("decode"):
-                for rows in equal_pieces(len(flat), max_batch):
-                    images.append(policy.decode(flat[rows]))
-                    scorer.submit(images[-1], texts[rows], entries[rows])
-            with stage("reward"):
-                scores = scorer.collect() if images else None
-        except RewardError as failure:
-            error = failure  # the others must hear of it first
-    rewards = _gathered(scores, error, reward, own, (len(prompts), *branches), prompts, processes)
-    statistics = _statistics(images, branches[1], len(own) / len(prompts), processes, latents.device)
-    return Scored(rewards, statistics, scorer.seconds_busy)
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward: WeightedReward,
+        prompts: Sequence[str],
+        metadata: Sequence[dict[str, Any]],
+        own: Sequence[int],
+        branches: tuple[int, int],
+        processes: Processes,
+        stage: Stage,
+    ) -> None:
+        self._policy, self._reward, self._processes, self._stage = policy, reward, processes, stage
+        self._prompts, self._metadata, self._own, self._branches = prompts, metadata, own, branches
+        self._scorer = BackgroundScorer(reward)
+        self._images: list[Tensor] = []
+        self._places: list[Tensor] = []
+        self._error: RewardError | None = None
+
+    def __enter__(self) -> RolloutScorer:
+        self._scorer.__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._scorer.__exit__(*failure)
+
+    def finish(self, latents: Tensor, places: Tensor) -> None:
+        """Decodes finished branches [R, *shape] and hands them on.
+
+        Args:
+            latents: sigma = 0.
+            places: host int64 [R], rising, in the flattened [n, B, K] of the trajectories that the rollout carries.
+        """
+        repeats = math.prod(self._branches)
+        num_own = int((places < len(self._own) * repeats).sum())
+        if not num_own or self._error is not None:  # the others must hear of a failure first, after the rollout
+            return
+        places = places[:num_own]
+        owners = [self._own[n] for n in (places // repeats).tolist()]
+        self._places.append(places)
+        with self._stage("decode"), torch.autocast(self._policy.device.type, enabled=False):
+            self._images.append(self._policy.decode(latents[:num_own]))
+            try:
+                entries = [self._metadata[n] for n in owners]
+                self._scorer.submit(self._images[-1], [self._prompts[n] for n in owners], entries)
+            except RewardError as failure:
+                self._error = failure
+
+    def collect(self) -> Scored:
+        """Scores and statistics of all branches of all processes.
+
+        Raises:
+            RewardError: in all processes, if a reward failed in one; its sample is a place among its process's images.
+        """
+        scores, order = None, torch.cat(self._places).argsort() if self._places else torch.empty(0, dtype=torch.int64)
+        if self._images and self._error is None:
+            try:
+                with self._stage("reward"):
+                    scores = self._scorer.collect().reordered(order)
+            except RewardError as failure:
+                self._error = failure
+        shape = (len(self._prompts), *self._branches)
+        rewards = _gathered(scores, self._named(), self._reward, self._own, shape, self._prompts, self._processes)
+        statistics = self._statistics(order)
+        return Scored(rewards, statistics, self._scorer.seconds_busy)
+
+    def _named(self) -> RewardError | None:
+        """The failure, with the place of its sample instead of its turn."""
+        error = self._error
+        if error is None:
+            return None
+        named = RewardError(error.name, int(torch.cat(self._places)[error.sample]), error.prompt, error.reason)
+        named.__cause__ = error
+        return named
+
+    def _statistics(self, order: Tensor) -> dict[str, Tensor]:
+        """The statistics of all images, of which this process has a share."""
+        num_branches, device = self._branches[1], self._policy.device
+        names = [name for name in STATISTICS if num_branches > 1 or name != "image_diversity"]
+        mine = torch.zeros(len(names), device=device)
+        if self._images:
+            images = torch.cat(self._images)[order.to(device, non_blocking=True)]
+            found = image_statistics(images.unflatten(0, (-1, num_branches)))
+            mine = len(self._own) / len(self._prompts) * torch.stack([found[name] for name in names])
+        return dict(zip(names, self._processes.sum(mine), strict=True))
 
 
 def _gathered(
@@ -102,15 +160,3 @@ def _gathered(
             trajectory = int(part.isnan().flatten(1).any(1).nonzero()[0])
             raise RewardError(name, trajectory, prompts[trajectory], "in another process, which says why")
     return Scores(parts, reward.weights)
-
-
-def _statistics(
-    images: Sequence[Tensor], num_branches: int, share: float, processes: Processes, device: torch.device
-) -> dict[str, Tensor]:
-    """The statistics of all images, of which this process has a `share`."""
-    names = [name for name in STATISTICS if num_branches > 1 or name != "image_diversity"]
-    mine = torch.zeros(len(names), device=device)
-    if images:
-        found = image_statistics(torch.cat(list(images)).unflatten(0, (-1, num_branches)))
-        mine = share * torch.stack([found[name] for name in names])
-    return dict(zip(names, processes.sum(mine), strict=True))

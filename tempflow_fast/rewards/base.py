@@ -68,6 +68,10 @@ class Scores:
         names = pieces[0].parts
         return Scores({name: torch.cat([piece.parts[name] for piece in pieces]) for name in names}, pieces[0].weights)
 
+    def reordered(self, order: Tensor) -> Scores:
+        """The scores of the images `order`, int64 [R] on the host."""
+        return Scores({name: part[order.to(part.device)] for name, part in self.parts.items()}, self.weights)
+
 
 def range_of(reward: Reward) -> tuple[float, float]:
     """The lowest and the highest score that `reward` can give; infinite where it declares none."""
