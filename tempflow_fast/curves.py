@@ -44,11 +44,11 @@ def training_curve(path: Path, metrics: Metrics) -> None:
     _save(path, figure)
 
 
-def hacking_signs(path: Path, metrics: Metrics) -> None:
+def hacking_signs(path: Path, metrics: Metrics, weights: Mapping[str, float]) -> None:
     """Draws side by side what tells a policy that gets better from one that cheats its reward, a PNG.
 
-    The trained reward and every part of it, also the watched ones; the KL where it was measured; how rewards spread in
-    a group; the statistics of the images.
+    The trained reward and every part of it, also those that are held out, by their name and weight; the KL where it was
+    measured; how rewards spread in a group; the statistics of the images.
     """
     parts = [name for name in metrics[0] if name.startswith(PART) and name not in NO_PARTS]
     measured = ["kl"] if any(row["kl"] for row in metrics) else []
@@ -59,11 +59,16 @@ def hacking_signs(path: Path, metrics: Metrics) -> None:
     panels = figure.subplots(num_rows, NUM_COLUMNS, sharex=True, squeeze=False).flatten()
     for axes, name in zip(panels, names, strict=False):
         _curve(axes, metrics, name)
-        axes.set_title(TITLES.get(name, f"{name.removeprefix(PART)}, by itself"), fontsize=10)
+        axes.set_title(TITLES.get(name) or _title(name.removeprefix(PART), weights), fontsize=10)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     figure.suptitle(f"One iteration, and the mean of the last {SMOOTHED_OVER}", fontsize=10)
     _save(path, figure)
+
+
+def _title(part: str, weights: Mapping[str, float]) -> str:
+    """Of one reward by itself."""
+    return f"{part}, by itself" if weights.get(part) else f"{part}, held out"
 
 
 def reward_histograms(path: Path, evaluations: Mapping[str, Evaluation]) -> None:

@@ -22,7 +22,7 @@ from .processes import Processes
 from .progress import Budget, ProgressBar, StopRequest
 from .prompts import PromptSet, get_prompts
 from .resume import begin
-from .rewards import Reward, RewardError, get_reward
+from .rewards import RewardError, WeightedReward, get_reward
 from .run_directory import RunDirectory
 from .trackers import Trackers
 from .train_config import TaskConfig, TrainConfig
@@ -78,7 +78,7 @@ def train(
     return Trained(before, after, budget.num_done, budget.seconds)
 
 
-def find_task(task: TaskConfig) -> tuple[PromptSet, Reward]:
+def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
     """The prompts and the reward of the settings, before anything expensive is begun.
 
     Raises:
@@ -158,7 +158,7 @@ class _Loop:
         """Writes the pictures and the scores of the tuned policy."""
         if self.processes.is_main and (metrics := self.run.read_metrics()):
             training_curve(self.run.curve, metrics)
-            hacking_signs(self.run.signs, metrics)
+            hacking_signs(self.run.signs, metrics, self.reward.weights)
         after = self._evaluation("after")
         if self.processes.is_main:
             sample_sheet(self.run.sheet, {"before": before, "after": after})

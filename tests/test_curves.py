@@ -32,11 +32,12 @@ def panels(figure) -> list[str]:
 
 
 def test_signs_of_hacking_stand_side_by_side(tmp_path, figures):
-    curves.hacking_signs(tmp_path / "s.png", metrics(reward_jpeg=1.0, reward_shapes=0.5, kl=0.1, image_diversity=0.2))
+    rows = metrics(reward_jpeg=1.0, reward_shapes=0.5, kl=0.1, image_diversity=0.2)
+    curves.hacking_signs(tmp_path / "s.png", rows, {"jpeg": 2.0, "shapes": 0.0})
     assert panels(figures[tmp_path / "s.png"]) == [
         "reward that is trained on",
         "jpeg, by itself",
-        "shapes, by itself",
+        "shapes, held out",
         "KL to the starting policy",
         "spread of the log-ratios",
         "spread of rewards in a group",
@@ -51,7 +52,7 @@ def test_signs_of_hacking_stand_side_by_side(tmp_path, figures):
 
 
 def test_a_kl_that_was_not_measured_is_not_drawn_as_zero(tmp_path, figures):
-    curves.hacking_signs(tmp_path / "s.png", metrics())
+    curves.hacking_signs(tmp_path / "s.png", metrics(), {"jpeg": 1.0})
     assert "KL to the starting policy" not in panels(figures[tmp_path / "s.png"])
 
 
