@@ -48,27 +48,28 @@ TF_HD void philox(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32
   }
 }
 
-// -2 ln u for u in (0, 1]: u = 2^e (1 + m) with m around 0, and a polynomial for ln(1 + m).
+// -2 ln u for u in (0, 1]: u = 2^e (1 + m) with m around 0, and a polynomial for ln(1 + m). It is formed as 2 ln u, negated
+// by the last fma: a factor of 2 is exact in the coefficients and costs nothing there.
 TF_HD float minus_two_log(float u) {
   const uint32_t bits = as_bits(u) - 0x3f3504f3u;                    // sqrt(1/2)
-  const float e = static_cast<float>(static_cast<int32_t>(bits) >> 23);
-  const float m = as_float((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  const uint32_t exponent = bits & 0xff800000u;                      // 2^23 e
+  const float e = static_cast<float>(static_cast<int32_t>(exponent));
+  const float m = as_float(as_bits(u) - exponent) - 1.0f;
   const float m2 = m * m;
-  float p = fma1(7.0376836292e-2f, m, -1.1514610310e-1f);
-  p = fma1(p, m, 1.1676998740e-1f);
-  p = fma1(p, m, -1.2420140846e-1f);
-  p = fma1(p, m, 1.4249322787e-1f);
-  p = fma1(p, m, -1.6668057665e-1f);
-  p = fma1(p, m, 2.0000714765e-1f);
-  p = fma1(p, m, -2.4999993993e-1f);
-  p = fma1(p, m, 3.3333331174e-1f);
-  return -2.0f * fma1(e, 0.693147180559945f, m + fma1(m * m2, p, -0.5f * m2));
+  float p = fma1(2 * 7.0376836292e-2f, m, 2 * -1.1514610310e-1f);
+  p = fma1(p, m, 2 * 1.1676998740e-1f);
+  p = fma1(p, m, 2 * -1.2420140846e-1f);
+  p = fma1(p, m, 2 * 1.4249322787e-1f);
+  p = fma1(p, m, 2 * -1.6668057665e-1f);
+  p = fma1(p, m, 2 * 2.0000714765e-1f);
+  p = fma1(p, m, 2 * -2.4999993993e-1f);
+  p = fma1(p, m, 2 * 3.3333331174e-1f);
+  return fma1(-e, 0.693147180559945f / (1 << 22), -fma1(2.0f, m, fma1(m * m2, p, -m2)));
 }
 
-// sin and cos of 2 pi t / 2^32: the quarter turn is taken off in integers, without error.
+// sin and cos of 2 pi t / 2^32: the quarter turn, rounded, is taken off in integers, without error.
 TF_HD void sincos_turn(uint32_t t, float& sine, float& cosine) {
-  const uint32_t quarter = (t + 0x20000000u) >> 30;
-  const float f = static_cast<float>(static_cast<int32_t>(t - (quarter << 30))) * 1.4629180792671596e-9f;   // 2 pi / 2^32
+  const float f = static_cast<float>(static_cast<int32_t>(t << 2)) * (1.4629180792671596e-9f / 4);   // 2 pi / 2^32
   const float f2 = f * f;
   float s = fma1(-1.9515295891e-4f, f2, 8.3321608736e-3f);
   s = fma1(s, f2, -1.6666654611e-1f);
@@ -76,9 +77,10 @@ TF_HD void sincos_turn(uint32_t t, float& sine, float& cosine) {
   float c = fma1(2.443315711809948e-5f, f2, -1.388731625493765e-3f);
   c = fma1(c, f2, 4.166664568298827e-2f);
   c = fma1(c * f2, f2, fma1(-0.5f, f2, 1.0f));
-  const bool odd = quarter & 1u;
-  sine = as_float(as_bits(odd ? c : s) ^ ((quarter & 2u) << 30));
-  cosine = as_float(as_bits(odd ? s : c) ^ (((quarter + 1u) & 2u) << 30));
+  const uint32_t quarter = t + 0x20000000u;                          // in the highest two bits
+  const bool odd = quarter & 0x40000000u;
+  sine = as_float(as_bits(odd ? c : s) ^ (quarter & 0x80000000u));
+  cosine = as_float(as_bits(odd ? s : c) ^ ((quarter + 0x40000000u) & 0x80000000u));
 }
 
 TF_HD void box_muller(uint32_t radius_word, uint32_t angle_word, float& n0, float& n1) {

@@ -32,27 +32,48 @@ constexpr int kWidth = 4;
 typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(alignof(float)), may_alias));
 constexpr int kRunning = 32, kVectors = kRunning / kWidth;
 
-// The sum of a (b + c) over a chunk: 32 running sums whatever the width, so all instruction sets give the same bits.
-// c may be null.
-TF_HD double dot(const float* a, const float* b, const float* c, int64_t size) {
-  Vector sums[kVectors] = {};
+TF_HD Vector vector_at(const float* values, int v) { return reinterpret_cast<const Vector*>(values)[v]; }
+
+// A sum over a chunk: 32 running sums whatever the width, so all instruction sets give the same bits. The elements after
+// the last whole group of 32 go to `rest`.
+struct Sum {
+  Vector running[kVectors] = {};
+  double rest = 0;
+
+  TF_HD double total() const {
+    constexpr int kHalf = kRunning / 2;
+    float lanes[kRunning];
+    double sums[kHalf];
+    memcpy(lanes, running, sizeof(lanes));
+    for (int i = 0; i < kHalf; ++i) sums[i] = static_cast<double>(lanes[i]) + static_cast<double>(lanes[kHalf + i]);
+#pragma GCC unroll 4
+    for (int half = kHalf / 2; half; half /= 2)
+      for (int i = 0; i < half; ++i) sums[i] += sums[half + i];
+    return sums[0] + rest;
+  }
+};
+
+TF_HD double sum_of_squares(const float* values, int64_t size) {
+  Sum sum;
   int64_t i = 0;
   for (; i + kRunning <= size; i += kRunning)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      Vector factor = reinterpret_cast<const Vector*>(b + i)[v];
-      if (c) factor += reinterpret_cast<const Vector*>(c + i)[v];
-      sums[v] += reinterpret_cast<const Vector*>(a + i)[v] * factor;
-    }
-  float running[kRunning];
-  memcpy(running, sums, sizeof(running));
-  double sum = 0;
-  for (int lane = 0; lane < kRunning; ++lane) sum += static_cast<double>(running[lane]);
-  for (; i < size; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(c ? b[i] + c[i] : b[i]);
-  return sum;
+    for (int v = 0; v < kVectors; ++v) sum.running[v] += vector_at(values + i, v) * vector_at(values + i, v);
+  for (; i < size; ++i) sum.rest += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  return sum.total();
 }
 
-TF_HD double sum_of_squares(const float* a, int64_t size) { return dot(a, a, nullptr, size); }
+// Calls work.run<G>(k) for groups of G = 4, 2 and 1 of the k branches: what they share is then loaded once a group.
+template <class Work>
+TF_HD void in_groups(int64_t num_branches, const Work& work) {
+  int64_t k = 0;
+  for (; k + 4 <= num_branches; k += 4) work.template run<4>(k);
+  if (k + 2 <= num_branches) {
+    work.template run<2>(k);
+    k += 2;
+  }
+  if (k < num_branches) work.template run<1>(k);
+}
 
 }  // namespace
 }  // namespace tempflow::cpu

@@ -37,64 +37,119 @@ void log_prob_backward(const LogProbArgs& args, int64_t begin, int64_t end) {
 
 // Guided velocity rounded to its dtype: a stored velocity_old of the same policy is then equal to it, bit for bit.
 template <class T>
-void load_policy_velocity(float* __restrict out, const LossArgs& args, const Chunk& chunk) {
-  load_guided(out, chunk.in<T>(args.velocity), chunk.in<T>(args.velocity_uncond), args.guidance_scale, chunk.size);
-  if (sizeof(T) == sizeof(float) || !args.velocity_uncond.data) return;
+const float* policy_velocity(float* __restrict buffer, const LossArgs& args, const Chunk& chunk) {
+  const T *cond = chunk.in<T>(args.velocity), *uncond = chunk.in<T>(args.velocity_uncond);
+  if (!uncond) return as_floats(cond, buffer, chunk.size);
 #pragma omp simd
-  for (int64_t i = 0; i < chunk.size; ++i) out[i] = rounded<T>(out[i]);
+  for (int64_t i = 0; i < chunk.size; ++i)
+    buffer[i] = rounded<T>(guide(load(cond[i]), load(uncond[i]), args.guidance_scale));
+  return buffer;
 }
 
 template <class T>
-const T* branch_of(const LossArgs& args, const Chunk& chunk, int64_t k) {
-  return static_cast<const T*>(args.branches) + chunk.row * args.branch_row_stride + k * args.branch_stride + chunk.first;
-}
+struct Branches {                                       // of a chunk
+  const T* data;
+  int64_t stride, size;
+  Branches(const LossArgs& args, const Chunk& chunk)
+      : data(static_cast<const T*>(args.branches) + chunk.row * args.branch_row_stride + chunk.first),
+        stride(args.branch_stride), size(chunk.size) {}
+};
+
+// The sums of shift (x' + centre) of every branch.
+template <class T>
+struct Products {
+  const Branches<T> branches;
+  const float *shift, *centre;
+  double* out;                                          // of branch 0; `chunks` apart
+  int64_t chunks;
+
+  template <int G>
+  TF_HD void run(int64_t k) const {
+    const T* first = branches.data + k * branches.stride;
+    Sum sums[G];
+    alignas(64) float buffer[kRunning];
+    int64_t i = 0;
+    for (; i + kRunning <= branches.size; i += kRunning)
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        const float* branch = as_floats(first + g * branches.stride + i, buffer, kRunning);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v)
+          sums[g].running[v] += vector_at(shift + i, v) * (vector_at(branch, v) + vector_at(centre + i, v));
+      }
+    for (int g = 0; g < G; ++g) {
+      for (int64_t j = i; j < branches.size; ++j)
+        sums[g].rest += static_cast<double>(shift[j]) * static_cast<double>(load(first[g * branches.stride + j]) + centre[j]);
+      out[(k + g) * chunks] = sums[g].total();
+    }
+  }
+};
 
 // Pass 1: the sums behind log r and the KL.
 template <class T>
 void chunk_products(const LossArgs& args, int64_t task) {
-  alignas(64) float velocity[kChunk], shift[kChunk], centre[kChunk], buffer[kChunk];
+  alignas(64) float buffer[kChunk], shift[kChunk], centre[kChunk];
   const Chunk chunk(task, args.d);
   const int64_t chunks = chunks_of(args.d);
   const Step step = step_of(args.table, args.steps[chunk.row]);
   const T *x = chunk.in<T>(args.latents), *old = chunk.in<T>(args.velocity_old), *ref = chunk.in<T>(args.velocity_ref);
-  load_policy_velocity<T>(velocity, args, chunk);
+  const float* velocity = policy_velocity<T>(buffer, args, chunk);
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size; ++i) {
     const float v_old = load(old[i]);
     shift[i] = step.shift(velocity[i], v_old);
     centre[i] = step.centre(shift[i], load(x[i]), v_old);
   }
-  for (int64_t k = 0; k < args.k; ++k)
-    args.products[(chunk.row * args.k + k) * chunks + chunk.index] =
-        dot(shift, as_floats(branch_of<T>(args, chunk, k), buffer, chunk.size), centre, chunk.size);
+  double* products = args.products + chunk.row * args.k * chunks + chunk.index;
+  in_groups(args.k, Products<T>{Branches<T>(args, chunk), shift, centre, products, chunks});
   if (!ref) return;
 #pragma omp simd
-  for (int64_t i = 0; i < chunk.size; ++i) velocity[i] -= load(ref[i]);
-  args.sum_squares_ref[task] = sum_of_squares(velocity, chunk.size);
+  for (int64_t i = 0; i < chunk.size; ++i) shift[i] = velocity[i] - load(ref[i]);
+  args.sum_squares_ref[task] = sum_of_squares(shift, chunk.size);
 }
+
+// Adds weight (x' - mean) of every branch to out.
+template <class T>
+struct Residuals {
+  const Branches<T> branches;
+  const float *mean, *log_ratio_grad;
+  double factor;
+  float* out;
+
+  template <int G>
+  TF_HD void run(int64_t k) const {
+    const T* __restrict first = branches.data + k * branches.stride;
+    const float* __restrict centre = mean;
+    float* __restrict sum = out;
+    float weight[G];
+    for (int g = 0; g < G; ++g) weight[g] = static_cast<float>(log_ratio_grad[k + g] * factor);
+#pragma omp simd
+    for (int64_t i = 0; i < branches.size; ++i) {
+      float total = sum[i];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) total = fma1(weight[g], load(first[g * branches.stride + i]) - centre[i], total);
+      sum[i] = total;
+    }
+  }
+};
 
 // Pass 2: d loss / d v = sum over k of (d loss / d log r) velocity_factor (x' - m), and the KL's share.
 template <class T>
 void chunk_gradient(const LossArgs& args, int64_t task) {
-  alignas(64) float velocity[kChunk], mean[kChunk];
+  alignas(64) float buffer[kChunk], mean[kChunk], sum[kChunk];
   const Chunk chunk(task, args.d);
   const Step step = step_of(args.table, args.steps[chunk.row]);
   const double factor = step.velocity_factor(args.d);
   const T *x = chunk.in<T>(args.latents), *ref = chunk.in<T>(args.velocity_ref);
-  float* __restrict out = args.gradient + chunk.row * args.d + chunk.first;
-  load_policy_velocity<T>(velocity, args, chunk);
+  const float* velocity = policy_velocity<T>(buffer, args, chunk);
   const float kl = static_cast<float>(args.kl_factor * step.b * factor);
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size; ++i) {
     mean[i] = step.mean(load(x[i]), velocity[i]);
-    out[i] = ref ? kl * (velocity[i] - load(ref[i])) : 0.0f;
+    sum[i] = ref ? kl * (velocity[i] - load(ref[i])) : 0.0f;
   }
-  for (int64_t k = 0; k < args.k; ++k) {
-    const T* branch = branch_of<T>(args, chunk, k);
-    const float weight = static_cast<float>(args.log_ratio_grad[chunk.row * args.k + k] * factor);
-#pragma omp simd
-    for (int64_t i = 0; i < chunk.size; ++i) out[i] = fma1(weight, load(branch[i]) - mean[i], out[i]);
-  }
+  in_groups(args.k, Residuals<T>{Branches<T>(args, chunk), mean, args.log_ratio_grad + chunk.row * args.k, factor, sum});
+  memcpy(args.gradient + chunk.row * args.d + chunk.first, sum, static_cast<size_t>(chunk.size) * sizeof(float));
 }
 
 template <class T>

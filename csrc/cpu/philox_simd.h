@@ -1,8 +1,10 @@
-// Philox words for a run of quads: out[j * quads + i] is word j of quad first + i.
+// Philox words for a run of quads, as Box-Muller wants them: words 0 and 2 of quad first + i are radius[2 i] and
+// radius[2 i + 1], words 1 and 3 are angle[2 i] and angle[2 i + 1].
 //
 // Compilers do not find the fast form of the 32 x 32 -> 64 bit products by themselves, so it is written with intrinsics:
 // words live in 64-bit lanes whose upper halves may hold junk (the multiply reads lower halves only), and a round is two
-// multiplies, two shifts and two three-way xors. Everything else in the kernels is plain loops.
+// multiplies, two shifts and two three-way xors. What is constant along a row makes half of rounds 1 and 2 scalar.
+// Everything else in the kernels is plain loops.
 #pragma once
 #include "../noise.h"
 #if defined(__AVX2__)
@@ -17,72 +19,88 @@ constexpr int kQuadStep = 32;   // the number of quads is a multiple of this
 #if defined(__AVX512F__)
 using Words = __m512i;
 constexpr int kWordLanes = 8;
-TF_HD Words splat(uint32_t v) { return _mm512_set1_epi64(v); }
+TF_HD Words splat(uint64_t v) { return _mm512_set1_epi64(static_cast<int64_t>(v)); }
 TF_HD Words iota() { return _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0); }
 TF_HD Words add(Words a, Words b) { return _mm512_add_epi64(a, b); }
 TF_HD Words multiply(Words a, Words b) { return _mm512_mul_epu32(a, b); }
 TF_HD Words high(Words a) { return _mm512_srli_epi64(a, 32); }
+TF_HD Words xor2(Words a, Words b) { return _mm512_xor_si512(a, b); }
 TF_HD Words xor3(Words a, Words b, Words c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-TF_HD void put(uint32_t* p, Words a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(a)); }
+// In every 64-bit lane, the lower (upper) half of a, then that of b.
+TF_HD Words lows(Words a, Words b) { return _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_CCAA); }
+TF_HD Words highs(Words a, Words b) { return _mm512_mask_shuffle_epi32(b, 0x5555, a, _MM_PERM_DDBB); }
+TF_HD void put(uint32_t* p, Words a) { _mm512_storeu_si512(p, a); }
 #elif defined(__AVX2__)
 using Words = __m256i;
 constexpr int kWordLanes = 4;
-TF_HD Words splat(uint32_t v) { return _mm256_set1_epi64x(v); }
+TF_HD Words splat(uint64_t v) { return _mm256_set1_epi64x(static_cast<int64_t>(v)); }
 TF_HD Words iota() { return _mm256_set_epi64x(3, 2, 1, 0); }
 TF_HD Words add(Words a, Words b) { return _mm256_add_epi64(a, b); }
 TF_HD Words multiply(Words a, Words b) { return _mm256_mul_epu32(a, b); }
 TF_HD Words high(Words a) { return _mm256_srli_epi64(a, 32); }
-TF_HD Words xor3(Words a, Words b, Words c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
-TF_HD void put(uint32_t* p, Words a) {
-  const __m256i low = _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(low));
-}
+TF_HD Words xor2(Words a, Words b) { return _mm256_xor_si256(a, b); }
+TF_HD Words xor3(Words a, Words b, Words c) { return xor2(xor2(a, b), c); }
+TF_HD Words lows(Words a, Words b) { return _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xAA); }
+TF_HD Words highs(Words a, Words b) { return _mm256_blend_epi32(high(a), b, 0xAA); }
+TF_HD void put(uint32_t* p, Words a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
 #endif
 
 #if defined(__AVX2__)
-void philox_words(uint32_t* __restrict out, uint32_t first, int quads, const Counter& counter) {
+void philox_words(uint32_t* __restrict radius, uint32_t* __restrict angle, uint32_t first, int quads,
+                  const Counter& counter) {
   constexpr int kChains = 4;    // independent, to hide the latency of the multiply
   const Words multiply0 = splat(kMultiply0), multiply1 = splat(kMultiply1);
+  // The scalar halves: c * multiply1 of round 1 makes a and b, a * multiply0 of round 2 makes parts of c and d.
+  uint32_t k0 = counter.key_low, k1 = counter.key_high;
+  const uint32_t a1 = multiply_high(kMultiply1, counter.id_low) ^ counter.branch_step ^ k0, b1 = kMultiply1 * counter.id_low;
+  const Words mix_c1 = splat(counter.id_high ^ k1), mix_a2 = splat(b1 ^ (k0 + kWeyl0));
+  const Words mix_c2 = splat(multiply_high(kMultiply0, a1) ^ (k1 + kWeyl1)), d2 = splat(kMultiply0 * a1);
+  k0 += 2 * kWeyl0;
+  k1 += 2 * kWeyl1;
   for (int i = 0; i < quads; i += kChains * kWordLanes) {
     Words a[kChains], b[kChains], c[kChains], d[kChains];
+#pragma GCC unroll 4
     for (int u = 0; u < kChains; ++u) {
-      a[u] = add(iota(), splat(first + static_cast<uint32_t>(i + u * kWordLanes)));
-      b[u] = splat(counter.branch_step);
-      c[u] = splat(counter.id_low);
-      d[u] = splat(counter.id_high);
+      const Words product0 = multiply(add(iota(), splat(first + static_cast<uint32_t>(i + u * kWordLanes))), multiply0);
+      b[u] = multiply(xor2(high(product0), mix_c1), multiply1);
+      a[u] = xor2(high(b[u]), mix_a2);
+      c[u] = xor2(product0, mix_c2);
+      d[u] = d2;
     }
-    uint32_t k0 = counter.key_low, k1 = counter.key_high;
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round, k0 += kWeyl0, k1 += kWeyl1) {
-      const Words key0 = splat(k0), key1 = splat(k1);
+    uint32_t key0 = k0, key1 = k1;
+#pragma GCC unroll 7
+    for (int round = 3; round < 10; ++round, key0 += kWeyl0, key1 += kWeyl1) {
+      const Words mix0 = splat(key0), mix1 = splat(key1);
 #pragma GCC unroll 4
       for (int u = 0; u < kChains; ++u) {
         const Words product0 = multiply(a[u], multiply0), product1 = multiply(c[u], multiply1);
-        a[u] = xor3(high(product1), b[u], key0);
+        a[u] = xor3(high(product1), b[u], mix0);
         b[u] = product1;
-        c[u] = xor3(high(product0), d[u], key1);
+        c[u] = xor3(high(product0), d[u], mix1);
         d[u] = product0;
       }
     }
+    // The last round on pairs of words, as they are stored.
+    const Words mix = splat(static_cast<uint64_t>(key1) << 32 | key0);
+#pragma GCC unroll 4
     for (int u = 0; u < kChains; ++u) {
-      uint32_t* o = out + i + u * kWordLanes;
-      put(o, a[u]);
-      put(o + quads, b[u]);
-      put(o + 2 * quads, c[u]);
-      put(o + 3 * quads, d[u]);
+      const Words product0 = multiply(a[u], multiply0), product1 = multiply(c[u], multiply1);
+      put(radius + 2 * (i + u * kWordLanes), xor3(highs(product1, product0), lows(b[u], d[u]), mix));
+      put(angle + 2 * (i + u * kWordLanes), lows(product1, product0));
     }
   }
 }
 #else
-void philox_words(uint32_t* __restrict out, uint32_t first, int quads, const Counter& counter) {
+void philox_words(uint32_t* __restrict radius, uint32_t* __restrict angle, uint32_t first, int quads,
+                  const Counter& counter) {
 #pragma omp simd
   for (int i = 0; i < quads; ++i) {
     uint32_t a = first + static_cast<uint32_t>(i), b = counter.branch_step, c = counter.id_low, d = counter.id_high;
     philox(a, b, c, d, counter.key_low, counter.key_high);
-    out[i] = a;
-    out[quads + i] = b;
-    out[2 * quads + i] = c;
-    out[3 * quads + i] = d;
+    radius[2 * i] = a;
+    angle[2 * i] = b;
+    radius[2 * i + 1] = c;
+    angle[2 * i + 1] = d;
   }
 }
 #endif

@@ -7,15 +7,12 @@ namespace {
 
 // Normals of elements first .. first + size - 1 (first a multiple of 4; out has room for whole groups of kQuadStep quads).
 void fill_normals(float* __restrict out, int64_t first, int64_t size, const Counter& counter) {
-  alignas(64) uint32_t words[kChunk];
+  alignas(64) uint32_t radius[kChunk / 2], angle[kChunk / 2];
   const int64_t step = 4 * kQuadStep;
   const int quads = static_cast<int>((size + step - 1) / step) * kQuadStep;
-  philox_words(words, static_cast<uint32_t>(first / 4), quads, counter);
+  philox_words(radius, angle, static_cast<uint32_t>(first / 4), quads, counter);
 #pragma omp simd
-  for (int i = 0; i < quads; ++i) {
-    box_muller(words[i], words[quads + i], out[4 * i], out[4 * i + 1]);
-    box_muller(words[2 * quads + i], words[3 * quads + i], out[4 * i + 2], out[4 * i + 3]);
-  }
+  for (int i = 0; i < 2 * quads; ++i) box_muller(radius[i], angle[i], out[2 * i], out[2 * i + 1]);
 }
 
 // A row's elements as floats: in place where they are, in the buffer otherwise.
@@ -79,10 +76,10 @@ void sample(const SampleArgs& args, int64_t begin, int64_t end) {
       store(next[i], step.euler(x, velocity[i]));
     }
     for (int64_t k = 0; k < args.k; ++k) {
-      const uint64_t id = static_cast<uint64_t>(args.trajectory_ids[chunk.row]);
-      fill_normals(eps, chunk.first, chunk.size, make_counter(args.seed, id, static_cast<uint32_t>(k), args.step));
       const int64_t branch = chunk.row * args.k + k;
       T* out = static_cast<T*>(args.branches) + branch * args.d + chunk.first;
+      const uint64_t id = static_cast<uint64_t>(args.trajectory_ids[chunk.row]);
+      fill_normals(eps, chunk.first, chunk.size, make_counter(args.seed, id, static_cast<uint32_t>(k), args.step));
       args.sum_squares[branch * chunks + chunk.index] = emit_branch(out, mean, eps, step.s32, chunk.size);
     }
   }
