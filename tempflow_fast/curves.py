@@ -60,8 +60,9 @@ def hacking_signs(path: Path, metrics: Metrics, weights: Mapping[str, float]) ->
     for axes, name in zip(panels, names, strict=False):
         _curve(axes, metrics, name)
         axes.set_title(TITLES.get(name) or _title(name.removeprefix(PART), weights), fontsize=10)
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
+    for place in range(len(names), len(panels)):
+        panels[place].set_visible(False)
+        panels[place - NUM_COLUMNS].tick_params(labelbottom=True)  # now the lowest of its column
     figure.suptitle(f"One iteration, and the mean of the last {SMOOTHED_OVER}", fontsize=10)
     _save(path, figure)
 
