@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
+from .arguments import integer
 from .batching import equal_pieces, rounded_counts
 from .cuda_graphs import MAX_ROW_COUNTS, CudaGraphs, Segment, Tensors
 from .policies.base import Condition, Policy
@@ -271,7 +272,7 @@ def _check(
         raise ValueError(f"rollout: condition must have {len(noise)} rows like noise, got {len(condition)}")
     if not table.branch_steps:
         raise ValueError("rollout: table must have a branch step, got none")
-    if num_branches < 1:
+    if integer("rollout", "num_branches", num_branches) < 1:
         raise ValueError(f"rollout: num_branches must be >= 1, got {num_branches}")
-    if max_batch is not None and max_batch < 1:
+    if max_batch is not None and integer("rollout", "max_batch", max_batch) < 1:
         raise ValueError(f"rollout: max_batch must be >= 1 or None, got {max_batch}")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tempflow_fast.shapes import pipeline_path
+
 ROOT = Path(__file__).parents[1]
 SOURCES = (
     "csrc",
@@ -47,7 +49,7 @@ def build(kind: str, source: Path, out: Path, **environment: str) -> tuple[Path,
     code = f"import setuptools.build_meta as backend; backend.build_{kind}({str(out)!r})"
     done = run(code, source, **environment)
     (built,) = out.iterdir()
-    return built, done.stdout
+    return built, done.stdout + done.stderr
 
 
 def installed(wheel: Path, folder: Path) -> Path:
@@ -80,6 +82,9 @@ def test_wheel_with_a_compiler(source, tmp_path):
     assert "tempflow_fast: CUDA kernels" in said
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"tempflow_fast/_C.so", "tempflow_fast/_build.json", "tempflow_fast/kernels/__init__.py"} <= names
+    assert "Package would be ignored" not in said
+    shipped = {path.relative_to(ROOT).as_posix() for path in pipeline_path().rglob("*") if path.is_file()}
+    assert {*shipped, "tempflow_fast/rewards/geneval/evaluation_digests.txt"} <= names
     assert not any(name.startswith(("kernels/", "tests/", "csrc/", "bench/")) for name in names)
     folder = installed(wheel, tmp_path / "site packages")
     done = run(USE, tmp_path, PYTHONPATH=str(folder))
