@@ -14,7 +14,7 @@ from recording import RecordingDevice
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.gpu import checks, models, report, stages  # noqa: E402
+from bench.gpu import checks, models, parity, report, stages  # noqa: E402
 from bench.gpu.card import facts  # noqa: E402
 from bench.gpu.results import Outcome, Session, Skip  # noqa: E402
 
@@ -155,6 +155,12 @@ def test_unequal_rollouts_fail_the_check():
 
     with pytest.raises(AssertionError, match="differs by"):
         checks.graphs_equal_eager(policy, 4.5, Stale())
+
+
+@pytest.mark.parametrize("check", [parity.log_prob, parity.policy_loss])
+def test_parity_holds_at_its_largest_size(check):
+    """There, gradients of means are the smallest, and float16 tells least apart."""
+    check(torch.device("cpu"), torch.float16, max(parity.SIZES), True)
 
 
 def test_parity_sees_a_wrong_body():

@@ -68,7 +68,8 @@ def initial_noise(device: torch.device, dtype: torch.dtype, numel: int, guided: 
 def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
     """Value and gradient."""
     case = make_case(dtype, numel, guided=False)
-    own, cotangent = moved_to(case, device), torch.linspace(-1, 1, len(STEPS))
+    # Times D, since a gradient of a mean over D elements is below what float16 tells apart.
+    own, cotangent = moved_to(case, device), numel * torch.linspace(-1, 1, len(STEPS))
     velocity = own.velocity.clone().requires_grad_()
     got = ops.log_prob(own.branches[:, 1], own.latents, velocity, TABLE, STEPS.to(device))
     got.backward(cotangent.to(device))
@@ -78,28 +79,38 @@ def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool)
 
 
 def policy_loss(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
-    """Loss, statistics and both gradients, with clipping and KL; exactly 0 for a policy that has not changed."""
+    """Loss, statistics and both gradients, with clipping and KL: of a policy that has changed, in part, and not at all.
+
+    The oracle is given the guided velocity as this body rounds it, which is compared by itself.
+    """
     case = make_case(dtype, numel, guided)
-    own = moved_to(case, device)
-    velocity = own.velocity.clone().requires_grad_()
-    uncond = own.uncond.clone().requires_grad_() if guided else None
-    steps, guidance = STEPS.to(device), {"velocity_uncond": uncond, "guidance_scale": own.scale}
-    rest = {"clip_range": 1e-3, "velocity_ref": own.velocity_ref, "beta": 0.04, **guidance}
-    got = ops.policy_loss(velocity, own.latents, own.branches, own.velocity_old, own.advantages, TABLE, steps, **rest)
-    (2.0 * got.loss).backward()
-    loss, log_ratio, clip_fraction, kl, gradient = oracle(case, 1e-3, 0.04)
-    for kind, value, want in (
-        ("statistic", got.loss.detach(), loss),
-        ("log_ratio", got.log_ratio, log_ratio),
-        ("statistic", got.clip_fraction, clip_fraction),
-        ("statistic", got.kl, kl),
-        ("gradient", velocity.grad, 2 * case.scale * gradient),
-        *([("gradient", uncond.grad, 2 * (1 - SCALE) * gradient)] if guided else []),
-    ):
-        assert_near(kind, dtype, value.cpu(), want)
-    old = ops.guided_velocity(own.velocity, own.uncond, SCALE) if guided else own.velocity
-    same = ops.policy_loss(velocity, own.latents, own.branches, old, own.advantages, TABLE, steps, **guidance)
-    assert not same.log_ratio.any(), "the log-ratio of an unchanged policy is not 0"
+    own, velocity = moved_to(case, device), case.velocity.to(device)
+    if guided:
+        velocity = ops.guided_velocity(own.velocity, own.uncond, SCALE)
+        wide = case.uncond.double() + SCALE * (case.velocity.double() - case.uncond.double())
+        assert_near("latents", dtype, velocity.cpu(), wide)
+    plain, in_part = case._replace(velocity=velocity.cpu(), uncond=None), own.velocity_old.clone()
+    in_part[0], in_part[1:, : numel // 2] = velocity[0], velocity[1:, : numel // 2]
+    for old in (own.velocity_old, in_part, velocity):
+        results = loss_and_gradients(own._replace(velocity_old=old))
+        loss, log_ratio, clip_fraction, kl, gradient = oracle(plain._replace(velocity_old=old.cpu()), 1e-3, 0.04)
+        gradients = [numel * case.scale * gradient, numel * (1 - SCALE) * gradient]
+        kinds = ("statistic", "log_ratio", "statistic", "statistic", "gradient", "gradient")
+        for kind, got, want in zip(kinds, results, (loss, log_ratio, clip_fraction, kl, *gradients), strict=False):
+            assert_near(kind, dtype, got.cpu(), want)
+    assert not results[1].any(), "the log-ratio of an unchanged policy is not 0"
+
+
+def loss_and_gradients(case: Case) -> list[Tensor]:
+    """The results of policy_loss, and the gradients of D times the loss in the velocities that there are."""
+    velocity = case.velocity.clone().requires_grad_()
+    uncond = None if case.uncond is None else case.uncond.clone().requires_grad_()
+    got = ops.policy_loss(
+        velocity, case.latents, case.branches, case.velocity_old, case.advantages, TABLE, STEPS.to(velocity.device),
+        clip_range=1e-3, velocity_ref=case.velocity_ref, beta=0.04, velocity_uncond=uncond, guidance_scale=case.scale,
+    )  # fmt: skip
+    (got.loss * case.latents.shape[1]).backward()
+    return [got.loss.detach(), *got[1:], velocity.grad, *([] if uncond is None else [uncond.grad])]
 
 
 CHECKS: dict[str, Callable[[torch.device, torch.dtype, int, bool], None]] = {
