@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def checked_scores(
     Raises:
         RewardError: naming the reward and the first sample that failed, counted in `images`.
     """
-    scores = _halving(name, reward, images, prompts, metadata, timeout, first=0)
+    scores = _halving(name, functools.partial(_in_time, reward, timeout), images, prompts, metadata, first=0)
     low, high = range_of(reward)
     slack = RANGE_SLACK * (high - low) if high - low < float("inf") else 0.0
     wrong = ~scores.isfinite() | (scores < low - slack) | (scores > high + slack)
@@ -44,16 +45,10 @@ def checked_scores(
     return scores
 
 
-def _halving(
-    name: str,
-    reward: Reward,
-    images: Tensor,
-    prompts: Sequence[str],
-    metadata: Sequence[dict[str, Any]],
-    timeout: float | None,
-    first: int,
+def _in_time(
+    reward: Reward, timeout: float | None, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
 ) -> Tensor:
-    """Scores [R]; `first` is the number of the first image in the whole batch."""
+    """What `reward` says; OverdueError if it takes longer than `timeout` seconds."""
     # Both belong to a thread, and the call gets one of its own.
     stream = torch.cuda.current_stream(images.device) if images.is_cuda else None
 
@@ -61,8 +56,15 @@ def _halving(
         with torch.no_grad(), torch.cuda.stream(stream):
             return torch.as_tensor(reward(images, prompts, metadata))
 
+    return within(timeout, call)
+
+
+def _halving(
+    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], first: int
+) -> Tensor:
+    """Scores [R]; `first` is the number of the first image in the whole batch."""
     try:
-        scores = within(timeout, call)
+        scores = reward(images, prompts, metadata)
     except FinalError as error:
         raise RewardError(name, first + error.sample, prompts[error.sample], one_line(error)) from error
     except OverdueError as error:
@@ -74,7 +76,7 @@ def _halving(
         warnings.warn(f'reward "{name}" failed on {len(images)} images and tries halves: {reason}', stacklevel=2)
         half = len(images) // 2
         pieces = [
-            _halving(name, reward, images[rows], prompts[rows], metadata[rows], timeout, first + rows.start)
+            _halving(name, reward, images[rows], prompts[rows], metadata[rows], first + rows.start)
             for rows in (slice(0, half), slice(half, len(images)))
         ]
         return torch.cat(pieces)
