@@ -42,7 +42,10 @@ def check_writable(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "Is a directory", str(path))
-    TemporaryFile(dir=path.parent).close()
+    try:
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:  # which names the file that was tried
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove(path: Path) -> None:

@@ -41,6 +41,7 @@ BAD = {
     "count": (["sample", *OUTPUT, "--prompt", "x", "--count", "0"], "--count must be >= 1, got 0"),
     "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used"], "directory"),
     "eval's file": (["eval", "--output", "used"], "Is a directory: 'used'"),
+    "eval's place": (["eval", "--output", "/proc/scores.json"], "No such file or directory: '/proc/scores.json'"),
     "a file for a folder": (["eval", "--output", "used/file/scores.json"], "File exists: 'used/file'"),
     "device": (["sample", *OUTPUT, "--prompt", "x", "--device", "gpu"], "one that torch serves here, got 'gpu'"),
     "run": (["eval", "--weights", "used"], "config.json, got 'used'"),
