@@ -354,7 +354,8 @@ def test_blocks_are_compiled_one_by_one_and_captured_or_refused(device, tmp_path
 def test_offloaded_networks_and_hooks_of_all_modules_are_named():
     network = nn.Sequential(nn.Linear(2, 2))
     assert obstacle(network) is None
-    for register in (nn.modules.module.register_module_forward_hook, nn.modules.module.register_module_forward_pre_hook):
+    every = nn.modules.module
+    for register in (every.register_module_forward_hook, every.register_module_forward_pre_hook):
         handle = register(lambda *_: None)
         assert obstacle(network) == "there are global forward hooks, which a replay would not call"
         handle.remove()
