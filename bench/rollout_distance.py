@@ -43,7 +43,7 @@ class Distance:
 def distances(
     policy: DiffusersPolicy, prompts: Prompts, reward: Reward, config: GRPOConfig, seed: int = 0
 ) -> list[Distance]:
-    """Rollouts of an iteration in bf16, compiled, and both, beside two measures of what counts as near.
+    """Rollouts of an iteration in bf16, 8 bits, compiled, and both, beside two measures of what counts as near.
 
     These are rows cut into other calls, which change last bits, and other noise, the difference from one iteration
     to the next.
@@ -55,6 +55,7 @@ def distances(
     full = _Drawn(policy, prompts, reward, config, seed)
     cases = {
         "bf16": (policy, low, seed),
+        "int8": (policy, replace(config, rollout_precision="int8"), seed),
         "compiled": (compiled, config, seed),
         "bf16, compiled": (compiled, low, seed),
         "other pieces": (policy, replace(config, max_batch=(config.max_batch or 64) // 2), seed),

@@ -16,7 +16,7 @@ from .networks import EVERY_REWARD_COUNTS, LARGE, Work, optimizer_of
 from .rollout_distance import shapes_distances
 from .test_iteration import OURS, PAPER, limit, redness
 
-BF16, COMPILED, BOTH = "ours, bf16", "ours, compiled", "ours, bf16, compiled"
+BF16, COMPILED, BOTH, INT8 = "ours, bf16", "ours, compiled", "ours, bf16, compiled", "ours, int8"
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def large() -> Case:
 
 
 @pytest.mark.full
-@pytest.mark.gate("tests/test_rollout_calls.py", "-k", "ratios or near or compiled_once")
+@pytest.mark.gate("tests/test_rollout_calls.py", "-k", "ratios or near or compiled_once or 8_bits")
 @pytest.mark.parametrize("case", [embedded, large])
 def test_iteration(compare, case):
     case, compiling = case(), {}
-    calls = {name: iteration(case, name, compiling) for name in (OURS, PAPER, BF16, COMPILED, BOTH)}
+    calls = {name: iteration(case, name, compiling) for name in (OURS, PAPER, BF16, COMPILED, BOTH, INT8)}
     row = "the embedded pipeline" if case.prompts_per_call > 1 else LARGE
     rounds = 3 if case.prompts_per_call > 1 else 1
     compare("cheaper rollouts", row, calls, rounds, compiling=compiling, limit=limit(case.config, len(case.prompts)))
@@ -64,7 +64,7 @@ def iteration(case: Case, name: str, compiling: dict[str, float]) -> Callable[[]
     policy = case.policy()
     if "compiled" in name:
         compile_blocks(policy.network)
-    config = replace(case.config, rollout_precision="bf16" if "bf16" in name else None)
+    config = replace(case.config, rollout_precision=next((kind for kind in ("bf16", "int8") if kind in name), None))
     optimizer = optimizer_of(policy)
 
     def papers() -> None:

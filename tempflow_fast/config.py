@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Group = Literal["seed", "prompt"]
 Aggregate = Literal["rewards", "advantages"]
 Sampler = Literal["flow_sde", "dance_sde", "cps"]
-RolloutPrecision = Literal["bf16"]
+RolloutPrecision = Literal["bf16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,9 @@ class GRPOConfig:
     """On a CUDA device, record the rollout's network calls once per shape and replay them: the same bits, without the
     work of Python between the kernels. A network that cannot be recorded is called as ever, with a warning."""
     rollout_precision: RolloutPrecision | None = None
-    """What the rollout's network calls compute in, by autocast; None: what training computes in. Ratios are those of
-    training, which evaluates the policy that acted in its own precision."""
+    """What the rollout's network calls compute in, by autocast; "int8" and "fp8" are bf16 with the linear layers of the
+    blocks in 8 bits, by torchao. None: what training computes in. Ratios are those of training, which evaluates the
+    policy that acted in its own precision."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; infinity leaves them alone."""
 
@@ -89,6 +90,11 @@ class GRPOConfig:
             choices = get_args(kind)
             if getattr(self, name) not in choices:
                 raise ValueError(f"GRPOConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.cuda_graphs and self.rollout_precision in ("int8", "fp8"):
+            raise ValueError(
+                "GRPOConfig: rollout_precision must be None or 'bf16' with cuda_graphs, since a graph would go on with "
+                f"the 8-bit weights of its capture, got {self.rollout_precision!r}"
+            )
         group_size = self.num_branches * (self.num_seeds if self.group == "prompt" else 1)
         if group_size < 2:
             raise ValueError("GRPOConfig: num_branches must give a group two rewards to compare, got 1")

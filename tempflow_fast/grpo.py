@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .config import GRPOConfig
 from .cuda_graphs import graphs_of
 from .policies import compiled
 from .policies.base import Policy
+from .policies.quantized import quantized
 from .processes import Processes
 from .rewards import Scores, get_reward
 from .rewards.registry import Spec
@@ -102,14 +103,20 @@ def grpo_step(
         return {**measured, **metrics, **clock.slowest(processes)}
 
 
-def rollout_precision(policy: Policy, config: GRPOConfig) -> AbstractContextManager[None]:
+@contextmanager
+def rollout_precision(policy: Policy, config: GRPOConfig) -> Iterator[None]:
     """Inside this context the network computes in the precision of the rollout."""
-    if config.rollout_precision is None:
-        return nullcontext()
-    dtype = {"bf16": torch.bfloat16}[config.rollout_precision]
+    precision = config.rollout_precision
+    if precision is None:
+        yield
+        return
     # Without the cache of casted weights: a captured call would read it after its end, and under FSDP it would hold
     # the whole network. A call casts each weight once in any case.
-    return torch.autocast(policy.device.type, dtype, cache_enabled=False)
+    with (
+        torch.autocast(policy.device.type, torch.bfloat16, cache_enabled=False),
+        nullcontext() if precision == "bf16" else quantized(policy.network, precision),
+    ):
+        yield
 
 
 class StageClock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tempflow_fast.memory import measure
 from tempflow_fast.objective import MicroBatch, pair_loss
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.policies.compiled import clock, compile_blocks
+from tempflow_fast.policies.quantized import quantized
 
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
 
@@ -57,6 +59,61 @@ def test_low_precision_rollout_leaves_the_first_ratios_at_one(kind, guidance_sca
     assert len(in_rollout) >= metrics["num_calls"]
     assert {dtype for _, dtype in in_rollout} == {torch.bfloat16}
     assert {dtype for _, dtype in calls[len(in_rollout) :]} == {torch.float32}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_8_bits_in_the_rollout_leave_the_first_ratios_at_one_and_the_weights_in_place(adapter, tmp_path):
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    if adapter:
+        policy.add_lora(4)
+    weights, kinds = dict(policy.network.named_parameters()), set()
+    policy.network.transformer_blocks[0].attn.to_q.register_forward_hook(
+        lambda module, inputs, output: kinds.add((torch.is_grad_enabled(), type(module.weight.data).__name__))
+    )
+    config = GRPOConfig(**SMALL, rollout_precision="int8", max_batch=7)
+    metrics = grpo_step(policy, PROMPTS[:2], brightness, sgd(policy, lr=0.0), config)
+    assert metrics["log_ratio_rms"] == 0
+    assert metrics["grad_norm"] > 0
+    assert {kind for with_graph, kind in kinds if with_graph} == {"Tensor"}
+    assert any("Int8" in kind or "Affine" in kind for with_graph, kind in kinds if not with_graph)
+    assert all(parameter is weights[name] for name, parameter in policy.network.named_parameters())
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_8_bits_are_near_and_see_the_weights_as_they_are(adapter, tmp_path):
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    if adapter:
+        policy.add_lora(4)
+    inputs = (torch.randn(2, *policy.latent_shape), torch.full((2,), 0.5), policy.encode(PROMPTS[:2]), 1.0)
+
+    @torch.no_grad()
+    def velocities():
+        exact = policy.velocity(*inputs)[0]
+        with quantized(policy.network, "int8"):
+            return exact, policy.velocity(*inputs)[0]
+
+    before = velocities()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    for exact, near in (before, velocities()):
+        assert 0 < (near - exact).norm() / exact.norm() < 0.05
+    assert (velocities()[0] - before[0]).norm() / before[0].norm() > 0.1, "the weights have hardly changed"
+
+
+def test_8_bits_that_are_not_to_be_had_are_refused(monkeypatch, tmp_path):
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    weight = policy.network.transformer_blocks[0].attn.to_q.weight
+    with pytest.raises(ValueError, match="kind must suit the device, got fp8 on cpu"), quantized(policy.network, "fp8"):
+        pass
+    with pytest.raises(ValueError, match="must have blocks of linear layers"), quantized(TinyPolicy().network, "int8"):
+        pass
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ValueError, match="pip install torchao"), quantized(policy.network, "int8"):
+        pass
+    assert policy.network.transformer_blocks[0].attn.to_q.weight is weight
+    with pytest.raises(ValueError, match=r"rollout_precision must be None or 'bf16' with cuda_graphs, .* got 'int8'"):
+        GRPOConfig(rollout_precision="int8", cuda_graphs=True)
 
 
 def test_low_precision_is_near_and_leaves_noise_and_densities(seen):
