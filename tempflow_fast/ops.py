@@ -28,9 +28,37 @@ def _define(schema: str, fake: Callable[..., Any]) -> None:
         torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
 
 
-def _differentiable(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+def _differentiable(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Give an op its derivative: `save(ctx, inputs, output)` follows the forward, `backward(ctx, *grads)` is PyTorch's.
+
+    What torch.library.register_autograd does, without its search of the schema in every call, which took longer than a
+    small op itself.
+    """
     for library in _libraries:
-        torch.library.register_autograd(f"{library.ns}::{name}", backward, setup_context=setup_context, lib=library)
+        op = getattr(getattr(torch.ops, library.ns), name).default
+        library.impl(name, _autograd_kernel(op, save, backward), "Autograd")
+
+
+def _autograd_kernel(
+    op: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    def below(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = below(*inputs)
+        save(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(f"Differentiable_{op.__name__}", (torch.autograd.Function,), methods)
+
+    def kernel(*inputs: Any) -> Any:
+        traced = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        return (function.apply if traced else below)(*inputs)
+
+    return kernel
 
 
 def _namespace(dtype: torch.dtype) -> str:
@@ -259,21 +287,24 @@ _define(
 )
 
 
-def _policy_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _policy_loss_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     velocity, uncond, guidance_scale = inputs[0], inputs[1], inputs[9]
     ctx.save_for_backward(output[4])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros as large as the gradient for outputs without one
     ctx.dtype, ctx.shares = velocity.dtype, (guidance_scale, 1 - guidance_scale) if uncond is not None else (1.0, None)
 
 
-def _policy_loss_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _policy_loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 13
     # The incoming factor (a loss scale, for one) is applied in the wide dtype, before float16 could round to zero.
     (gradient,) = ctx.saved_tensors
     cond, uncond = (None if share is None else (gradient * (grad_loss * share)).to(ctx.dtype) for share in ctx.shares)
     return cond, uncond, *[None] * 11
 
 
-_differentiable("policy_loss", _policy_loss_setup, _policy_loss_backward)
+_differentiable("policy_loss", _policy_loss_save, _policy_loss_backward)
 
 
 def policy_loss(

@@ -63,17 +63,5 @@ TF_HD double sum_of_squares(const float* values, int64_t size) {
   return sum.total();
 }
 
-// Calls work.run<G>(k) for groups of G = 4, 2 and 1 of the k branches: what they share is then loaded once a group.
-template <class Work>
-TF_HD void in_groups(int64_t num_branches, const Work& work) {
-  int64_t k = 0;
-  for (; k + 4 <= num_branches; k += 4) work.template run<4>(k);
-  if (k + 2 <= num_branches) {
-    work.template run<2>(k);
-    k += 2;
-  }
-  if (k < num_branches) work.template run<1>(k);
-}
-
 }  // namespace
 }  // namespace tempflow::cpu

@@ -47,50 +47,37 @@ const float* policy_velocity(float* __restrict buffer, const LossArgs& args, con
 }
 
 template <class T>
-struct Branches {                                       // of a chunk
-  const T* data;
-  int64_t stride, size;
-  Branches(const LossArgs& args, const Chunk& chunk)
-      : data(static_cast<const T*>(args.branches) + chunk.row * args.branch_row_stride + chunk.first),
-        stride(args.branch_stride), size(chunk.size) {}
-};
+const T* branch_of(const LossArgs& args, const Chunk& chunk, int64_t k) {
+  return static_cast<const T*>(args.branches) + chunk.row * args.branch_row_stride + k * args.branch_stride + chunk.first;
+}
 
-// The sums of shift (x' + centre) of every branch.
-template <class T>
-struct Products {
-  const Branches<T> branches;
-  const float *shift, *centre;
-  double* out;                                          // of branch 0; `chunks` apart
-  int64_t chunks;
-
-  template <int G>
-  TF_HD void run(int64_t k) const {
-    const T* first = branches.data + k * branches.stride;
-    Sum sums[G];
-    alignas(64) float buffer[kRunning];
-    int64_t i = 0;
-    for (; i + kRunning <= branches.size; i += kRunning)
+// The sums of shift (x' + centre) of branches k .. k + G - 1: what they share is loaded once.
+template <int G, class T>
+TF_HD void sum_products(const LossArgs& args, const Chunk& chunk, int64_t k, const float* shift, const float* centre) {
+  Sum sums[G];
+  alignas(64) float buffer[kRunning];
+  int64_t i = 0;
+  for (; i + kRunning <= chunk.size; i += kRunning)
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        const float* branch = as_floats(first + g * branches.stride + i, buffer, kRunning);
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v)
-          sums[g].running[v] += vector_at(shift + i, v) * (vector_at(branch, v) + vector_at(centre + i, v));
-      }
     for (int g = 0; g < G; ++g) {
-      for (int64_t j = i; j < branches.size; ++j)
-        sums[g].rest += static_cast<double>(shift[j]) * static_cast<double>(load(first[g * branches.stride + j]) + centre[j]);
-      out[(k + g) * chunks] = sums[g].total();
+      const float* branch = as_floats(branch_of<T>(args, chunk, k + g) + i, buffer, kRunning);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        sums[g].running[v] += vector_at(shift + i, v) * (vector_at(branch, v) + vector_at(centre + i, v));
     }
+  for (int g = 0; g < G; ++g) {
+    const T* branch = branch_of<T>(args, chunk, k + g);
+    for (int64_t j = i; j < chunk.size; ++j)
+      sums[g].rest += static_cast<double>(shift[j]) * static_cast<double>(load(branch[j]) + centre[j]);
+    args.products[(chunk.row * args.k + k + g) * chunks_of(args.d) + chunk.index] = sums[g].total();
   }
-};
+}
 
 // Pass 1: the sums behind log r and the KL.
 template <class T>
 void chunk_products(const LossArgs& args, int64_t task) {
   alignas(64) float buffer[kChunk], shift[kChunk], centre[kChunk];
   const Chunk chunk(task, args.d);
-  const int64_t chunks = chunks_of(args.d);
   const Step step = step_of(args.table, args.steps[chunk.row]);
   const T *x = chunk.in<T>(args.latents), *old = chunk.in<T>(args.velocity_old), *ref = chunk.in<T>(args.velocity_ref);
   const float* velocity = policy_velocity<T>(buffer, args, chunk);
@@ -100,38 +87,46 @@ void chunk_products(const LossArgs& args, int64_t task) {
     shift[i] = step.shift(velocity[i], v_old);
     centre[i] = step.centre(shift[i], load(x[i]), v_old);
   }
-  double* products = args.products + chunk.row * args.k * chunks + chunk.index;
-  in_groups(args.k, Products<T>{Branches<T>(args, chunk), shift, centre, products, chunks});
+  int64_t k = 0;
+  for (; k + 4 <= args.k; k += 4) sum_products<4, T>(args, chunk, k, shift, centre);
+  for (; k + 2 <= args.k; k += 2) sum_products<2, T>(args, chunk, k, shift, centre);
+  if (k < args.k) sum_products<1, T>(args, chunk, k, shift, centre);
   if (!ref) return;
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size; ++i) shift[i] = velocity[i] - load(ref[i]);
   args.sum_squares_ref[task] = sum_of_squares(shift, chunk.size);
 }
 
-// Adds weight (x' - mean) of every branch to out.
-template <class T>
-struct Residuals {
-  const Branches<T> branches;
-  const float *mean, *log_ratio_grad;
-  double factor;
-  float* out;
-
-  template <int G>
-  TF_HD void run(int64_t k) const {
-    const T* __restrict first = branches.data + k * branches.stride;
-    const float* __restrict centre = mean;
-    float* __restrict sum = out;
-    float weight[G];
-    for (int g = 0; g < G; ++g) weight[g] = static_cast<float>(log_ratio_grad[k + g] * factor);
+// Adds weight (x' - mean) of G branches to sum.
+template <int G, class T>
+TF_HD void add_residuals(float* __restrict sum, const T* const* branches, const float* weights, const float* __restrict mean,
+                         int64_t size) {
 #pragma omp simd
-    for (int64_t i = 0; i < branches.size; ++i) {
-      float total = sum[i];
+  for (int64_t i = 0; i < size; ++i) {
+    float total = sum[i];
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) total = fma1(weight[g], load(first[g * branches.stride + i]) - centre[i], total);
-      sum[i] = total;
+    for (int g = 0; g < G; ++g) total = fma1(weights[g], load(branches[g][i]) - mean[i], total);
+    sum[i] = total;
+  }
+}
+
+// The branches of a chunk whose ratio the loss depends on: of clipped ones nothing is read. Four wait for each other.
+template <class T>
+void add_branches(float* sum, const LossArgs& args, const Chunk& chunk, double factor, const float* mean) {
+  const T* waiting[4];
+  float weights[4];
+  int count = 0;
+  for (int64_t k = 0; k < args.k; ++k) {
+    weights[count] = static_cast<float>(args.log_ratio_grad[chunk.row * args.k + k] * factor);
+    waiting[count] = branch_of<T>(args, chunk, k);
+    if (weights[count] != 0 && ++count == 4) {
+      add_residuals<4>(sum, waiting, weights, mean, chunk.size);
+      count = 0;
     }
   }
-};
+  if (count & 2) add_residuals<2>(sum, waiting, weights, mean, chunk.size);
+  if (count & 1) add_residuals<1>(sum, waiting + (count & 2), weights + (count & 2), mean, chunk.size);
+}
 
 // Pass 2: d loss / d v = sum over k of (d loss / d log r) velocity_factor (x' - m), and the KL's share.
 template <class T>
@@ -148,7 +143,7 @@ void chunk_gradient(const LossArgs& args, int64_t task) {
     mean[i] = step.mean(load(x[i]), velocity[i]);
     sum[i] = ref ? kl * (velocity[i] - load(ref[i])) : 0.0f;
   }
-  in_groups(args.k, Residuals<T>{Branches<T>(args, chunk), mean, args.log_ratio_grad + chunk.row * args.k, factor, sum});
+  add_branches<T>(sum, args, chunk, factor, mean);
   memcpy(args.gradient + chunk.row * args.d + chunk.first, sum, static_cast<size_t>(chunk.size) * sizeof(float));
 }
 
