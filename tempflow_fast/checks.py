@@ -21,6 +21,8 @@ def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
     _real(op, name, tensor)
     if tensor.dim() <= num_leading:
         fail(op, name, f"of {num_leading + 1} or more dimensions", list(tensor.shape))
+    if tensor.numel() and tensor.is_contiguous():
+        return tensor.flatten(num_leading)
     shape, numel = tensor.shape[num_leading:], 1
     for size, stride in zip(reversed(shape), reversed(tensor.stride()[num_leading:]), strict=True):
         if size != 1 and stride != numel and tensor.numel():
@@ -113,7 +115,7 @@ def step_rows(op: str, steps: Sequence[int] | Tensor, table: StepTable, num_rows
         fail(op, "steps", f"[{num_rows}], one per row", shape)
     if isinstance(steps, Tensor):
         if steps.device.type == "cpu" and not torch.compiler.is_compiling():
-            for step in steps.tolist():
+            for step in dict.fromkeys(steps.tolist()):
                 step_index(op, step, table, noisy=True)
         return steps.to(device, non_blocking=True).contiguous()
     checked = [step_index(op, step, table, noisy=True) for step in rows]

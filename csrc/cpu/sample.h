@@ -25,15 +25,13 @@ const float* as_floats(const T* values, float* __restrict buffer, int64_t size) 
 }
 
 template <class T>
-void load_guided(float* __restrict out, const T* cond, const T* uncond, float scale, int64_t size) {
-  if (uncond) {
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) out[i] = guide(load(cond[i]), load(uncond[i]), scale);
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) out[i] = load(cond[i]);
+struct Velocity {                                       // of a chunk, guided where there is an unconditional one
+  const T *cond, *uncond;
+  float scale;
+  TF_HD float operator[](int64_t i) const {
+    return uncond ? guide(load(cond[i]), load(uncond[i]), scale) : load(cond[i]);
   }
-}
+};
 
 template <class T>
 void guide_rows(const GuideArgs& args, int64_t begin, int64_t end) {
@@ -61,20 +59,19 @@ double emit_branch(T* __restrict out, const float* __restrict mean, float* __res
 
 template <class T>
 void sample(const SampleArgs& args, int64_t begin, int64_t end) {
-  alignas(64) float velocity[kChunk], mean[kChunk], eps[kChunk];
+  alignas(64) float mean[kChunk], eps[kChunk];
   const Step step(args.step_row);
   const int64_t chunks = chunks_of(args.d);
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
     const T* latents = chunk.in<T>(args.latents);
-    T* next = static_cast<T*>(args.latents_next) + chunk.row * args.d + chunk.first;
-    load_guided(velocity, chunk.in<T>(args.velocity), chunk.in<T>(args.velocity_uncond), args.guidance_scale, chunk.size);
+    const Velocity<T> velocity{chunk.in<T>(args.velocity), chunk.in<T>(args.velocity_uncond), args.guidance_scale};
+    T* __restrict next = static_cast<T*>(args.latents_next) + chunk.row * args.d + chunk.first;
 #pragma omp simd
-    for (int64_t i = 0; i < chunk.size; ++i) {
-      const float x = load(latents[i]);
-      mean[i] = step.mean(x, velocity[i]);
-      store(next[i], step.euler(x, velocity[i]));
-    }
+    for (int64_t i = 0; i < chunk.size; ++i) store(next[i], step.euler(load(latents[i]), velocity[i]));
+    if (!args.k) continue;
+#pragma omp simd
+    for (int64_t i = 0; i < chunk.size; ++i) mean[i] = step.mean(load(latents[i]), velocity[i]);
     for (int64_t k = 0; k < args.k; ++k) {
       const int64_t branch = chunk.row * args.k + k;
       T* out = static_cast<T*>(args.branches) + branch * args.d + chunk.first;
