@@ -40,6 +40,14 @@ struct Sum {
   Vector running[kVectors] = {};
   double rest = 0;
 
+  TF_HD void add_squares(const float* values, int64_t size) {
+    int64_t i = 0;
+    for (; i + kRunning <= size; i += kRunning)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) running[v] += vector_at(values + i, v) * vector_at(values + i, v);
+    for (; i < size; ++i) rest += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  }
+
   TF_HD double total() const {
     constexpr int kHalf = kRunning / 2;
     float lanes[kRunning];
@@ -55,11 +63,7 @@ struct Sum {
 
 TF_HD double sum_of_squares(const float* values, int64_t size) {
   Sum sum;
-  int64_t i = 0;
-  for (; i + kRunning <= size; i += kRunning)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sum.running[v] += vector_at(values + i, v) * vector_at(values + i, v);
-  for (; i < size; ++i) sum.rest += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  sum.add_squares(values, size);
   return sum.total();
 }
 

@@ -5,14 +5,28 @@
 namespace tempflow::cpu {
 namespace {
 
-// Normals of elements first .. first + size - 1 (first a multiple of 4; out has room for whole groups of kQuadStep quads).
-void fill_normals(float* __restrict out, int64_t first, int64_t size, const Counter& counter) {
+// Elements whose noise is finished together. Their stores come between the arithmetic of other blocks, which hides them.
+constexpr int kBlock = 4 * kQuadStep;
+
+// The noise of a chunk, ready for Box-Muller.
+struct NoiseWords {
   alignas(64) uint32_t radius[kChunk / 2], angle[kChunk / 2];
-  const int64_t step = 4 * kQuadStep;
-  const int quads = static_cast<int>((size + step - 1) / step) * kQuadStep;
-  philox_words(radius, angle, static_cast<uint32_t>(first / 4), quads, counter);
+
+  NoiseWords(const Chunk& chunk, const Counter& counter) {
+    const int quads = static_cast<int>((chunk.size + kBlock - 1) / kBlock) * kQuadStep;
+    philox_words(radius, angle, static_cast<uint32_t>(chunk.first / 4), quads, counter);
+  }
+
+  // Normals of the block that begins at element `first` of the chunk.
+  TF_HD void normals(float* __restrict out, int64_t first) const {
+    const uint32_t *r = radius + first / 2, *a = angle + first / 2;
 #pragma omp simd
-  for (int i = 0; i < 2 * quads; ++i) box_muller(radius[i], angle[i], out[2 * i], out[2 * i + 1]);
+    for (int i = 0; i < kBlock / 2; ++i) box_muller(r[i], a[i], out[2 * i], out[2 * i + 1]);
+  }
+};
+
+TF_HD int64_t block_size(const Chunk& chunk, int64_t first) {
+  return chunk.size - first < kBlock ? chunk.size - first : kBlock;
 }
 
 // A row's elements as floats: in place where they are, in the buffer otherwise.
@@ -47,19 +61,27 @@ void guide_rows(const GuideArgs& args, int64_t begin, int64_t end) {
 
 // One branch of a chunk: mean + s eps. Returns the sum of eps^2, eps being that of the sample as stored.
 template <class T>
-double emit_branch(T* __restrict out, const float* __restrict mean, float* __restrict eps, float s, int64_t size) {
+double emit_branch(T* __restrict out, const float* __restrict mean, float s, const Chunk& chunk, const Counter& counter) {
+  const NoiseWords words(chunk, counter);
   const float inverse = 1.0f / s;
+  alignas(64) float eps[kBlock];
+  Sum sum;
+  for (int64_t first = 0; first < chunk.size; first += kBlock) {
+    const int64_t size = block_size(chunk, first);
+    words.normals(eps, first);
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) {
-    store(out[i], fma1(s, eps[i], mean[i]));
-    if (sizeof(T) < sizeof(float)) eps[i] = (load(out[i]) - mean[i]) * inverse;
+    for (int64_t i = 0; i < size; ++i) {
+      store(out[first + i], fma1(s, eps[i], mean[first + i]));
+      if (sizeof(T) < sizeof(float)) eps[i] = (load(out[first + i]) - mean[first + i]) * inverse;
+    }
+    sum.add_squares(eps, size);
   }
-  return sum_of_squares(eps, size);
+  return sum.total();
 }
 
 template <class T>
 void sample(const SampleArgs& args, int64_t begin, int64_t end) {
-  alignas(64) float mean[kChunk], eps[kChunk];
+  alignas(64) float mean[kChunk];
   const Step step(args.step_row);
   const int64_t chunks = chunks_of(args.d);
   for (int64_t task = begin; task < end; ++task) {
@@ -76,19 +98,23 @@ void sample(const SampleArgs& args, int64_t begin, int64_t end) {
       const int64_t branch = chunk.row * args.k + k;
       T* out = static_cast<T*>(args.branches) + branch * args.d + chunk.first;
       const uint64_t id = static_cast<uint64_t>(args.trajectory_ids[chunk.row]);
-      fill_normals(eps, chunk.first, chunk.size, make_counter(args.seed, id, static_cast<uint32_t>(k), args.step));
-      args.sum_squares[branch * chunks + chunk.index] = emit_branch(out, mean, eps, step.s32, chunk.size);
+      const Counter counter = make_counter(args.seed, id, static_cast<uint32_t>(k), args.step);
+      args.sum_squares[branch * chunks + chunk.index] = emit_branch(out, mean, step.s32, chunk, counter);
     }
   }
 }
 
 void initial_noise(const NoiseArgs& args, int64_t begin, int64_t end) {
-  alignas(64) float eps[kChunk];
+  alignas(64) float eps[kBlock];
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
     const uint64_t id = static_cast<uint64_t>(args.trajectory_ids[chunk.row]);
-    fill_normals(eps, chunk.first, chunk.size, make_counter(args.seed, id, 0, kInitialNoiseStep));
-    memcpy(args.out + chunk.row * args.d + chunk.first, eps, static_cast<size_t>(chunk.size) * sizeof(float));
+    const NoiseWords words(chunk, make_counter(args.seed, id, 0, kInitialNoiseStep));
+    float* out = args.out + chunk.row * args.d + chunk.first;
+    for (int64_t first = 0; first < chunk.size; first += kBlock) {
+      words.normals(eps, first);
+      memcpy(out + first, eps, static_cast<size_t>(block_size(chunk, first)) * sizeof(float));
+    }
   }
 }
 
