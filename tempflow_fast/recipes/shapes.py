@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import GRPOConfig
-from ..train_config import OptimizerConfig, PolicyConfig, RunConfig, TaskConfig, TrainConfig
+from ..train_config import EvaluationConfig, OptimizerConfig, PolicyConfig, RunConfig, TaskConfig, TrainConfig
 
 NUM_STEPS = 6
 
@@ -42,5 +42,7 @@ def shapes() -> TrainConfig:
             adam_eps=2e-5,
             learning_rate_decay=1.0,
         ),
+        # As everywhere in this field, images are judged with more steps than rollouts take.
+        evaluation=EvaluationConfig(eval_steps=10),
         run=RunConfig(num_iterations=110),
     )
