@@ -6,6 +6,7 @@ OUTPUT ?= runs/demo
 SEED ?= 0
 SEEDS ?= 0 1 2
 BENCH ?= runs/bench
+RUN = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m tempflow_fast train --recipe shapes
 REPORT ?= docs/benchmarks.md
 FIGURES ?= docs
 CUDA_ENV ?= .venv-cuda
@@ -52,12 +53,11 @@ bench: .venv/.test
 	  --benchmark-json $(BENCH)/figures.json $(ARGS)
 	@$(VENV_PYTHON) -m bench.page $(BENCH)/figures.json --output $(BENCH)/benchmarks.md
 
-# Runs that are there and done are not run again.
+# Runs that are there and done are not run again. Two at a time, each with one thread.
 bench-runs: $(STAMP)
 	@for seed in $(SEEDS); do \
-	  $(VENV_PYTHON) -m tempflow_fast train --recipe shapes --seed $$seed --output $(BENCH)/full-$$seed && \
-	  $(VENV_PYTHON) -m tempflow_fast train --recipe shapes --seed $$seed --output $(BENCH)/cheap-$$seed \
-	    --rollout-precision bf16 --compile-blocks || exit 1; done
+	  $(RUN) --seed $$seed --output $(BENCH)/full-$$seed & \
+	  $(RUN) --seed $$seed --output $(BENCH)/cheap-$$seed --rollout-precision bf16 --compile-blocks && wait $$! || exit 1; done
 
 bench-report: bench bench-runs
 	@$(VENV_PYTHON) -m bench.page $(BENCH)/figures.json --output $(REPORT) --runs \

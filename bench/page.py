@@ -159,7 +159,8 @@ def _runs(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     lines = [run.line(label) for label, each in runs.items() for run in each]
     return [
         "## Reward against seconds",
-        "Whole runs of the recipe `shapes` on the same machine with two threads: `make bench-runs`.",
+        "Whole runs of the recipe `shapes` on the same machine, two at a time with one thread each: `make bench-runs`. "
+        "Seconds are those of training, compiling included, without evaluation.",
         "![Reward against seconds](bench-runs.png)",
         table(lines),
     ]
