@@ -35,6 +35,8 @@ class Work:
     num_prompts: int = 1
     guided: bool = False
     with_kl: bool = False
+    adapter: bool = False
+    """A LoRA of rank 32 instead of all weights."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -64,11 +66,11 @@ class Work:
         return NETWORKS[self.network]
 
     def policy(self) -> DiffusersPolicy:
-        """A new network, all of whose weights are trained, in float32 on the CPU."""
-        return random_policy(self.shape, torch.device("cpu"), torch.float32, lora=False)
+        """A new network in float32 on the CPU."""
+        return random_policy(self.shape, torch.device("cpu"), torch.float32, lora=self.adapter)
 
     def __str__(self) -> str:
-        more = [", guidance"] * self.guided + [", KL"] * self.with_kl
+        more = [", guidance"] * self.guided + [", KL"] * self.with_kl + [", LoRA"] * self.adapter
         return f"{self.network}, N = {self.num_prompts}{''.join(more)}"
 
 

@@ -85,6 +85,19 @@ def test_iteration(compare, work):
     )  # fmt: skip
 
 
+@pytest.mark.full
+@pytest.mark.gate("tests/test_grpo.py")
+def test_adapter(compare):
+    """As the recipes train: what the optimizer does for all weights of a network is not in the way."""
+    work = Work(LARGE, adapter=True)
+    ours = Clocked.watch(work.policy())
+
+    def step() -> dict[str, Any]:
+        return grpo_step(ours.policy, work.prompts, redness, ours.optimizer, work.config)
+
+    compare("stage by stage", str(work), {OURS: lambda: ours.run(step)}, 1, parts={OURS: ours.facts})
+
+
 @pytest.mark.gate("tests/test_grpo.py")
 def test_embedded(compare):
     """The packaged pipeline with its own reward, stage by stage."""
@@ -101,4 +114,4 @@ def test_embedded(compare):
     def step() -> dict[str, Any]:
         return grpo_step(ours.policy, prompts, reward, ours.optimizer, recipe.grpo, 0, entries)
 
-    compare("the embedded pipeline", "recipe shapes", {OURS: lambda: ours.run(step)}, 3, parts={OURS: ours.facts})
+    compare("stage by stage", "the embedded pipeline", {OURS: lambda: ours.run(step)}, 3, parts={OURS: ours.facts})

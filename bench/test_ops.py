@@ -7,15 +7,17 @@ import torch
 
 from . import op_cases
 
-SIZES = (65_536, 262_144, 65_537)
+ODD = 65_537
+SIZES = (65_536, 262_144, ODD)
 """Of SD3.5 Medium at 512 px, at 1024 px, and one that no vector length divides."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-QUICK = ("fp32", 65_537)
-ROUNDS = {65_536: 40, 262_144: 15, 65_537: 40}
+QUICK = ("fp32", ODD)
+ROUNDS = {65_536: 40, 262_144: 15, ODD: 40}
 SHAPES = [
     pytest.param(dtype, numel, id=f"{dtype}-{numel}", marks=[] if (dtype, numel) == QUICK else pytest.mark.full)
     for numel in SIZES
     for dtype in DTYPES
+    if numel != ODD or dtype == "fp32"
 ]
 
 
