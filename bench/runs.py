@@ -24,7 +24,7 @@ class Run:
     def read(cls, directory: Path) -> Run:
         """ValueError if this is no finished run."""
         run = RunDirectory(directory)
-        metrics, seed = run.read_metrics(), run.read_config().run.seed
+        metrics, seed = run.read_metrics(), run.read_config().task.seed
         scores = [directory / f"eval_{name}.json" for name in ("before", "after")]
         if not metrics or not all(path.is_file() for path in scores):
             raise ValueError(f"runs must be finished ones, got {str(directory)!r}")
