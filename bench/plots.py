@@ -54,6 +54,7 @@ def iterations(path: Path, figures: Figures) -> None:
     axes.set_yticks(range(len(rows)), [row.row for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("seconds over those of the paper's structure (upper bars; lower ones: ours)", fontsize=8)
+    axes.set_xlim(0, 1.25)
     axes.legend(STAGES, fontsize=8, loc="lower right")
     picture.savefig(path)
 
