@@ -189,7 +189,7 @@ def test_the_command_compares_and_refuses_other_noise_before_it_draws(done, tmp_
     assert main([*same, "--steps", "2"]) == 0
     text = (tmp_path / "c" / "report.md").read_text()
     assert "## Difference to another evaluation" in text
-    assert "- eval_steps: None -> 2" in text
+    assert "- eval_steps: 10 -> 2" in text
     data = json.loads((tmp_path / "c" / "scores.json").read_text())
     (difference,) = data["difference"].values()
     means = [json.loads((path / "scores.json").read_text())["table"]["overall"] for path in (tmp_path / "c", done)]
