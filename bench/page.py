@@ -135,7 +135,7 @@ def _cheaper(figures: Figures) -> list[str]:
         papers = figure.seconds["the paper's structure"]
         ratios = {name: f"{value:.3g} s, {papers / value:.2f}x" for name, value in figure.seconds.items()}
         compiling = figure.facts["compiling"]
-        return {"": figure.row} | ratios | {"compiling, once": f"{max(compiling.values()):.0f} s"}
+        return {"": figure.row} | ratios | {"compiling, once": f"{max(compiling.values(), default=0):.0f} s"}
 
     def distance(row: Mapping[str, float | str]) -> Line:
         return {

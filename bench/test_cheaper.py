@@ -13,6 +13,7 @@ from tempflow_fast.policies.compiled import clock, compile_blocks
 
 from . import paper
 from .networks import EVERY_REWARD_COUNTS, LARGE, Work, optimizer_of
+from .op_cases import COMPILES
 from .rollout_distance import shapes_distances
 from .test_iteration import OURS, PAPER, limit, redness
 
@@ -54,7 +55,7 @@ def large() -> Case:
 def test_iteration(compare, case):
     case, compiling = case(), {}
     is_small = case.prompts_per_call > 1
-    names = (OURS, PAPER, BF16, COMPILED, BOTH, *([INT8] if is_small else []))
+    names = (OURS, PAPER, BF16, *([COMPILED, BOTH] if COMPILES else []), *([INT8] if is_small else []))
     calls = {name: iteration(case, name, compiling) for name in names}
     facts = {"compiling": compiling, "limit": limit(case.config, len(case.prompts))}
     row, rounds, warm_up = ("the embedded pipeline", 3, 1) if is_small else (LARGE, 1, 0)
