@@ -18,6 +18,8 @@ from tempflow_fast.policies.compiled import compile_blocks
 from tempflow_fast.rewards import Reward
 from tempflow_fast.update import update
 
+from .op_cases import COMPILES
+
 Prompts = Sequence[dict[str, Any]]
 
 
@@ -61,7 +63,11 @@ def distances(
         "other pieces": (policy, replace(config, max_batch=(config.max_batch or 64) // 2), seed),
         "other noise": (policy, config, seed + 1),
     }
-    return [_distance(name, _Drawn(acting, prompts, reward, *rest), full) for name, (acting, *rest) in cases.items()]
+    return [
+        _distance(name, _Drawn(acting, prompts, reward, *rest), full)
+        for name, (acting, *rest) in cases.items()
+        if COMPILES or "compiled" not in name
+    ]
 
 
 class _Drawn:
