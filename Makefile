@@ -47,20 +47,20 @@ check: $(STAMP)
 	@$(VENV_PYTHON) -m ruff check .
 
 bench: .venv/.test
-	@mkdir -p $(BENCH)
+	@mkdir -p "$(BENCH)"
 	@echo "== timing on one core; nothing else should run on this machine"
 	@$(VENV_PYTHON) -m pytest bench --ignore=bench/gpu -q --benchmark-columns=min,median,rounds \
-	  --benchmark-json $(BENCH)/figures.json $(ARGS)
-	@$(VENV_PYTHON) -m bench.page $(BENCH)/figures.json --output $(BENCH)/benchmarks.md
+	  --benchmark-json "$(BENCH)/figures.json" $(ARGS)
+	@$(VENV_PYTHON) -m bench.page "$(BENCH)/figures.json" --output "$(BENCH)/benchmarks.md"
 
 # Runs that are there and done are not run again. Two at a time, each with one thread.
 bench-runs: $(STAMP)
 	@for seed in $(SEEDS); do \
-	  $(RUN) --seed $$seed --output $(BENCH)/full-$$seed & \
-	  $(RUN) --seed $$seed --output $(BENCH)/cheap-$$seed --rollout-precision bf16 --compile-blocks && wait $$! || exit 1; done
+	  $(RUN) --seed $$seed --output "$(BENCH)/full-$$seed" & \
+	  $(RUN) --seed $$seed --output "$(BENCH)/cheap-$$seed" --rollout-precision bf16 --compile-blocks && wait $$! || exit 1; done
 
 bench-report: bench bench-runs
-	@$(VENV_PYTHON) -m bench.page $(BENCH)/figures.json --output $(REPORT) --runs \
+	@$(VENV_PYTHON) -m bench.page "$(BENCH)/figures.json" --output "$(REPORT)" --runs \
 	  $(foreach seed,$(SEEDS),"as it is=$(BENCH)/full-$(seed)" "bf16 and compiled=$(BENCH)/cheap-$(seed)")
 
 # Images with a CUDA torch of their own have no .venv, and often no network to make one.

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -121,6 +122,7 @@ def test_advantages_can_be_summed_reward_by_reward():
         ({"shapes": {"device": "cpu"}}, "must be given no settings, got device"),
         ({"mine": {"reward": f"{HERE}:Scaled", "sclae": 1}}, "cannot make reward .* unexpected keyword"),
         ({"shapes": {"cache": 0}}, "num_entries must be >= 1"),
+        ({"shapes": {"cache": "many"}}, "num_entries must be an integer, got 'many'"),
         ({"shapes": {"timeout": 0}}, "timeout of shapes must be positive or None, got 0.0"),
         ({"shapes": {"timeout": "soon"}}, "timeout of shapes must be a number, got 'soon'"),
     ],
@@ -199,6 +201,21 @@ def test_a_batch_that_is_too_large_is_scored_in_halves():
         scores = get_reward(small_batches_only)(images(), TEXTS, NO_METADATA)
     assert torch.equal(scores, torch.arange(8, dtype=torch.float64) / 8)
     assert [str(entry.message).split("failed on ")[1][0] for entry in told] == ["8", "4", "4"]
+
+
+def test_a_reward_that_cannot_be_hashed_has_one_memory_for_all_its_descriptions():
+    @dataclass
+    class Counting:
+        calls: int = 0
+
+        def __call__(self, images, prompts, metadata):
+            self.calls += 1
+            return images.mean((1, 2, 3))
+
+    reward = Counting()
+    for _ in range(2):
+        get_reward({"mine": {"reward": reward, "cache": 9}})(images(3), ["a"] * 3, NO_METADATA[:3])
+    assert reward.calls == 1
 
 
 def test_the_cache_scores_equal_images_once_and_forgets_the_oldest():

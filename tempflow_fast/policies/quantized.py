@@ -42,7 +42,7 @@ def quantized(network: nn.Module, kind: str) -> Iterator[None]:
 
 
 def _layers(network: nn.Module) -> list[nn.Linear]:
-    lists = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
     layers = [
         module
         for name, module in network.named_modules()

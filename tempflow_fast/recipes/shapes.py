@@ -44,5 +44,5 @@ def shapes() -> TrainConfig:
         ),
         # As everywhere in this field, images are judged with more steps than rollouts take.
         evaluation=EvaluationConfig(eval_steps=10),
-        run=RunConfig(num_iterations=110),
+        run=RunConfig(num_iterations=150),
     )

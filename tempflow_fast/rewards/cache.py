@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import fail, integer
 from .base import FinalError, Metadata, Reward, range_of
 
 
@@ -18,9 +19,9 @@ class CachedReward:
     """A reward that scores equal images of equal prompts once; for rewards slower than hashing an image."""
 
     def __init__(self, reward: Reward, num_entries: int) -> None:
-        """Keeps the last `num_entries` scores used; ValueError for fewer than one."""
-        if num_entries < 1:
-            raise ValueError(f"CachedReward: num_entries must be >= 1, got {num_entries}")
+        """Keeps the last `num_entries` scores used; ValueError for fewer than one, or what is no whole number."""
+        if integer("CachedReward", "num_entries", num_entries) < 1:
+            fail("CachedReward", "num_entries", ">= 1", num_entries)
         self.reward, self.num_entries = reward, num_entries
         self.range = range_of(reward)
         self._scores: OrderedDict[bytes, float] = OrderedDict()

@@ -107,10 +107,14 @@ def _number(name: str, setting: str, value: object) -> float:
         raise ValueError(f"get_reward: {setting} of {name} must be a number, got {value!r}") from error
 
 
-@functools.cache
+_memories: dict[tuple[int, int], CachedReward] = {}
+
+
 def _remembering(reward: Reward, num_entries: int) -> CachedReward:
     """One memory for a reward, however often its description is read."""
-    return CachedReward(reward, num_entries)
+    # By identity: a callable of the user's need not be hashable. The memory holds it, so that its id stays its own.
+    made = CachedReward(reward, num_entries)
+    return _memories.setdefault((id(reward), num_entries), made)
 
 
 @functools.cache
