@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tempflow_fast import native
+from tempflow_fast.ops import native
 
 
 def facts() -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import GRPOConfig, StepTable, group_advantages, ops
-from tempflow_fast.grpo import StageClock
+from tempflow_fast.grpo.step import StageClock
 from tempflow_fast.policies import Condition, DiffusersPolicy
 
 from . import baselines

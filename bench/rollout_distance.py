@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import GRPOConfig, group_advantages, ops, rollout
-from tempflow_fast.grpo import rollout_precision
+from tempflow_fast.grpo.step import rollout_precision
+from tempflow_fast.grpo.update import update
 from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.policies.compiled import compile_blocks
 from tempflow_fast.rewards import Reward
-from tempflow_fast.update import update
 
 from .op_cases import COMPILES
 
@@ -133,10 +133,10 @@ def _ranks(values: Tensor) -> Tensor:
 
 def shapes_distances() -> list[Distance]:
     """Of the packaged pipeline, as the recipe `shapes` starts from it."""
-    from tempflow_fast.prepare import prepare_policy
-    from tempflow_fast.prompts import get_prompts
-    from tempflow_fast.recipes import get_recipe
+    from tempflow_fast.prompts.sets import get_prompts
     from tempflow_fast.rewards import get_reward
+    from tempflow_fast.run.prepare import prepare_policy
+    from tempflow_fast.settings.recipes import get_recipe
 
     config = get_recipe("shapes")
     prompts = get_prompts("shapes", None, "prompt").training(0, config.task.prompts_per_iteration, 0)

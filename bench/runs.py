@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tempflow_fast.run_directory import RunDirectory
+from tempflow_fast.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)

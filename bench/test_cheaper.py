@@ -33,9 +33,9 @@ class Case:
 
 def embedded() -> Case:
     """The packaged pipeline in the settings of its recipe, with every pair trained."""
-    from tempflow_fast.prepare import prepare_policy
-    from tempflow_fast.prompts import get_prompts
-    from tempflow_fast.recipes import get_recipe
+    from tempflow_fast.prompts.sets import get_prompts
+    from tempflow_fast.run.prepare import prepare_policy
+    from tempflow_fast.settings.recipes import get_recipe
 
     recipe = get_recipe("shapes")
     entries = get_prompts("shapes", None, "prompt").training(0, recipe.task.prompts_per_iteration, 0)

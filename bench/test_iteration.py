@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tempflow_fast import GRPOConfig, grpo_step
-from tempflow_fast.geometry import Geometry
+from tempflow_fast.grpo.geometry import Geometry
 from tempflow_fast.policies import DiffusersPolicy
 
 from . import paper
@@ -101,10 +101,10 @@ def test_adapter(compare):
 @pytest.mark.gate("tests/test_grpo.py")
 def test_embedded(compare):
     """The packaged pipeline with its own reward, stage by stage."""
-    from tempflow_fast.prepare import prepare_policy
-    from tempflow_fast.prompts import get_prompts
-    from tempflow_fast.recipes import get_recipe
+    from tempflow_fast.prompts.sets import get_prompts
     from tempflow_fast.rewards import get_reward
+    from tempflow_fast.run.prepare import prepare_policy
+    from tempflow_fast.settings.recipes import get_recipe
 
     recipe = get_recipe("shapes")
     entries = get_prompts("shapes", None, "prompt").training(0, recipe.task.prompts_per_iteration, 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tempflow_fast import GRPOConfig, grpo_step, ops
-from tempflow_fast.geometry import Geometry
+from tempflow_fast.grpo.geometry import Geometry
 
 from .conftest import ROOT
 from .networks import MIDDLE, PROMPTS, SMALL, Work, optimizer_of

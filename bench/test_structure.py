@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import group_advantages, ops, rollout
+from tempflow_fast.grpo.update import update
 from tempflow_fast.policies import Condition, DiffusersPolicy
-from tempflow_fast.update import update
 
 from . import paper
 from .clocks import peak_mib

@@ -1,5 +1,5 @@
 // Bodies of the ops on tensors, written against LibTorch's stable ABI: one binary serves every torch >= the target.
-// tempflow_fast/ops.py has checked the arguments for callers of its functions.
+// tempflow_fast/ops/ has checked the arguments for callers of its functions.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

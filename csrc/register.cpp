@@ -1,4 +1,4 @@
-// Binds the compiled bodies to the schemas of tempflow_fast/ops.py when the library is loaded, and answers what Python
+// Binds the compiled bodies to the schemas of tempflow_fast/ops/ when the library is loaded, and answers what Python
 // asks about the build as plain C functions: no Python header is needed to compile it.
 #include "cpu/kernels.h"
 #include "ops.h"

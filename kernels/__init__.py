@@ -1,4 +1,4 @@
-"""Triton bodies of the ops in tempflow_fast/ops.py, for GPUs; imported only where Triton is.
+"""Triton bodies of the ops in tempflow_fast/ops/, for GPUs; imported only where Triton is.
 
     launch.py   how many elements a program takes, and the launch itself
     rows.py     what every kernel shares: its place, its rows, its step, sums of partial sums

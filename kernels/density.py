@@ -70,7 +70,7 @@ def finish(
 
 
 def log_prob(latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficients: Tensor, steps: Tensor) -> Tensor:
-    """See tempflow_fast/reference.py; two launches."""
+    """See tempflow_fast/ops/reference.py; two launches."""
     num_rows, numel = latents.shape
     data = _rows("log_prob", latents_next, latents, velocity)
     if not num_rows:
@@ -87,7 +87,7 @@ def log_prob(latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficien
 def log_prob_backward(
     grad: Tensor, latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficients: Tensor, steps: Tensor
 ) -> Tensor:
-    """See tempflow_fast/reference.py; one launch."""
+    """See tempflow_fast/ops/reference.py; one launch."""
     num_rows, numel = latents.shape
     data = _rows("log_prob_backward", latents_next, latents, velocity)
     out = velocity.new_empty(num_rows, numel)

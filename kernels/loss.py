@@ -212,7 +212,7 @@ def policy_loss(
     beta: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See tempflow_fast/reference.py; two launches, the second of one program if there is no gradient to write."""
+    """See tempflow_fast/ops/reference.py; two launches, the second of one program if there is no gradient to write."""
     num_rows, num_branches, numel = branches.shape
     shapes = [(), (num_rows, num_branches), (), (), (num_rows, numel) if with_gradient else (0,)]
     loss, log_ratio, clip_fraction, kl, gradient = (velocity.new_empty(s, dtype=torch.float32) for s in shapes)

@@ -65,7 +65,7 @@ def initial_noise_kernel(out, ids, seed, numel, BLOCK: tl.constexpr):
 
 
 def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """See tempflow_fast/reference.py; one launch."""
+    """See tempflow_fast/ops/reference.py; one launch."""
     num_rows, numel = velocity.shape
     v = rows("guided_velocity", "velocity", velocity, velocity)
     u = rows("guided_velocity", "velocity_uncond", velocity_uncond, velocity)
@@ -84,7 +84,7 @@ def euler_step(
     coefficients: Tensor,
     step: int,
 ) -> Tensor:
-    """See tempflow_fast/reference.py; one launch."""
+    """See tempflow_fast/ops/reference.py; one launch."""
     num_rows, numel = latents.shape
     state = _state("euler_step", latents, velocity, velocity_uncond, guidance_scale, coefficients, step)
     out = latents.new_empty(num_rows, numel)
@@ -105,7 +105,7 @@ def branch_step(
     seed: Tensor,
     trajectory_ids: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See tempflow_fast/reference.py; two launches, the second over the sums of the first alone."""
+    """See tempflow_fast/ops/reference.py; two launches, the second over the sums of the first alone."""
     num_rows, numel = latents.shape
     state = _state("branch_step", latents, velocity, velocity_uncond, guidance_scale, coefficients, step)
     moved, branches = latents.new_empty(num_rows, numel), latents.new_empty(num_rows, num_branches, numel)
@@ -121,7 +121,7 @@ def branch_step(
 
 
 def initial_noise(trajectory_ids: Tensor, seed: Tensor, numel: int) -> Tensor:
-    """See tempflow_fast/reference.py; one launch."""
+    """See tempflow_fast/ops/reference.py; one launch."""
     out = trajectory_ids.new_empty(trajectory_ids.shape[0], numel, dtype=torch.float32)
     if out.numel():
         programs = out.shape[0] * blocks_of(numel, out.dtype)

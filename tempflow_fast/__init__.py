@@ -1,63 +1,90 @@
-"""TempFlow-GRPO for flow-matching text-to-image models: trajectory branching and noise-aware policy updates."""
+"""TempFlow-GRPO for flow-matching text-to-image models: trajectory branching and noise-aware policy updates.
+
+    grpo_step          one whole iteration: encode, roll out, decode, score, normalise, update
+    GRPOConfig         its settings
+    rollout, group_advantages, update, step_table, ops    its parts
+    load_policy, get_reward    a model and a reward by name
+    Geometry           what an iteration does and costs, before anything runs
+    launched           the processes that share a run
+    info               versions, and which body serves each op
+
+Every public name is imported on first use, so that the command line answers without waiting for torch.
+"""
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from . import ops
-    from .advantages import group_advantages
-    from .config import GRPOConfig
-    from .grpo import grpo_step
-    from .info import info
-    from .rollout import Rollout, rollout
-    from .schedule import StepTable, linear_sigmas, step_table
+from .version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from . import ops, policies, rewards
+    from .grpo.advantages import group_advantages
+    from .grpo.geometry import Geometry
+    from .grpo.rollout import Rollout, rollout
+    from .grpo.step import grpo_step
+    from .grpo.update import update
+    from .ops.info import info
+    from .ops.schedule import StepTable, linear_sigmas, step_table
+    from .processes import Processes, launched
+    from .rewards import get_reward
+    from .run.load import load_policy
+    from .settings.iteration import GRPOConfig
+
+_HOMES = {
+    "GRPOConfig": ".settings.iteration",
+    "Geometry": ".grpo.geometry",
+    "Processes": ".processes",
+    "Rollout": ".grpo.rollout",
+    "StepTable": ".ops.schedule",
+    "get_reward": ".rewards",
+    "group_advantages": ".grpo.advantages",
+    "grpo_step": ".grpo.step",
+    "info": ".ops.info",
+    "launched": ".processes",
+    "linear_sigmas": ".ops.schedule",
+    "load_policy": ".run.load",
+    "rollout": ".grpo.rollout",
+    "step_table": ".ops.schedule",
+    "update": ".grpo.update",
+}
+"""Public name -> the module that defines it."""
+_MODULES = ("ops", "policies", "rewards")
 
 __all__ = [
     "GRPOConfig",
+    "Geometry",
+    "Processes",
     "Rollout",
     "StepTable",
+    "__version__",
+    "get_reward",
     "group_advantages",
     "grpo_step",
     "info",
+    "launched",
     "linear_sigmas",
+    "load_policy",
     "ops",
+    "policies",
+    "rewards",
     "rollout",
     "step_table",
+    "update",
 ]
 
-_HOMES = {
-    "GRPOConfig": "config",
-    "Rollout": "rollout",
-    "StepTable": "schedule",
-    "group_advantages": "advantages",
-    "grpo_step": "grpo",
-    "info": "info",
-    "linear_sigmas": "schedule",
-    "rollout": "rollout",
-    "step_table": "schedule",
-}
-"""Public name -> its module, imported on first use: the command line explains itself without waiting for torch."""
 
-
-class _Package(ModuleType):
-    """Gives `tempflow_fast.rollout` and `.info` as the functions, although modules have these names, too."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in __all__:
-            module = import_module(f"{__name__}.{_HOMES.get(name, name)}")
-            return getattr(module, name) if name in _HOMES else module
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name], __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds a submodule here once it is loaded.
-        is_namesake = isinstance(value, ModuleType) and _HOMES.get(name) == name
-        super().__setattr__(name, getattr(value, name) if is_namesake else value)
+    globals()[name] = value
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,8 +11,9 @@ import sys
 import torch
 from test_ops_contract import NAMESPACES, op_inputs
 
-from tempflow_fast import info, native
-from tempflow_fast.bodies import OPS
+from tempflow_fast import info
+from tempflow_fast.ops import native
+from tempflow_fast.ops.bodies import OPS
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from tempflow_fast import native, ops
+from tempflow_fast.ops import native, registration
 
 INTERPRETING = os.environ.get("TEMPFLOW_FAST_BODY") == "triton"  # the process that test_triton.py starts
 # A background job of a shell ignores Ctrl-C, and so would the programs that the tests start and interrupt.
@@ -34,7 +34,7 @@ def poisoned():
 def body(request, monkeypatch):
     """Every body that this machine can run, one after another."""
     if request.param == "reference":
-        monkeypatch.setattr(ops, "_namespace", lambda dtype: "tempflow_fast_reference")
+        monkeypatch.setattr(registration, "namespace", lambda dtype: "tempflow_fast_reference")
         yield request.param
         return
     if request.param == "triton":

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from tiny import PROMPTS, TinyPolicy, brightness
 from torch.nn import Parameter
 
-from tempflow_fast import GRPOConfig, grpo, grpo_step
+from tempflow_fast import GRPOConfig, grpo_step
+from tempflow_fast.grpo import step as grpo
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched, shard_on_cpu
 from tempflow_fast.rewards import RewardError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tempflow_fast
-from tempflow_fast import bodies, native
+from tempflow_fast.ops import bodies, native
 
 ROOT = Path(__file__).parents[1]
 REPORT = """

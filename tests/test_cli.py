@@ -15,13 +15,13 @@ from PIL import Image
 import tempflow_fast
 from tempflow_fast.cli import _parse, main
 from tempflow_fast.commands import COMMANDS
-from tempflow_fast.evaluate import Evaluation, Noise
-from tempflow_fast.recipes import RECIPES, get_recipe
-from tempflow_fast.report import closing_lines
-from tempflow_fast.run_directory import RunDirectory
+from tempflow_fast.evaluation.result import Evaluation, Noise
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.report import closing_lines
+from tempflow_fast.run.train import Trained
+from tempflow_fast.settings.recipes import RECIPES, get_recipe
+from tempflow_fast.settings.run import TrainConfig
 from tempflow_fast.shapes.prompts import TASKS
-from tempflow_fast.train import Trained
-from tempflow_fast.train_config import TrainConfig
 
 OUTPUT = ["--output", "out"]
 REFUSED = '{"remote": {"urls": "http://127.0.0.1:9"}}'
@@ -43,7 +43,7 @@ BAD = {
     "eval's file": (["eval", "--output", "used"], "Is a directory: 'used'"),
     "eval's place": (["eval", "--output", "/proc/scores.json"], "No such file or directory: '/proc/scores.json'"),
     "a file for a folder": (["eval", "--output", "used/file/scores.json"], "File exists: 'used/file'"),
-    "device": (["sample", *OUTPUT, "--prompt", "x", "--device", "gpu"], "one that torch serves here, got 'gpu'"),
+    "device": (["sample", *OUTPUT, "--prompt", "x", "--device", "gpu"], "one that torch can use here, got 'gpu'"),
     "run": (["eval", "--weights", "used"], "config.json, got 'used'"),
     "images": (["eval", "--images", "0"], "eval_images must be >= 1, got 0"),
 }

@@ -12,7 +12,7 @@ from test_ops import DTYPES, GUIDED, IDS, ROWS, SEED, STEPS, Case, make_case, or
 from tolerances import assert_near
 from torch import Tensor
 
-from tempflow_fast import native, reference
+from tempflow_fast.ops import native, reference
 
 COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++")

@@ -18,13 +18,13 @@ from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
 
 import tempflow_fast as tff
-from tempflow_fast import capture
 from tempflow_fast.batching import rounded_counts
-from tempflow_fast.capture import obstacle, replayable, state_of
-from tempflow_fast.cuda_graphs import CudaGraphs, graphs_of
+from tempflow_fast.graphs import capture
+from tempflow_fast.graphs.capture import obstacle, replayable, state_of
+from tempflow_fast.graphs.replay import CudaGraphs, graphs_of
 from tempflow_fast.policies import Condition, FluxPolicy, QwenImagePolicy, SD3Policy
 from tempflow_fast.policies.compiled import compile_blocks
-from tempflow_fast.prepare import compute_in
+from tempflow_fast.run.prepare import compute_in
 
 FIELDS = ("states", "branches", "log_prob", "latents")
 

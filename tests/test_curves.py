@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from test_evaluation import made_up
 
-from tempflow_fast import curves
+from tempflow_fast.evaluation import curves
 
 
 @pytest.fixture

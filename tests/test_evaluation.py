@@ -14,17 +14,19 @@ import torch
 from PIL import Image
 from test_processes import LAUNCH
 
-from tempflow_fast import sample
 from tempflow_fast.cli import _parse, main
-from tempflow_fast.compare import paired_differences
-from tempflow_fast.evaluate import Evaluation, Noise, evaluate, reward_measure, task_measure
-from tempflow_fast.evaluation_directory import EvaluationDirectory
-from tempflow_fast.evaluation_report import geneval_tables
-from tempflow_fast.intervals import task_intervals
-from tempflow_fast.load import load_policy
+from tempflow_fast.evaluation import sample
+from tempflow_fast.evaluation.compare import paired_differences
+from tempflow_fast.evaluation.directory import EvaluationDirectory
+from tempflow_fast.evaluation.evaluate import evaluate
+from tempflow_fast.evaluation.intervals import task_intervals
+from tempflow_fast.evaluation.measures import reward_measure, task_measure
+from tempflow_fast.evaluation.report import geneval_tables
+from tempflow_fast.evaluation.result import Evaluation, Noise
 from tempflow_fast.processes import Processes
-from tempflow_fast.recipes import get_recipe
 from tempflow_fast.rewards import RewardError
+from tempflow_fast.run.load import load_policy
+from tempflow_fast.settings.recipes import get_recipe
 
 REWARDS = "jpeg_incompressibility,tiny:brightness"
 OPTIONS = ["--images", "12", "--max-batch", "3", "--rewards", REWARDS]
@@ -78,7 +80,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_draws_only_what_is_missing(do
         drawn.extend(rows)
         return real(policy, texts, table, seed, scale, limit, rows)
 
-    monkeypatch.setattr("tempflow_fast.evaluate.sample_images", counting)
+    monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", counting)
     command = ["eval", "--directory", str(tmp_path / "b"), *OPTIONS]
     assert main(command) == 130
     assert drawn == [0, 1, 2]
@@ -87,7 +89,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_draws_only_what_is_missing(do
     monkeypatch.undo()
     assert lines(tmp_path / "b").keys() == {0, 1, 2}
     drawn.clear()
-    monkeypatch.setattr("tempflow_fast.evaluate.sample_images", lambda *a: drawn.extend(a[-1]) or real(*a))
+    monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", lambda *a: drawn.extend(a[-1]) or real(*a))
     assert main(command) == 0
     assert drawn == list(range(3, 12))
     for row, scores in lines(done).items():
@@ -195,7 +197,7 @@ def test_the_command_compares_and_refuses_other_noise_before_it_draws(done, tmp_
     means = [json.loads((path / "scores.json").read_text())["table"]["overall"] for path in (tmp_path / "c", done)]
     gain = means[0]["tiny:brightness"]["mean"] - means[1]["tiny:brightness"]["mean"]
     assert difference["overall"]["tiny:brightness"]["mean"] == pytest.approx(gain)
-    monkeypatch.setattr("tempflow_fast.evaluate.sample_images", None)
+    monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", None)
     assert main([*other, "--seed", "5"]) == 2
     assert "same noise, got Noise(seed=5" in capsys.readouterr().err
     assert main([*same, "--steps", "2", "--seed", "5"]) == 2

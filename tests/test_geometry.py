@@ -8,8 +8,8 @@ from processes_worker import CASES
 from tiny import PROMPTS, TinyPolicy, brightness
 
 from tempflow_fast import GRPOConfig, grpo_step
-from tempflow_fast.geometry import Geometry
-from tempflow_fast.memory import GIB, Memory, measure
+from tempflow_fast.grpo.geometry import Geometry
+from tempflow_fast.grpo.memory import GIB, Memory, measure
 
 
 @pytest.mark.parametrize(

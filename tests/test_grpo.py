@@ -10,9 +10,9 @@ from tiny import PROMPTS, TinyPolicy, brightness, sd3_pipeline
 
 import tempflow_fast as tff
 from tempflow_fast import GRPOConfig, grpo_step
+from tempflow_fast.grpo.update import update
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.rewards import RewardError
-from tempflow_fast.update import update
 
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
 STAGES = {f"seconds_{stage}" for stage in ("encode", "rollout", "decode", "reward", "reward_busy", "train")}

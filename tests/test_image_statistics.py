@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from tempflow_fast.image_statistics import clipped_share, contrast, diversity, image_statistics, saturation
+from tempflow_fast.grpo.image_statistics import clipped_share, contrast, diversity, image_statistics, saturation
 
 
 def noise(*shape: int) -> torch.Tensor:

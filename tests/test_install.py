@@ -28,10 +28,11 @@ SOURCES = (
 SOURCES += ("CHANGELOG.md", "LICENSE")
 USE = """
 import torch, tempflow_fast as tff
+from tempflow_fast.ops import native
 table = tff.step_table(tff.linear_sigmas(4))
 latents, branches, log_prob = tff.ops.branch_step(torch.zeros(2, 3), torch.zeros(2, 3), table, 0, 2, 0, [0, 1])
-print(tff.__file__); print(tff.native.loaded()); print(tff.info()['native_cuda'])
-import tempflow_fast.kernels, tempflow_fast.policies, tempflow_fast.rewards, tempflow_fast.recipes, tempflow_fast.shapes
+print(tff.__file__); print(native.loaded()); print(tff.info()['native_cuda'])
+import tempflow_fast.kernels, tempflow_fast.policies, tempflow_fast.rewards, tempflow_fast.settings.recipes, tempflow_fast.shapes
 """
 
 

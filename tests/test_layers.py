@@ -9,24 +9,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tempflow_fast"
 
-# A module may import what stands on the lines above its own, nothing on its own line or below. A package stands for
-# all its modules, which may import one another.
+# One row per room, or per file at the root. A room may import what is above its own row, nothing on it or below;
+# the modules of a room may import one another.
 LAYERS = (
-    ("arguments",),
-    ("schedule", "noise", "native", "kernels", "batching", "image_statistics", "intervals", "policies", "shapes"),
-    ("files", "names", "progress", "random_state", "capture"),
-    ("checks", "reference", "advantages", "rewards", "load", "processes"),
-    ("prompt_sources", "trackers", "average", "cuda_graphs"),
-    ("bodies", "prompts"),
+    ("errors", "version"),
+    ("batching", "files", "kernels", "shapes"),
     ("ops",),
-    ("config", "rollout", "info", "sample"),
-    ("objective", "scoring", "train_config", "geometry", "memory"),
-    ("update", "evaluate", "recipes", "optimizers", "checkpoint"),
-    ("plots", "curves", "compare", "evaluation_directory", "evaluation_report", "grpo"),
-    ("run_directory",),
-    ("prepare", "resume"),
-    ("train",),
-    ("report",),
+    ("policies", "rewards"),
+    ("processes", "prompts", "settings", "graphs"),
+    ("grpo",),
+    ("evaluation",),
+    ("run",),
     ("commands",),
     ("cli",),
     ("__main__",),

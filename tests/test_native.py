@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_noise import KNOWN_ANSWERS
 
-from tempflow_fast import native, noise
+from tempflow_fast.ops import native, noise
 
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")

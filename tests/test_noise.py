@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tempflow_fast import linear_sigmas, noise, ops, step_table
+from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.ops import noise
 
 TABLE = step_table(linear_sigmas(6, 3.0))
 ONES = 0xFFFFFFFF

@@ -7,7 +7,7 @@ import torch
 from tiny import PROMPTS, TinyPolicy
 
 import tempflow_fast as tff
-from tempflow_fast.objective import acting_velocity, gather, pair_loss, signal_pairs
+from tempflow_fast.grpo.objective import acting_velocity, gather, pair_loss, signal_pairs
 
 NUM_BRANCHES = 4
 

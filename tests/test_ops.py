@@ -9,7 +9,8 @@ import torch
 from tolerances import assert_near
 from torch import Tensor
 
-from tempflow_fast import linear_sigmas, ops, reference, step_table
+from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.ops import reference
 
 TABLE = step_table(linear_sigmas(8, 3.0))
 ROWS = TABLE.coefficients()

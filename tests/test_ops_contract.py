@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.ops.registration import namespace
 
 TABLE = step_table(linear_sigmas(6, 3.0))
 ROWS = TABLE.coefficients()
@@ -186,7 +187,7 @@ def loss(velocity=V, latents=X, branches=BRANCHES, old=V, advantages=ADVANTAGES,
         (lambda: ops.initial_noise((2.5,), 0, [1]), "initial_noise: shape must be an integer, got 2.5"),
         (
             lambda: ops.initial_noise((2,), 0, [1], "tpu"),
-            "initial_noise: device must be one that torch serves here, got 'tpu': ",
+            "initial_noise: device must be one that torch can use here, got 'tpu': ",
         ),
         (lambda: ops.log_prob(X, X, V, TABLE, [0, 0.5]), "log_prob: steps must be an integer, got 0.5"),
         (
@@ -213,4 +214,4 @@ def test_the_compiled_ops_guard_memory_when_called_past_the_checks(body, name):
     bad_step = 10_000 if name in ("euler_step", "branch_step") else torch.full_like(STEPS, 10_000)
     arguments[index + 1] = bad_step
     with pytest.raises((RuntimeError, IndexError)):
-        getattr(getattr(torch.ops, ops._namespace(torch.float32)), name)(*arguments)
+        getattr(getattr(torch.ops, namespace(torch.float32)), name)(*arguments)

@@ -10,10 +10,10 @@ from pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
 from tiny import PROMPTS
 
 import tempflow_fast as tff
-from tempflow_fast.load import load_policy
-from tempflow_fast.memory import measure
+from tempflow_fast.grpo.memory import measure
 from tempflow_fast.policies import Condition, FluxPolicy, QwenImagePolicy, SD3Policy
 from tempflow_fast.policies.prompt_cache import PromptCache
+from tempflow_fast.run.load import load_policy
 
 NUM_STEPS = 4
 TALL = (24, 16)

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tiny import PROMPTS, brightness
 
 import tempflow_fast as tff
-from tempflow_fast.load import load_policy
 from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.run.load import load_policy
 
 BUILDS = {SD3Policy: sd3_pipeline, FluxPolicy: flux_pipeline, QwenImagePolicy: qwen_image_pipeline}
 CLASSES = pytest.mark.parametrize("policy_class", BUILDS, ids=lambda cls: cls.__name__)

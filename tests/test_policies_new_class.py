@@ -8,8 +8,8 @@ from pipelines import TEXT_DIM, clip_tokenizer, silent, t5, vae
 from test_train import little_run
 
 from tempflow_fast import rollout, step_table
-from tempflow_fast.load import load_policy
 from tempflow_fast.policies import POLICIES, DiffusersPolicy
+from tempflow_fast.run.load import load_policy
 
 PROMPTS = ["a red circle", "two squares"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tempflow_fast.prompts import get_prompts
+from tempflow_fast.prompts.sets import get_prompts
 from tempflow_fast.shapes import prompts as shapes
 
 NAMES = [f"prompt {number}" for number in range(30)]

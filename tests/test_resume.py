@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 from test_train import untimed, wait_for
 
-from tempflow_fast.checkpoint import latest_checkpoint
-from tempflow_fast.prepare import prepare_policy, tuned_policy
-from tempflow_fast.recipes import get_recipe
 from tempflow_fast.rewards import RewardError
-from tempflow_fast.run_directory import RunDirectory
-from tempflow_fast.train import train
-from tempflow_fast.train_config import TrainConfig
+from tempflow_fast.run.checkpoint import latest_checkpoint
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.prepare import prepare_policy, tuned_policy
+from tempflow_fast.run.train import train
+from tempflow_fast.settings.recipes import get_recipe
+from tempflow_fast.settings.run import TrainConfig
 
 TINY = {
     **{"prompts_per_iteration": 3, "num_branches": 2, "branch_steps": (0, 1), "num_seeds": 1, "trackers": ()},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempflow_fast.prompt_sources import read_prompts
+from tempflow_fast.prompts.sources import read_prompts
 from tempflow_fast.rewards.geneval import prompts
 from tempflow_fast.rewards.geneval.judge import Detection, judged, relations
 from tempflow_fast.rewards.geneval.names import COLORS, OBJECTS, TASKS

@@ -2,14 +2,14 @@
 
 import torch
 
-from tempflow_fast.compare import paired_differences
-from tempflow_fast.prepare import prepare_policy
-from tempflow_fast.recipes import get_recipe
+from tempflow_fast.evaluation.compare import paired_differences
 from tempflow_fast.rewards import get_reward
 from tempflow_fast.rewards.jpeg import jpeg
 from tempflow_fast.rewards.pixels import as_bytes
-from tempflow_fast.run_directory import RunDirectory
-from tempflow_fast.train import train
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.prepare import prepare_policy
+from tempflow_fast.run.train import train
+from tempflow_fast.settings.recipes import get_recipe
 
 
 def test_size_of_the_file_decides():

@@ -13,11 +13,12 @@ from tiny import PROMPTS, TinyPolicy, brightness, sd3_pipeline
 from torch import nn
 
 import tempflow_fast as tff
-from tempflow_fast import GRPOConfig, grpo, grpo_step
-from tempflow_fast.advantages import group_advantages
-from tempflow_fast.cuda_graphs import CudaGraphs
-from tempflow_fast.memory import measure
-from tempflow_fast.objective import MicroBatch, pair_loss
+from tempflow_fast import GRPOConfig, grpo_step
+from tempflow_fast.graphs.replay import CudaGraphs
+from tempflow_fast.grpo import step as grpo
+from tempflow_fast.grpo.advantages import group_advantages
+from tempflow_fast.grpo.memory import measure
+from tempflow_fast.grpo.objective import MicroBatch, pair_loss
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.policies.compiled import clock, compile_blocks
 from tempflow_fast.policies.quantized import quantized

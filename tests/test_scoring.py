@@ -6,13 +6,14 @@ import pytest
 import torch
 from tiny import PROMPTS, TinyPolicy, brightness
 
-from tempflow_fast import GRPOConfig, grpo, grpo_step, rollout, step_table
-from tempflow_fast.advantages import group_advantages
+from tempflow_fast import GRPOConfig, grpo_step, rollout, step_table
 from tempflow_fast.batching import equal_pieces
-from tempflow_fast.image_statistics import STATISTICS, image_statistics
+from tempflow_fast.grpo import step as grpo
+from tempflow_fast.grpo.advantages import group_advantages
+from tempflow_fast.grpo.image_statistics import STATISTICS, image_statistics
+from tempflow_fast.grpo.scoring import RolloutScorer, Scored
 from tempflow_fast.processes import Processes
 from tempflow_fast.rewards import RewardError, WeightedReward
-from tempflow_fast.scoring import RolloutScorer, Scored
 
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
 

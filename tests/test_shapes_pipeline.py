@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.evaluation.sample import FIRST_TRAJECTORY, sample_images
 from tempflow_fast.policies import SD3Policy
-from tempflow_fast.sample import FIRST_TRAJECTORY, sample_images
 from tempflow_fast.shapes import checker, pipeline_path, pretrain, prompts
 
 NUM_STEPS = 6

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tempflow_fast.checkpoint import latest_checkpoint
-from tempflow_fast.evaluate import score
-from tempflow_fast.load import load_policy
-from tempflow_fast.prepare import prepare_policy
-from tempflow_fast.progress import Budget
-from tempflow_fast.recipes import get_recipe
-from tempflow_fast.run_directory import RunDirectory
-from tempflow_fast.sample import sample_images
-from tempflow_fast.train import train
+from tempflow_fast.evaluation.evaluate import score
+from tempflow_fast.evaluation.sample import sample_images
+from tempflow_fast.run.checkpoint import latest_checkpoint
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.load import load_policy
+from tempflow_fast.run.prepare import prepare_policy
+from tempflow_fast.run.progress import Budget
+from tempflow_fast.run.train import train
+from tempflow_fast.settings.recipes import get_recipe
 
 LITTLE = {"prompts_per_iteration": 6, "eval_images": 12, "branch_steps": (0, 1), "num_branches": 4, "trackers": ()}
 """A run of seconds, not minutes."""

@@ -14,16 +14,16 @@ from test_train import untimed
 from tiny import TinyPolicy
 from torch import nn
 
-from tempflow_fast.average import WeightAverage
-from tempflow_fast.evaluate import Evaluation, Noise
+from tempflow_fast.evaluation.result import Evaluation, Noise
 from tempflow_fast.files import remove, written_aside
-from tempflow_fast.optimizers import learning_rate, make_optimizer
-from tempflow_fast.prepare import compute_in
-from tempflow_fast.progress import Budget, ProgressBar
-from tempflow_fast.recipes import RECIPES, get_recipe
-from tempflow_fast.run_directory import RunDirectory
-from tempflow_fast.trackers import Trackers
-from tempflow_fast.train_config import OptimizerConfig, TrainConfig, differences
+from tempflow_fast.run.average import WeightAverage
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.optimizers import learning_rate, make_optimizer
+from tempflow_fast.run.prepare import compute_in
+from tempflow_fast.run.progress import Budget, ProgressBar
+from tempflow_fast.run.trackers import Trackers
+from tempflow_fast.settings.recipes import RECIPES, get_recipe
+from tempflow_fast.settings.run import OptimizerConfig, TrainConfig, differences
 
 
 def test_average_follows_the_updates_of_the_optimizer():

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from test_processes import LAUNCH
 from test_resume import go, tiny_config
 
-from tempflow_fast.checkpoint import latest_checkpoint
 from tempflow_fast.cli import main
-from tempflow_fast.run_directory import RunDirectory
+from tempflow_fast.run.checkpoint import latest_checkpoint
+from tempflow_fast.run.directory import RunDirectory
 
 PATIENCE = 600
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from cubin import NOT_USED
 
-from tempflow_fast import linear_sigmas, native, ops, step_table
+from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.ops import native
 
 pytest.importorskip("triton")
 FOLDER = Path(__file__).parent

@@ -16,7 +16,8 @@ from tempflow_fast.kernels.noise import quad_words
 from test_ops_contract import op_inputs
 from tolerances import assert_near
 
-from tempflow_fast import bodies, linear_sigmas, noise, ops, reference, step_table
+from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.ops import bodies, noise, reference
 
 TABLE = step_table(linear_sigmas(8, 3.0))
 ROWS = TABLE.coefficients()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import tempflow_fast as tff
-from tempflow_fast.capture import Capturer, host_syncs
-from tempflow_fast.cuda_graphs import CudaGraphs
+from tempflow_fast.graphs.capture import Capturer, host_syncs
+from tempflow_fast.graphs.replay import CudaGraphs
 from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.policies.compiled import compile_blocks
 

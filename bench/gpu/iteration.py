@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 import tempflow_fast as tff
-from tempflow_fast.capture import Capturer
-from tempflow_fast.cuda_graphs import CudaGraphs
+from tempflow_fast.graphs.capture import Capturer
+from tempflow_fast.graphs.replay import CudaGraphs
 from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.policies.compiled import compile_blocks
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from test_ops import IDS, ROWS, SCALE, SEED, STEPS, TABLE, Case, K, make_case, oracle
 from tolerances import assert_near
 
-from tempflow_fast import bodies, ops, reference
+from tempflow_fast import ops
+from tempflow_fast.ops import bodies, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 3, 63, 1001, 4097, 65_536)

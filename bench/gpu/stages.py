@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tempflow_fast import GRPOConfig
-from tempflow_fast.capture import Capturer
+from tempflow_fast.graphs.capture import Capturer
 from tempflow_fast.policies import DiffusersPolicy
 
 from . import checks, iteration, models, op_figures
@@ -45,7 +45,7 @@ class Plan:
 
 def on_card(device: torch.device) -> Plan:
     """The published shapes."""
-    from tempflow_fast.capture import CudaCapturer
+    from tempflow_fast.graphs.capture import CudaCapturer
 
     def config(**settings: Any) -> GRPOConfig:
         usual = {"guidance_scale": 4.5, "num_updates": 1, "max_batch": 16, "micro_batch": 4, "num_seeds": 2}

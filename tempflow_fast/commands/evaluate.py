@@ -10,10 +10,11 @@ from ..files import check_writable, write_json
 from .model import Model
 
 if TYPE_CHECKING:
-    from ..evaluate import Evaluation, Measure
-    from ..evaluation_directory import EvaluationDirectory
+    from ..evaluation.directory import EvaluationDirectory
+    from ..evaluation.measures import Measure
+    from ..evaluation.result import Evaluation
     from ..processes import Processes
-    from ..train_config import TrainConfig
+    from ..settings.run import TrainConfig
 
 IMAGES_AT_ONCE = 16
 """Where the settings have no limit: scores are kept after so many images of each process."""
@@ -71,7 +72,7 @@ class Evaluate:
             evaluation = self._evaluation(config, processes)
         if evaluation is None or not processes.is_main:
             return 0
-        from ..report import score_table
+        from ..run.report import score_table
 
         print(score_table(evaluation))
         if self.output:
@@ -101,8 +102,8 @@ class Evaluate:
         return config if self.prompts is None else self._with_prompts(config)
 
     def _with_prompts(self, config: TrainConfig) -> TrainConfig:
-        from ..prompt_sources import read_prompts
-        from ..prompts import EMBEDDED
+        from ..prompts.sets import EMBEDDED
+        from ..prompts.sources import read_prompts
 
         if self.prompts == EMBEDDED:
             return config.with_settings(prompts=EMBEDDED, eval_prompts=None)
@@ -113,15 +114,16 @@ class Evaluate:
         return config.with_settings(eval_images=count * (self.per_prompt or 1))
 
     def _measure(self, config: TrainConfig) -> Measure:
-        from ..evaluate import reward_measure, task_measure
+        from ..evaluation.measures import reward_measure, task_measure
 
         return task_measure(config.task) if self.rewards is None else reward_measure(self.rewards)
 
     def _evaluation(self, config: TrainConfig, processes: Processes) -> Evaluation | None:
         """Drawn and scored, or gone on with, or read where it is complete; the main process has it."""
-        from ..compare import check_comparable
-        from ..evaluate import Noise, evaluate, heldout
-        from ..evaluation_directory import EvaluationDirectory
+        from ..evaluation.compare import check_comparable
+        from ..evaluation.directory import EvaluationDirectory
+        from ..evaluation.evaluate import evaluate, heldout
+        from ..evaluation.result import Noise
 
         store = self._directory()
         if store is None:
@@ -141,13 +143,13 @@ class Evaluate:
         return store.evaluation() if processes.is_main else None
 
     def _directory(self) -> EvaluationDirectory | None:
-        from ..evaluation_directory import EvaluationDirectory
+        from ..evaluation.directory import EvaluationDirectory
 
         return None if self.directory is None else EvaluationDirectory(self.directory, self.save_images)
 
     def _facts(self, config: TrainConfig) -> dict[str, Any]:
         """What the scores depend on."""
-        from ..evaluation_directory import digest
+        from ..evaluation.directory import digest
 
         settings, tuned = config.flat(), self.source.tuned_files()
         weights = None if tuned is None else f"{tuned} ({digest(tuned)})"
@@ -159,11 +161,11 @@ class Evaluate:
         directory = self._directory()
         if directory is None:
             return
-        from ..compare import paired_differences
-        from ..curves import reward_histograms
-        from ..evaluation_directory import EvaluationDirectory
-        from ..evaluation_report import as_json, comparison, intervals_as_json, report
-        from ..plots import contact_sheet
+        from ..evaluation.compare import paired_differences
+        from ..evaluation.curves import reward_histograms
+        from ..evaluation.directory import EvaluationDirectory
+        from ..evaluation.report import as_json, comparison, intervals_as_json, report
+        from ..evaluation.sheets import contact_sheet
 
         facts = directory.facts()
         text, data, shown = report(evaluation, facts), as_json(evaluation, facts), {str(directory.path): evaluation}

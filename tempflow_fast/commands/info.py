@@ -10,7 +10,7 @@ class Info:
     """Says what was built and which body serves each op."""
 
     def __call__(self) -> int:
-        from ..info import info
+        from ..ops.info import info
 
         print(info())
         return 0

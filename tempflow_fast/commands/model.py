@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..policies.base import Policy
-    from ..train_config import TrainConfig
+    from ..settings.run import TrainConfig
 
 DEFAULT_RECIPE = "shapes"
 
@@ -36,8 +36,8 @@ class Model:
         Raises:
             ValueError: for options that contradict each other, an unknown recipe, or settings out of range.
         """
-        from ..recipes import get_recipe
-        from ..run_directory import RunDirectory
+        from ..run.directory import RunDirectory
+        from ..settings.recipes import get_recipe
 
         for name in ("model", "lora", "recipe"):
             if self.weights is not None and getattr(self, name) is not None:
@@ -51,8 +51,8 @@ class Model:
 
     def load(self, config: TrainConfig, device: torch.device | None = None) -> Policy:
         """The policy: the run's tuned one, or the model as it is; `device`: where it has to be, among processes."""
-        from ..prepare import plain_policy, tuned_policy
-        from ..run_directory import RunDirectory
+        from ..run.directory import RunDirectory
+        from ..run.prepare import plain_policy, tuned_policy
         from .libraries import quieten_libraries
 
         quieten_libraries()
@@ -62,7 +62,7 @@ class Model:
 
     def tuned_files(self) -> Path | None:
         """Where the weights that training made lie; None for a model as it is."""
-        from ..run_directory import RunDirectory
+        from ..run.directory import RunDirectory
 
         if self.weights is None:
             return self.lora

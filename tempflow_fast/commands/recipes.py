@@ -10,8 +10,8 @@ class Recipes:
     """Lists the recipes: what each trains, where its settings come from, and how it differs from the defaults."""
 
     def __call__(self) -> int:
-        from ..recipes import RECIPES
-        from ..train_config import TrainConfig, differences
+        from ..settings.recipes import RECIPES
+        from ..settings.run import TrainConfig, differences
 
         for name, recipe in RECIPES.items():
             print(f"{name}\n{_indented(recipe.__doc__ or '')}")

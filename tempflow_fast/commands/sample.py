@@ -34,8 +34,8 @@ class Sample:
             raise ValueError(f"--prompt must say something, got {blank[0]!r}")
         config = self.source.config()
         check_writable(self.output)
-        from ..plots import contact_sheet
-        from ..sample import sample_images
+        from ..evaluation.sample import sample_images
+        from ..evaluation.sheets import contact_sheet
 
         policy, prompts = self.source.load(config), [prompt for prompt in self.prompt for _ in range(self.count)]
         table, grpo = config.grpo.table(policy), config.grpo

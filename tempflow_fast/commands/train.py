@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from ..geometry import Geometry
-from ..recipes import get_recipe
-from ..run_directory import RunDirectory
-from ..train_config import TrainConfig
+from ..grpo.geometry import Geometry
+from ..run.directory import RunDirectory
+from ..settings.recipes import get_recipe
+from ..settings.run import TrainConfig
 from .libraries import quieten_libraries
 from .status import INTERRUPTED
 
@@ -69,12 +69,12 @@ class Train:
         say = print if processes.is_main else _silent
         if self.dry_run:
             return _dry_run(config, processes, say)
-        from ..info import info
-        from ..prepare import fitted, prepare_policy
-        from ..progress import StopRequest
-        from ..report import change_table, closing_lines
-        from ..trackers import Trackers
-        from ..train import find_task, train
+        from ..ops.info import info
+        from ..run.prepare import fitted, prepare_policy
+        from ..run.progress import StopRequest
+        from ..run.report import change_table, closing_lines
+        from ..run.trackers import Trackers
+        from ..run.train import find_task, train
 
         # Before the model is loaded: what is not there is said at once.
         if processes.is_main and (self.resume == "never" or not run.exists()):
@@ -98,7 +98,7 @@ class Train:
 
 def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None]) -> int:
     """Prints the geometry, then what it takes of memory, for which the model has to be there."""
-    from ..prepare import fitted, prepare_policy
+    from ..run.prepare import fitted, prepare_policy
 
     say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))
     if not processes.is_main:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import fail, integer
+from ..errors import fail, integer
 from .base import FinalError, Metadata, Reward, range_of
 
 

@@ -18,15 +18,7 @@ from torch import Tensor, nn
 
 from tempflow_fast.shapes.architecture import LATENT_CHANNELS, LATENT_SIZE, TEXT_WIDTH, build_pipeline
 from tempflow_fast.shapes.checker import strict
-from tempflow_fast.shapes.losses import (
-    describe,
-    encode_text,
-    flow_loss,
-    text_loss,
-    tokenize,
-    vae_loss,
-    velocity,
-)
+from tempflow_fast.shapes.losses import describe, encode_text, flow_loss, text_loss, tokenize, vae_loss, velocity
 from tempflow_fast.shapes.prompts import NUMBERS, RELATIONS, all_prompts, draw
 from tempflow_fast.shapes.stage import Stage, batches
 from tempflow_fast.shapes.world import COLORS, SHAPES, render, sample_scene

@@ -1,0 +1,115 @@
+"""Figures of numbers: the reward curve, the signs of reward hacking, how scores spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files import written_aside
+from ..grpo.image_statistics import STATISTICS
+from .result import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SMOOTHED_OVER = 10
+"""Iterations in a running mean."""
+NUM_COLUMNS = 3
+NUM_BINS = 30
+PART, NO_PARTS = "reward_", ("reward_mean", "reward_std")
+"""Begins the names of rewards that are logged by themselves, and what else begins so."""
+TITLES = {
+    "reward_mean": "reward that is trained on",
+    "kl": "KL to the starting policy",
+    "log_ratio_rms": "spread of the log-ratios",
+    "group_std": "spread of rewards in a group",
+    "image_diversity": "diversity within a seed group",
+    "image_saturation": "saturation",
+    "image_contrast": "contrast",
+    "image_clipped": "share of black or full values",
+}
+
+Metrics = Sequence[Mapping[str, float]]
+
+
+def training_curve(path: Path, metrics: Metrics) -> None:
+    """Draws the mean reward of every iteration and its running mean, a PNG."""
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    _curve(axes, metrics, "reward_mean")
+    axes.set(xlabel="iteration", ylabel="reward of the training images (mean)", title="Reward while training")
+    axes.legend()
+    _save(path, figure)
+
+
+def hacking_signs(path: Path, metrics: Metrics, weights: Mapping[str, float]) -> None:
+    """Draws side by side what tells a policy that gets better from one that cheats its reward, a PNG.
+
+    The trained reward and every part of it, also those that are held out, by their name and weight; the KL where it was
+    measured; how rewards spread in a group; the statistics of the images.
+    """
+    parts = [name for name in metrics[0] if name.startswith(PART) and name not in NO_PARTS]
+    measured = ["kl"] if any(row["kl"] for row in metrics) else []
+    images = [name for name in STATISTICS if name in metrics[0]]
+    names = ["reward_mean", *parts, *measured, "log_ratio_rms", "group_std", *images]
+    num_rows = -(-len(names) // NUM_COLUMNS)
+    figure = _figure(4 * NUM_COLUMNS, 2.6 * num_rows)
+    panels = figure.subplots(num_rows, NUM_COLUMNS, sharex=True, squeeze=False).flatten()
+    for axes, name in zip(panels, names, strict=False):
+        _curve(axes, metrics, name)
+        axes.set_title(TITLES.get(name) or _title(name.removeprefix(PART), weights), fontsize=10)
+    for place in range(len(names), len(panels)):
+        panels[place].set_visible(False)
+        panels[place - NUM_COLUMNS].tick_params(labelbottom=True)  # now the lowest of its column
+    figure.suptitle(f"One iteration, and the mean of the last {SMOOTHED_OVER}", fontsize=10)
+    _save(path, figure)
+
+
+def _title(part: str, weights: Mapping[str, float]) -> str:
+    """Of one reward by itself."""
+    return f"{part}, by itself" if weights.get(part) else f"{part}, held out"
+
+
+def reward_histograms(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    """Draws how each measure spreads over the images, evaluations on top of one another, a PNG."""
+    names = list(next(iter(evaluations.values())).measures)
+    num_columns = min(NUM_COLUMNS, len(names))
+    num_rows = -(-len(names) // num_columns)
+    figure = _figure(4.5 * num_columns, 3 * num_rows)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes, name in zip(panels, names, strict=False):
+        columns = {who: e.measures[name].tolist() for who, e in evaluations.items() if name in e.measures}
+        every = [value for column in columns.values() for value in column]
+        for who, column in columns.items():
+            axes.hist(column, NUM_BINS, range=(min(every), max(every)), alpha=0.5, label=who)
+        axes.set(xlabel=name, ylabel="images")
+        axes.locator_params(axis="x", nbins=5)
+        if len(columns) > 1:
+            axes.legend(fontsize=8)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    _save(path, figure)
+
+
+def _curve(axes: Axes, metrics: Metrics, name: str) -> None:
+    """One metric by iteration, and its running mean."""
+    iterations, values = ([row[key] for row in metrics] for key in ("iteration", name))
+    windows = [values[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(values) + 1)]
+    smooth = [sum(window) / len(window) for window in windows]
+    axes.plot(iterations, values, color="tab:blue", alpha=0.3, linewidth=1, label="one iteration")
+    axes.plot(iterations, smooth, color="tab:blue", linewidth=2, label=f"mean of the last {SMOOTHED_OVER}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _save(path: Path, figure: Figure) -> None:
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png")

@@ -1,0 +1,144 @@
+"""A policy's score on fixed prompts and fixed noise: the same images before and after training, but for the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..batching import equal_pieces
+from ..ops.schedule import StepTable, step_table
+from ..policies.base import Policy
+from ..processes import Processes
+from ..prompts.sets import Entry, PromptSet, get_prompts
+from ..rewards import RewardError
+from ..settings.run import TrainConfig
+from .measures import Measure, task_measure
+from .result import NUM_SHOWN, Evaluation, Noise, small
+from .sample import sample_images
+
+
+class Store(Protocol):
+    """Where scores are kept as they come, so that an evaluation goes on where it was stopped; one for all processes."""
+
+    def scores(self) -> dict[int, dict[str, float]]:
+        """Row -> name -> score, of the rows that are done."""
+        ...
+
+    def picture(self, row: int) -> Tensor:
+        """The `small` image [3, H, W] of a row below `NUM_SHOWN` that is done."""
+        ...
+
+    def keep_images(self, rows: Sequence[int], images: Tensor) -> None:
+        """Called by each process with its own images [R, 3, H, W], before `keep_scores`."""
+        ...
+
+    def keep_scores(self, scores: dict[int, dict[str, float]]) -> None:
+        """Called by the main process alone: these rows are done."""
+        ...
+
+
+def score(config: TrainConfig, policy: Policy, processes: Processes | None = None) -> Evaluation:
+    """The policy's evaluation as a run with these settings does it."""
+    return evaluate(config, policy, task_measure(config.task), processes)
+
+
+def evaluate(
+    config: TrainConfig,
+    policy: Policy,
+    measure: Measure,
+    processes: Processes | None = None,
+    store: Store | None = None,
+) -> Evaluation:
+    """Draws images of held-out prompts by the ODE and scores them, at most `max_batch` at a time in each process.
+
+    Args:
+        config: which prompts, how many, from which noise, by how many steps: all but what `measure` says.
+        policy: the model.
+        measure: scores images.
+        processes: those that share the work; each of them gets the whole result.
+        store: keeps scores as they come, and has those of an earlier start.
+
+    Raises:
+        RewardError: in all processes, where a reward failed in one; its sample is the row.
+    """
+    processes, own = processes or Processes(), config.evaluation
+    table = config.grpo.table(policy) if own.eval_steps is None else _plain_table(policy, own.eval_steps)
+    prompts, metadata = heldout(config)
+    known = {} if store is None else store.scores()
+    missing = [row for row in range(len(metadata)) if row not in known]
+    pictures = {row: store.picture(row) for row in known if row < NUM_SHOWN}
+    limit = config.grpo.max_batch
+    for piece in equal_pieces(len(missing), None if limit is None else limit * processes.count):
+        rows = missing[piece]
+        mine = _share(rows, processes)
+        entries = [metadata[row] for row in mine]
+        texts = [entry["prompt"] for entry in entries]
+        images = sample_images(policy, texts, table, own.eval_seed, config.grpo.guidance_scale, limit, mine)
+        scores = _scored(measure, images, entries, mine, metadata, processes)
+        if store is not None:
+            store.keep_images(mine, images)
+        found = _collected(torch.stack(list(scores.values()), 1), mine, rows, processes).tolist()
+        fresh = {row: dict(zip(scores, values, strict=True)) for row, values in zip(rows, found, strict=True)}
+        if store is not None and processes.is_main:
+            store.keep_scores(fresh)
+        known |= fresh
+        if shown := [row for row in rows if row < NUM_SHOWN]:
+            pictures |= zip(shown, _collected(small(images), mine, shown, processes), strict=True)
+    return Evaluation.of_rows(prompts.tasks, metadata, known, pictures, Noise(own.eval_seed, policy.latent_shape))
+
+
+def heldout(config: TrainConfig) -> tuple[PromptSet, list[Entry]]:
+    """The prompts that a run with these settings evaluates with: their set, and the R entries drawn from it."""
+    task, own = config.task, config.evaluation
+    prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
+    return prompts, prompts.heldout(own.eval_images, own.eval_seed)
+
+
+def _plain_table(policy: Policy, num_steps: int) -> StepTable:
+    """The model's own schedule without noise."""
+    return step_table(policy.sigmas(num_steps), "ode")
+
+
+def _share(rows: Sequence[int], processes: Processes) -> list[int]:
+    """The rows of this process. All have as many, so that all make the same network calls; the last may repeat.
+
+    The same row gives the same image everywhere, so it does not matter who computes it twice.
+    """
+    rounds = -(-len(rows) // processes.count)
+    places = (turn * processes.count + processes.index for turn in range(rounds))
+    return [rows[min(place, len(rows) - 1)] for place in places]
+
+
+def _scored(
+    measure: Measure,
+    images: Tensor,
+    entries: Sequence[Entry],
+    rows: Sequence[int],
+    metadata: Sequence[Entry],
+    processes: Processes,
+) -> dict[str, Tensor]:
+    """The scores of this process's images; a failure in one process is raised in all, or they would wait for it."""
+    scores, error = {}, None
+    try:
+        scores = measure(images, [entry["prompt"] for entry in entries], entries)
+    except RewardError as failure:
+        error = RewardError(failure.name, rows[failure.sample], failure.prompt, failure.reason)
+    failed = int(processes.max(torch.tensor(-1 if error is None else error.sample)))
+    if error is not None:
+        raise error
+    if failed >= 0:
+        raise RewardError("of another process", failed, metadata[failed]["prompt"], "that process says why")
+    return scores
+
+
+def _collected(part: Tensor, mine: Sequence[int], rows: Sequence[int], processes: Processes) -> Tensor:
+    """[len(rows), ...] of all processes, from this one's part [R, ...], which are the rows `mine`; surplus ones go."""
+    places = {row: place for place, row in enumerate(rows)}
+    whole = torch.full((len(rows), *part.shape[1:]), -torch.inf, dtype=part.dtype)
+    for row, value in zip(mine, part, strict=True):
+        if row in places:
+            whole[places[row]] = value
+    return processes.max(whole)

@@ -1,0 +1,92 @@
+"""An evaluation as Markdown and JSON: means with intervals, GenEval's table, differences to another evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..rewards.geneval.names import TASKS
+from ..rewards.geneval.table import paper_table, score_table
+from .intervals import Interval
+from .result import Evaluation
+
+ByTask = Mapping[str, Mapping[str, Interval]]
+
+
+def report(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
+    """The Markdown of an evaluation, with what it depends on."""
+    sections = ["# Evaluation", _facts(facts), _table(evaluation, evaluation.intervals()), NOTE]
+    if tables := geneval_tables(evaluation):
+        sections += ["## GenEval", GENEVAL_NOTE, paper_table(tables)]
+    return "\n\n".join(sections) + "\n"
+
+
+def comparison(
+    evaluation: Evaluation, facts: Mapping[str, Any], differences: ByTask, old: Evaluation, old_facts: Mapping[str, Any]
+) -> str:
+    """The Markdown of the paired differences of an evaluation to an old one, and in what their settings differ."""
+    changed = {
+        name: f"{old_facts.get(name)} -> {value}" for name, value in facts.items() if old_facts.get(name) != value
+    }
+    sections = ["## Difference to another evaluation", _facts(changed), _table(evaluation, differences), PAIRED_NOTE]
+    both = {"the other": geneval_tables(old), "this": geneval_tables(evaluation)}
+    tables = {f"{measure}, {who}": table for who, found in both.items() for measure, table in found.items()}
+    if tables:
+        sections += [paper_table(tables)]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def as_json(evaluation: Evaluation, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Every score, the means and their intervals."""
+    columns = {name: values.tolist() for name, values in evaluation.measures.items()}
+    return {
+        "settings": dict(facts),
+        "table": intervals_as_json(evaluation.intervals()),
+        "images": [
+            {
+                "row": row,
+                "prompt": entry["prompt"],
+                "tag": tag,
+                **{name: values[row] for name, values in columns.items()},
+            }
+            for row, (entry, tag) in enumerate(zip(evaluation.metadata, evaluation.tags, strict=True))
+        ],
+    }
+
+
+def intervals_as_json(table: ByTask) -> dict[str, Any]:
+    """Task -> measure -> mean, low, high."""
+    return {task: {name: asdict(interval) for name, interval in row.items()} for task, row in table.items()}
+
+
+def geneval_tables(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
+    """GenEval's table of each measure that is a verdict, 0 or 1, on prompts of GenEval's six tasks."""
+    if not set(evaluation.tags) <= set(TASKS):
+        return {}
+    verdicts = {name: v for name, v in evaluation.measures.items() if ((v == 0) | (v == 1)).all()}
+    return {name: score_table(evaluation.metadata, values.tolist()) for name, values in verdicts.items()}
+
+
+NOTE = (
+    "Means with 95 % intervals of a bootstrap over the prompts of each task; overall is the mean of the tasks. They "
+    "tell how far the choice of prompts and noise may have moved a mean, and nothing of other faults of a reward."
+)
+PAIRED_NOTE = (
+    "Means of the difference image by image, of the same prompts from the same noise, with 95 % intervals: where an "
+    "interval leaves out 0, the evaluations differ by more than the choice of prompts and noise explains."
+)
+GENEVAL_NOTE = "As papers print it: the share of right images per task, and the mean of the tasks."
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None)
+
+
+def _table(evaluation: Evaluation, intervals: ByTask) -> str:
+    names = list(next(iter(intervals.values())))
+    numbers = {task: row["num_images"] for task, row in evaluation.table().items()}
+    lines = [f"| task | images | {' | '.join(names)} |", "| --- | ---: |" + " ---: |" * len(names)]
+    for task, row in intervals.items():
+        lines.append(f"| {task} | {numbers[task]} | {' | '.join(str(row[name]) for name in names)} |")
+    return "\n".join(lines)

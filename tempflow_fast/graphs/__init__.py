@@ -1,0 +1,1 @@
+"""CUDA graphs: capture (records a segment of fixed shape), replay (keeps recorded segments and runs them)."""

@@ -1,0 +1,12 @@
+"""The algorithm. Read in the order of the data:
+
+    step          grpo_step: one iteration, from prompts to a better policy
+    rollout       noise -> trunk, branches and finished latents, one network call per step
+    scoring       finished latents -> images -> rewards
+    advantages    rewards -> advantages, relative to their seed or prompt group
+    objective     velocity -> loss of a micro-batch of (trajectory, branch step) pairs
+    update        rollout and advantages -> optimizer steps
+
+Beside them: geometry (what an iteration does and costs), memory (what it holds), image_statistics (what tells that a
+reward is being hacked).
+"""

@@ -1,0 +1,176 @@
+"""What an iteration will hold in memory, measured on tensors without data, before anything is run."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from ..policies.base import Condition, Policy
+from ..policies.compiled import uncompiled
+from ..settings.iteration import GRPOConfig
+
+GIB = 2**30
+ADAM_BYTES = 8
+"""AdamW's two moments of a parameter in float32."""
+ROWS = 64
+PROMPT = "a prompt"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in one process that holds the whole network (sharding divides `weights` and `state`).
+
+    An estimate from below: text encoders, the autoencoder, the workspaces of libraries and what an allocator
+    loses between its blocks come on top.
+    """
+
+    weights: int
+    """Parameters and buffers of the network."""
+    state: int
+    """Gradients and AdamW's moments of the parameters that training changes."""
+    trajectory: int
+    """What a trajectory keeps from the rollout to the update: latents, and its text laid out for every branch."""
+    training_row: int
+    """What a row adds to the peak of a training call."""
+    rollout_row: int
+    """What a row adds to the peak of a rollout call."""
+
+    def total(self, num_trajectories: int, training_rows: int, rollout_rows: int) -> int:
+        """The peak with so many trajectories of this process, and so many rows in its calls."""
+        calls = max(self.training_row * training_rows, self.rollout_row * rollout_rows)
+        return self.weights + self.state + self.trajectory * num_trajectories + calls
+
+    def fitting(self, limit: float, num_trajectories: int) -> tuple[int, int]:
+        """(micro_batch, max_batch): the most rows in training and rollout calls that stay below `limit` bytes.
+
+        Raises:
+            ValueError: if not even calls of one row do.
+        """
+        left = limit - self.total(num_trajectories, 0, 0)
+        rows = int(left // self.training_row), int(left // self.rollout_row)
+        if min(rows) < 1:
+            need = self.total(num_trajectories, 1, 1) / GIB
+            raise ValueError(f"Memory: limit must be at least {need:.2f} GiB, got {limit / GIB:.2f} GiB")
+        return rows
+
+    def __str__(self) -> str:
+        parts = {
+            "network": self.weights,
+            "gradients and optimizer": self.state,
+            "per trajectory": self.trajectory,
+            "per row of a training call": self.training_row,
+            "per row of a rollout call": self.rollout_row,
+        }
+        listed = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
+        return f"GiB without text encoders, autoencoder and workspaces: {listed}"
+
+
+def measure(policy: Policy, config: GRPOConfig) -> Memory:
+    """The memory that `policy` needs in an iteration; one prompt is encoded and one network row computed for it.
+
+    To be called before the network is wrapped for many processes.
+    """
+    parameters = list(policy.network.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    scale = config.guidance_scale
+    condition = policy.encode([PROMPT], guided=scale != 1.0)
+    with torch.no_grad(), uncompiled():
+        # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
+        policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)
+    return Memory(
+        weights=_num_bytes([*parameters, *policy.network.buffers()]),
+        state=_num_bytes(trained) + ADAM_BYTES * sum(parameter.numel() for parameter in trained),
+        trajectory=_trajectory_bytes(policy, condition, config),
+        training_row=_row_bytes(policy, condition, config.training_guidance, with_gradient=True),
+        rollout_row=_row_bytes(policy, condition, scale, with_gradient=False),
+    )
+
+
+def _num_bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _trajectory_bytes(policy: Policy, condition: Condition, config: GRPOConfig) -> int:
+    steps = config.branch_steps
+    num_steps = config.num_steps - 1 if steps is None else len(steps)
+    num_finals = num_steps * config.num_branches
+    # The buffer of the rollout (trunk and finished latents), then the states and the branches as they were drawn.
+    latents = 4 * torch.Size(policy.latent_shape).numel() * (1 + 2 * num_finals + num_steps)
+    return latents + _num_bytes(list(condition.tensors.values())) * (2 + num_finals)
+
+
+def _row_bytes(policy: Policy, condition: Condition, guidance_scale: float, with_gradient: bool) -> int:
+    """What one of many rows adds to the peak of a call; with few, the gradients of the weights may be the peak."""
+    few, many = (_peak(policy, condition, rows, guidance_scale, with_gradient) for rows in (ROWS, 2 * ROWS))
+    return -((few - many) // ROWS)
+
+
+def _peak(policy: Policy, condition: Condition, num_rows: int, guidance_scale: float, with_gradient: bool) -> int:
+    """Most bytes alive at once in one call of `num_rows` rows, beyond weights and inputs."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, uncompiled():
+        latents = torch.empty(num_rows, *policy.latent_shape, device=policy.device)
+        sigma = torch.full((num_rows,), 0.5, device=policy.device)
+        rows = Condition(
+            {name: tensor.expand(num_rows, *tensor.shape[1:]) for name, tensor in condition.tensors.items()}
+        )
+        with _WithoutData(fake) as bytes_, torch.set_grad_enabled(with_gradient):
+            velocity, uncond = policy.velocity(latents, sigma, rows, guidance_scale)
+            if with_gradient:
+                # Not .backward(): the gradients of real parameters must not become tensors without data.
+                total = velocity.sum() if uncond is None else velocity.sum() + uncond.sum()
+                torch.autograd.grad(total, policy.parameters(), allow_unused=True)
+    return bytes_.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operators make inside it, from their making to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Tensor, self._entering, (args, kwargs or {}))
+        out = func(*args, **kwargs)
+        tree_map_only(Tensor, self._count, out)
+        return out
+
+    def _entering(self, tensor: Tensor) -> Tensor:
+        """An input, whose storage was there before."""
+        self._seen.add(tensor.untyped_storage())
+        return tensor
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.live -= size
+
+
+class _WithoutData(LiveBytes):
+    """The same for tensors without data; others that are used are taken for such."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+
+    def _entering(self, tensor: Tensor) -> Tensor:
+        return super()._entering(tensor if isinstance(tensor, FakeTensor) else self.fake.from_tensor(tensor))

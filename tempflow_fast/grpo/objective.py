@@ -1,0 +1,125 @@
+"""Velocity -> loss, for a micro-batch of (trajectory, branch step) pairs.
+
+The K branches of a pair left the trunk at one state, so one network row serves them all: forward, backward and stored
+activations do not grow with K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops.schedule import StepTable
+from ..policies.base import Condition, Policy
+from .rollout import Rollout
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """R pairs that share one network call, each at the sigma of its own step."""
+
+    latents: Tensor
+    """[R, *shape]"""
+    branches: Tensor
+    """[R, K, *shape]"""
+    advantages: Tensor
+    """[R, K]"""
+    steps: Tensor
+    """int64 [R]"""
+    sigma: Tensor
+    """[R], dtype of the latents"""
+    condition: Condition
+    """[R] rows"""
+    table: StepTable
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def signal_pairs(advantages: Tensor, trajectories: Tensor) -> Tensor:
+    """The pairs (trajectory, branch index) of the given trajectories that have an advantage other than 0: int64 [R, 2].
+
+    The others add nothing to the policy gradient and are not run. Both arguments are host tensors: advantages
+    [N, B, K], trajectories int64 [n].
+    """
+    rows, branch_indices = (advantages[trajectories] != 0).any(dim=-1).nonzero(as_tuple=True)
+    return torch.stack([trajectories[rows], branch_indices], dim=1)
+
+
+def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
+    """The rows of `pairs` (host int64 [R, 2]), with their advantages from the host's [N, B, K]."""
+    trajectories, branch_indices = pairs.unbind(dim=1)
+    steps = torch.tensor(rollout.table.branch_steps)[branch_indices]
+    device, dtype = rollout.states.device, rollout.states.dtype
+
+    def there(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return tensor.to(device, dtype, non_blocking=True)  # a waiting copy would empty the device's queue
+
+    rows, columns = there(trajectories), there(branch_indices)
+    return MicroBatch(
+        latents=rollout.states[rows, columns],
+        branches=rollout.branches[rows, columns],
+        advantages=there(advantages[trajectories, branch_indices]),
+        steps=there(steps),
+        sigma=there(rollout.table.sigma[steps], dtype),
+        condition=rollout.condition[rows],
+        table=rollout.table,
+    )
+
+
+@torch.no_grad()
+def acting_velocity(policy: Policy, batch: MicroBatch, guidance_scale: float) -> Tensor:
+    """The guided velocity [R, *shape] of the policy as it stands, without a graph."""
+    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
+    return _guided(velocity, uncond, guidance_scale)
+
+
+def pair_loss(
+    policy: Policy,
+    batch: MicroBatch,
+    velocity_old: Tensor | None,
+    clip_range: float,
+    beta: float,
+    guidance_scale: float,
+) -> ops.PolicyLoss:
+    """Loss of a micro-batch: mean over R and K of the clipped, noise-weighted objective, plus beta times the KL.
+
+    Args:
+        policy: the policy to train; its graph hangs on the returned loss.
+        batch: R pairs.
+        velocity_old: [R, *shape], the guided velocity of the policy that acted, from `acting_velocity` on this very
+            micro-batch: network rows of another batch shape may differ in their last bits. None: the policy has not
+            changed since it acted, so its own velocity serves, and no forward is needed.
+        clip_range: c in clip(r, 1 - c, 1 + c).
+        beta: weight of the KL to `policy.reference()`; 0 leaves the reference alone.
+        guidance_scale: as in the rollout.
+    """
+    velocity_ref = None
+    if beta > 0:
+        with policy.reference():
+            velocity_ref = acting_velocity(policy, batch, guidance_scale)
+    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
+    if velocity_old is None:
+        velocity_old = _guided(velocity.detach(), None if uncond is None else uncond.detach(), guidance_scale)
+    return ops.policy_loss(
+        velocity,
+        batch.latents,
+        batch.branches,
+        velocity_old,
+        batch.advantages,
+        batch.table,
+        batch.steps,
+        clip_range=clip_range,
+        velocity_ref=velocity_ref,
+        beta=beta,
+        velocity_uncond=uncond,
+        guidance_scale=1.0 if uncond is None else guidance_scale,
+    )
+
+
+def _guided(velocity: Tensor, uncond: Tensor | None, guidance_scale: float) -> Tensor:
+    # The op rounds exactly as policy_loss does inside, so that an unchanged policy has log_ratio exactly 0.
+    return velocity if uncond is None else ops.guided_velocity(velocity, uncond, guidance_scale)

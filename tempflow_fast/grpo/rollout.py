@@ -1,0 +1,279 @@
+"""Trunk, branches and tails, advanced together as one wavefront."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..batching import equal_pieces, rounded_counts
+from ..errors import integer
+from ..graphs.replay import MAX_ROW_COUNTS, CudaGraphs, Segment, Tensors
+from ..ops import checks
+from ..ops.reference import compute_dtype
+from ..ops.schedule import StepTable
+from ..policies.base import Condition, Policy
+
+CONDITION = "condition."  # before the names of the condition's tensors among the inputs of a segment
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """N trajectories, the K branches that left each of them at B branch steps, and what they cost."""
+
+    states: Tensor
+    """Trunk latents at the branch steps, [N, B, *shape]."""
+    branches: Tensor
+    """Latents one step later, one SDE draw each, [N, B, K, *shape]."""
+    log_prob: Tensor
+    """Log-density of each draw, averaged over the latent's elements, [N, B, K]."""
+    latents: Tensor
+    """The branches carried to sigma = 0 by the ODE, [N, B, K, *shape]."""
+    condition: Condition
+    """[N] rows."""
+    trajectory_ids: Tensor
+    """int64 [N], the trajectories' names in the noise function."""
+    table: StepTable
+    num_calls: int
+    """Calls of `policy.velocity`."""
+    num_row_evaluations: int
+    """Rows in those calls; guidance evaluates each of them twice."""
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    condition: Condition,
+    table: StepTable,
+    noise: Tensor,
+    num_branches: int,
+    seed: int = 0,
+    trajectory_ids: Tensor | Sequence[int] | None = None,
+    max_batch: int | None = None,
+    guidance_scale: float = 1.0,
+    graphs: CudaGraphs | None = None,
+    on_finished: Callable[[Tensor, Tensor], None] | None = None,
+) -> Rollout:
+    """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324) in T network calls.
+
+    All live latents stand in one buffer: N trunk rows, then per branch step a block [K, N]. At every step the live rows
+    are contiguous, and row r belongs to trajectory r % N, so one call on a slice of buffer and condition advances the
+    trunk and every branch drawn so far. The trunk ends at the last branch step.
+
+    Args:
+        policy: the acting policy.
+        condition: [N] rows from `policy.encode`, guided unless guidance_scale is 1.
+        table: sampler, sigmas and branch steps.
+        noise: initial latents [N, *policy.latent_shape], float32 (or float64 with a float64 policy).
+        num_branches: K.
+        seed: key of the branch noise.
+        trajectory_ids: [N] global ids; equal ids draw equal noise under one seed. None: 0..N-1.
+        max_batch: most rows in one network call; None: no limit.
+        guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
+        graphs: captured calls of this policy to replay, see `cuda_graphs`; None: every call is made by Python.
+        on_finished: called with branches that have come to sigma = 0, [R, *shape], and their places in
+            `latents.flatten(0, 2)`, rising int64 [R] on the host, before the next piece of the last step is begun.
+            Under the autocast of the rollout, without gradients.
+
+    Raises:
+        ValueError: before the first network call, naming the argument that does not fit.
+    """
+    _check(policy, condition, table, noise, num_branches, max_batch)
+    ids = _checked_ids(trajectory_ids, noise)
+    key = checks.seed_tensor("rollout", seed, noise.device)
+    wave = _Wave(
+        policy, condition, table, noise, num_branches, key, ids, max_batch, guidance_scale, graphs, on_finished
+    )
+    for step in range(table.num_steps):
+        wave.advance(step)
+    return Rollout(
+        states=wave.states,
+        branches=wave.branches,
+        log_prob=wave.log_prob,
+        latents=wave.finished(),
+        condition=condition,
+        trajectory_ids=ids,
+        table=table,
+        num_calls=wave.num_calls,
+        num_row_evaluations=wave.num_row_evaluations,
+    )
+
+
+class _Wave:
+    """The buffer of live latents, [N (1 + B K), *shape], and what has left it so far: states, branches, densities."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        condition: Condition,
+        table: StepTable,
+        noise: Tensor,
+        num_branches: int,
+        seed: Tensor,
+        trajectory_ids: Tensor,
+        max_batch: int | None,
+        guidance_scale: float,
+        graphs: CudaGraphs | None,
+        on_finished: Callable[[Tensor, Tensor], None] | None,
+    ) -> None:
+        self.on_finished = on_finished
+        self.policy, self.table, self.max_batch, self.guidance_scale = policy, table, max_batch, guidance_scale
+        self.seed, self.trajectory_ids, self.graphs = seed.view(1), trajectory_ids, graphs
+        self.num, self.num_branches, num_steps = len(noise), num_branches, len(table.branch_steps)
+        self.states = noise.new_empty(self.num, num_steps, *noise.shape[1:])
+        self.branches = noise.new_empty(self.num, num_steps, num_branches, *noise.shape[1:])
+        self.log_prob = noise.new_empty(self.branches.shape[:3], dtype=compute_dtype(noise.dtype))
+        self.latents = noise.new_empty((1 + num_steps * num_branches) * self.num, *noise.shape[1:])
+        self.latents[: self.num] = noise
+        # Laid out once: every call takes a slice, none copies the text again.
+        self.condition = condition.tile(1 + num_steps * num_branches)
+        # On the device once, too: what a call reads there may change under a captured graph, and nothing waits for it.
+        self.coefficients = table.coefficients(noise.device)
+        self.num_calls = self.num_row_evaluations = 0
+        self.row_counts = self._row_counts()
+        sigma = table.sigma.to(noise.device, noise.dtype, non_blocking=True)
+        self.sigma = sigma[:, None].repeat(1, max(self.row_counts.values()))
+        if graphs:
+            graphs.begin(policy, max(self.row_counts.values()))
+
+    def _pieces(self, step: int) -> list[slice]:
+        """The rows of each network call: the trunk while branches still leave it, and every branch drawn so far."""
+        start = 0 if step <= self.table.branch_steps[-1] else self.num
+        end = self.num * (1 + self.num_branches * sum(earlier < step for earlier in self.table.branch_steps))
+        pieces = equal_pieces(end - start, self.max_batch)
+        return [slice(start + piece.start, start + piece.stop) for piece in pieces]
+
+    def _row_counts(self) -> dict[int, int]:
+        """Rows of a piece -> rows of its call. They differ only where graphs of more shapes would cost too much."""
+        counts = {piece.stop - piece.start for step in range(self.table.num_steps) for piece in self._pieces(step)}
+        return rounded_counts(counts, MAX_ROW_COUNTS) if self.graphs else {count: count for count in counts}
+
+    def advance(self, step: int) -> None:
+        """Moves all active rows one step; at a branch step, draws K branches of every trunk row and appends them."""
+        column = self.table.branch_steps.index(step) if step in self.table.branch_steps else None
+        if column is not None:
+            self.states[:, column] = self.latents[: self.num]
+        for rows in self._pieces(step):
+            trunk = slice(rows.start, min(rows.stop, self.num)) if column is not None else slice(0, 0)
+            moved, *drawn = self._call(step, rows, trunk)
+            self.latents[rows] = moved[: rows.stop - rows.start]
+            if drawn:
+                self.branches[trunk, column], self.log_prob[trunk, column] = drawn
+            if step == self.table.num_steps - 1:
+                self._finish(rows)
+        if column is not None:
+            first = self.num * (1 + column * self.num_branches)
+            appended = self.latents[first : first + self.num * self.num_branches]
+            appended.unflatten(0, (-1, self.num)).copy_(self.branches[:, column].transpose(0, 1))
+            if step == self.table.num_steps - 1:
+                self._finish(slice(first, first + len(appended)))
+
+    def _finish(self, rows: slice) -> None:
+        """Hands over the branches among finished rows of the buffer, in the order of their places in `finished`."""
+        first = max(rows.start, self.num)
+        if self.on_finished is None or first >= rows.stop:
+            return
+        numbers = torch.arange(first, rows.stop) - self.num
+        per_trajectory = len(self.table.branch_steps) * self.num_branches
+        places, order = (numbers % self.num * per_trajectory + numbers // self.num).sort()
+        self.on_finished(self.latents[first : rows.stop][order.to(self.latents.device, non_blocking=True)], places)
+
+    def _call(self, step: int, rows: slice, trunk: slice) -> tuple[Tensor, ...]:
+        """The outputs of `_segment` for the given rows of the buffer, whose trunk rows, if any, draw branches."""
+        num_rows, num_trunk = self.row_counts[rows.stop - rows.start], max(trunk.stop - trunk.start, 0)
+        missing = num_rows - (rows.stop - rows.start)
+        # Without noise a step is its scalars, and one graph serves all steps; the noise is drawn by step number.
+        shared = self.graphs is not None and not num_trunk
+        branching = {"seed": self.seed, "trajectory_ids": self.trajectory_ids[trunk]} if num_trunk else {}
+        inputs = {
+            "latents": _padded(self.latents[rows], missing),
+            "sigma": self.sigma[step, :num_rows],
+            "coefficients": self.coefficients[step : step + 1] if shared else self.coefficients,
+            **branching,
+            **{CONDITION + name: _padded(part, missing) for name, part in self.condition[rows].tensors.items()},
+        }
+        number = 0 if shared else step
+        segment = _segment(self.policy, self.table, number, num_trunk, self.num_branches, self.guidance_scale)
+        self.num_calls += 1
+        self.num_row_evaluations += num_rows
+        if self.graphs is None:
+            return segment(inputs)
+        return self.graphs.run((number, num_trunk, self.num_branches, self.guidance_scale), segment, inputs)
+
+    def finished(self) -> Tensor:
+        """All branches, [N, B, K, *shape]."""
+        shape = (len(self.table.branch_steps), self.num_branches, self.num)
+        return self.latents[self.num :].unflatten(0, shape).movedim(2, 0)
+
+
+def _segment(
+    policy: Policy, table: StepTable, step: int, num_trunk: int, num_branches: int, guidance_scale: float
+) -> Segment:
+    """One network call and the moves that follow it, as a function of device tensors alone.
+
+    Inputs: latents [R, *shape], sigma [R], coefficients (the table's, or one row of it with step 0), the condition's
+    tensors [R, ...] and, if branches leave the first `num_trunk` rows, seed [1] and trajectory_ids [num_trunk].
+    Outputs: latents one step later and, if branches leave, branches [num_trunk, K, *shape] and log_prob [num_trunk, K].
+    """
+
+    def move(inputs: Tensors) -> tuple[Tensor, ...]:
+        latents, own = inputs["latents"], table.reading(inputs["coefficients"])
+        named = {name.removeprefix(CONDITION): part for name, part in inputs.items() if name.startswith(CONDITION)}
+        velocity, uncond = policy.velocity(latents, inputs["sigma"], Condition(named), guidance_scale)
+
+        def guidance(rows: slice) -> dict[str, Any]:
+            return {} if uncond is None else {"velocity_uncond": uncond[rows], "guidance_scale": guidance_scale}
+
+        def euler(rows: slice) -> Tensor:
+            return ops.euler_step(latents[rows], velocity[rows], own, step, **guidance(rows))
+
+        if not num_trunk:
+            return (euler(slice(0, len(latents))),)
+        trunk = slice(0, num_trunk)
+        moved, drawn, log_prob = ops.branch_step(
+            latents[trunk],
+            velocity[trunk],
+            own,
+            step,
+            num_branches,
+            inputs["seed"],
+            inputs["trajectory_ids"],
+            **guidance(trunk),
+        )
+        if num_trunk < len(latents):
+            moved = torch.cat([moved, euler(slice(num_trunk, len(latents)))])
+        return moved, drawn, log_prob
+
+    return move
+
+
+def _padded(tensor: Tensor, missing: int) -> Tensor:
+    """`tensor` with its last row `missing` times more."""
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def _checked_ids(trajectory_ids: Tensor | Sequence[int] | None, noise: Tensor) -> Tensor:
+    """int64 [N] on the device of `noise`."""
+    if trajectory_ids is None:
+        return torch.arange(len(noise), device=noise.device)
+    return checks.ids("rollout", trajectory_ids, len(noise), noise.device)
+
+
+def _check(
+    policy: Policy, condition: Condition, table: StepTable, noise: Tensor, num_branches: int, max_batch: int | None
+) -> None:
+    if noise.dim() == 0 or not len(noise) or noise.shape[1:] != tuple(policy.latent_shape):
+        want = ", ".join(map(str, policy.latent_shape))
+        raise ValueError(f"rollout: noise must be [N, {want}] with N >= 1, got {list(noise.shape)}")
+    if len(condition) != len(noise):
+        raise ValueError(f"rollout: condition must have {len(noise)} rows like noise, got {len(condition)}")
+    if not table.branch_steps:
+        raise ValueError("rollout: table must have a branch step, got none")
+    if integer("rollout", "num_branches", num_branches) < 1:
+        raise ValueError(f"rollout: num_branches must be >= 1, got {num_branches}")
+    if max_batch is not None and integer("rollout", "max_batch", max_batch) < 1:
+        raise ValueError(f"rollout: max_batch must be >= 1 or None, got {max_batch}")

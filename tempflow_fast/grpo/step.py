@@ -1,0 +1,212 @@
+"""One iteration of TempFlow-GRPO (arXiv 2508.04324): from prompts to a better policy."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import ops
+from ..batching import deal, padded
+from ..graphs.replay import graphs_of
+from ..ops.schedule import StepTable
+from ..policies import compiled
+from ..policies.base import Policy
+from ..policies.quantized import quantized
+from ..processes import Processes
+from ..rewards import Scores, get_reward
+from ..rewards.registry import Spec
+from ..settings.iteration import GRPOConfig
+from .advantages import group_advantages
+from .rollout import Rollout, rollout
+from .scoring import RolloutScorer
+from .update import update
+
+STAGES = ("encode", "rollout", "decode", "reward", "train")
+
+
+def grpo_step(
+    policy: Policy,
+    prompts: Sequence[str],
+    reward_fn: Spec,
+    optimizer: Optimizer,
+    config: GRPOConfig,
+    seed: int = 0,
+    metadata: Sequence[dict[str, Any]] | None = None,
+    processes: Processes | None = None,
+) -> dict[str, Tensor | float]:
+    """Samples, scores and updates once.
+
+    Trajectory n starts from prompt n // S and belongs to update n % num_updates. Where processes share the iteration,
+    each takes whole trajectories (see `deal`), whatever their number; noise, rewards, advantages and the update are
+    those of one process, up to the rounding of network calls of another shape and of sums in another order.
+
+    Args:
+        policy: changed in place through `optimizer`.
+        prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
+        reward_fn: anything that `get_reward` takes. It is called in a thread beside the rollout's last step and
+            decoding, with pieces of at most `config.max_batch` images of the process's trajectories, on the device of
+            the policy; without a limit with all of them at once, in the order [N, B, K]. A process without
+            trajectories does not call it.
+        optimizer: holds `policy.parameters()`.
+        config: the settings.
+        seed: key of all noise; give every iteration its own.
+        metadata: P dictionaries passed on to the reward; None: empty ones.
+        processes: who shares the iteration, with the network and the optimizer that its `prepare` returned; None: this
+            process alone.
+
+    Returns:
+        Scalars, equal in all processes, that stay tensors on their device, so that nothing waits for them:
+        reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups), where several
+        rewards are summed the mean of each as reward_<name>, `image_statistics` of all images, signal_fraction
+        (share of trained pairs), loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means
+        over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
+        `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, each without the
+        others; an accelerator's queued work counts for the stage that waits for it. `seconds_reward` is what was left
+        to wait of `seconds_reward_busy`; `seconds_compile` is the part of the rollout in which torch.compile was at
+        work.
+
+    Raises:
+        ValueError: naming the argument, before the rollout.
+        RewardError: if a reward failed, naming it and the sample; the policy is as it was.
+        ProcessLostError: if another process ended.
+    """
+    processes, reward = processes or Processes(), get_reward(reward_fn)
+    table, names, extras = _checked_inputs(policy, prompts, optimizer, config, metadata)
+    with processes.guarded():
+        _check_agreement(processes, names, config, seed)
+        shares, clock = deal(len(names), config.num_updates, processes.count), StageClock()
+        compiling = compiled.clock.seconds
+        own, rows = shares[processes.index], padded(shares, processes.index)
+        with clock.stage("encode"):
+            condition = policy.encode([names[n] for n in rows], guided=config.guidance_scale != 1.0)
+            noise = ops.initial_noise(policy.latent_shape, seed, torch.tensor(rows), policy.device)
+        branches = (len(table.branch_steps), config.num_branches)
+        with RolloutScorer(policy, reward, names, extras, own, branches, processes, clock.stage) as scorer:
+            with clock.stage("rollout"), rollout_precision(policy, config):
+                calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
+                calls |= {"graphs": graphs_of(policy) if config.cuda_graphs else None, "on_finished": scorer.finish}
+                drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls)
+            scored = scorer.collect()
+        clock.seconds["seconds_reward_busy"] = scored.seconds_busy
+        clock.seconds["seconds_compile"] = compiled.clock.seconds - compiling
+        with clock.stage("train"), compiled.uncompiled():
+            advantages = _advantages(scored.rewards, config, len(names))
+            metrics = update(policy, drawn, advantages, optimizer, config, processes)
+        measured = {**_reward_metrics(scored.rewards), **scored.statistics, **_cost_metrics(drawn, processes)}
+        return {**measured, **metrics, **clock.slowest(processes)}
+
+
+@contextmanager
+def rollout_precision(policy: Policy, config: GRPOConfig) -> Iterator[None]:
+    """Inside this context the network computes in the precision of the rollout."""
+    precision = config.rollout_precision
+    if precision is None:
+        yield
+        return
+    # Without the cache of casted weights: a captured call would read it after its end, and under FSDP it would hold
+    # the whole network. A call casts each weight once in any case.
+    with (
+        torch.autocast(policy.device.type, torch.bfloat16, cache_enabled=False),
+        nullcontext() if precision == "bf16" else quantized(policy.network, precision),
+    ):
+        yield
+
+
+class StageClock:
+    """Wall seconds per stage, as they pass on the host; a stage inside another one counts for itself alone."""
+
+    def __init__(self) -> None:
+        # All of them from the start, so that processes compare the same ones, whichever of them had nothing to decode.
+        self.seconds = {f"seconds_{name}": 0.0 for name in STAGES}
+        self._inside = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of its block to `seconds_<name>`."""
+        start, around, self._inside = time.perf_counter(), self._inside, 0.0
+        yield
+        passed = time.perf_counter() - start
+        self.seconds[f"seconds_{name}"] += passed - self._inside
+        self._inside = around + passed
+
+    def slowest(self, processes: Processes) -> dict[str, float]:
+        """The seconds of each stage in the process that took longest."""
+        if processes.count == 1:
+            return self.seconds
+        longest = processes.max(torch.tensor(list(self.seconds.values()), dtype=torch.float64))
+        return dict(zip(self.seconds, longest.tolist(), strict=True))
+
+
+def _checked_inputs(
+    policy: Policy,
+    prompts: Sequence[str],
+    optimizer: Optimizer,
+    config: GRPOConfig,
+    metadata: Sequence[dict[str, Any]] | None,
+) -> tuple[StepTable, list[str], list[dict[str, Any]]]:
+    """The step table, and prompt and metadata of each of the N = P S trajectories."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"grpo_step: prompts must be a list of at least one text, got {prompts!r}")
+    metadata = [{} for _ in prompts] if metadata is None else metadata
+    if len(metadata) != len(prompts):
+        raise ValueError(f"grpo_step: metadata must have {len(prompts)} entries like prompts, got {len(metadata)}")
+    num_trajectories = len(prompts) * config.num_seeds
+    if config.num_updates > num_trajectories:
+        raise ValueError(
+            f"grpo_step: num_updates must be at most the {num_trajectories} trajectories, got {config.num_updates}"
+        )
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in policy.parameters()):
+        raise ValueError("grpo_step: optimizer must hold parameters of the policy, got none of them")
+    names = [prompt for prompt in prompts for _ in range(config.num_seeds)]
+    extras = [entry for entry in metadata for _ in range(config.num_seeds)]
+    return config.table(policy), names, extras
+
+
+def _check_agreement(processes: Processes, names: list[str], config: GRPOConfig, seed: int) -> None:
+    """Stops processes that were given different work, as a data loader of one process each would do."""
+    if processes.count == 1:
+        return
+    digest = hashlib.sha256(repr((names, config, seed)).encode()).digest()
+    number = torch.tensor(int.from_bytes(digest[:6], "big"))
+    if processes.max(number) != -processes.max(-number):
+        raise ValueError(
+            "grpo_step: prompts, config and seed must be the same in all processes, got different ones; trajectories "
+            "are dealt to the processes inside"
+        )
+
+
+def _advantages(rewards: Scores, config: GRPOConfig, num_trajectories: int) -> Tensor:
+    """Advantages [N, B, K]: of the summed rewards, or the sum of each reward's own."""
+    prompt_ids = torch.arange(num_trajectories) // config.num_seeds
+
+    def relative(scores: Tensor) -> Tensor:
+        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, config.adv_clip)
+
+    if config.aggregate == "rewards":
+        return relative(rewards.total)
+    return rewards.weighted_sum(relative).clamp(-config.adv_clip, config.adv_clip)
+
+
+def _reward_metrics(rewards: Scores) -> dict[str, Tensor]:
+    total = rewards.total
+    parts = {f"reward_{name}": part.mean() for name, part in rewards.parts.items()}
+    return {
+        "reward_mean": total.mean(),
+        "reward_std": total.std(correction=0),
+        "group_std": total.std(dim=2, correction=0).mean(),
+        **(parts if len(parts) > 1 else {}),
+    }
+
+
+def _cost_metrics(drawn: Rollout, processes: Processes) -> dict[str, Tensor]:
+    # Padding makes the rollouts of all processes alike.
+    rows = drawn.num_row_evaluations * processes.count
+    return {"num_calls": torch.tensor(drawn.num_calls), "num_row_evaluations": torch.tensor(rows)}

@@ -1,0 +1,166 @@
+"""Argument checks shared by the ops: every error names the op, the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import fail, finite, integer, integers
+from .schedule import StepTable
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
+    """View `tensor` as its leading dimensions and one dimension of elements, without a copy.
+
+    Rows may stand anywhere in memory; the elements of a row must be neighbours.
+    """
+    _real(op, name, tensor)
+    if tensor.dim() <= num_leading:
+        fail(op, name, f"of {num_leading + 1} or more dimensions", list(tensor.shape))
+    if tensor.numel() and tensor.is_contiguous():
+        return tensor.flatten(num_leading)
+    shape, numel = tensor.shape[num_leading:], 1
+    for size, stride in zip(reversed(shape), reversed(tensor.stride()[num_leading:]), strict=True):
+        if size != 1 and stride != numel and tensor.numel():
+            fail(op, name, "contiguous within each row (call .contiguous())", f"strides {list(tensor.stride())}")
+        numel *= size
+    if not numel:
+        fail(op, name, "of at least one element per row", list(tensor.shape))
+    return tensor.flatten(num_leading)
+
+
+def _real(op: str, name: str, tensor: object) -> None:
+    """`tensor` must be one, of a type of numbers that the ops compute with."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
+        fail(op, name, "a float32, bfloat16, float16 or float64 tensor", getattr(tensor, "dtype", type(tensor)))
+
+
+def like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Shape, dtype and device of `tensor` must be those of `other`."""
+    if tensor.shape != other.shape:
+        fail(op, name, f"{list(other.shape)} like {other_name}", list(tensor.shape))
+    if tensor.dtype != other.dtype:
+        fail(op, name, f"{other.dtype} like {other_name}", tensor.dtype)
+    if tensor.device != other.device:
+        fail(op, name, f"on {other.device} like {other_name}", tensor.device)
+
+
+def row_like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> Tensor:
+    """`tensor` flattened to [N, D], checked against `other`."""
+    if isinstance(tensor, Tensor):
+        like(op, name, tensor, other_name, other)
+    return flat(op, name, tensor)
+
+
+def optional_row_like(op: str, name: str, tensor: Tensor | None, other_name: str, other: Tensor) -> Tensor | None:
+    """As `row_like`; None stays None."""
+    return None if tensor is None else row_like(op, name, tensor, other_name, other)
+
+
+def branch_rows(op: str, branches: Tensor, velocity: Tensor) -> Tensor:
+    """`branches` [R, K, *shape] flattened to [R, K, D], checked against `velocity` [R, *shape]."""
+    _real(op, "branches", branches)
+    expected = [velocity.shape[0], "K", *velocity.shape[1:]]
+    if branches.dim() != velocity.dim() + 1 or [branches.shape[0], "K", *branches.shape[2:]] != expected:
+        fail(op, "branches", f"[{', '.join(map(str, expected))}] like velocity", list(branches.shape))
+    if branches.dtype != velocity.dtype or branches.device != velocity.device:
+        expected = f"{velocity.dtype} on {velocity.device} like velocity"
+        fail(op, "branches", expected, f"{branches.dtype} on {branches.device}")
+    return flat(op, "branches", branches, num_leading=2)
+
+
+def advantage_rows(op: str, advantages: Tensor, branches: Tensor) -> Tensor:
+    """`advantages` [R, K] in the dtype of statistics, checked against `branches` [R, K, D]."""
+    if not isinstance(advantages, Tensor):
+        fail(op, "advantages", "a tensor", type(advantages))
+    if advantages.shape != branches.shape[:2]:
+        fail(op, "advantages", f"{list(branches.shape[:2])} like branches", list(advantages.shape))
+    if not advantages.is_floating_point() or advantages.device != branches.device:
+        fail(op, "advantages", f"floating point on {branches.device}", f"{advantages.dtype} on {advantages.device}")
+    return advantages.to(torch.float64 if branches.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def step_index(op: str, step: int, table: StepTable, noisy: bool = False) -> int:
+    """A step of the table; `noisy`: one where the sampler adds noise."""
+    _is_table(op, table)
+    step = integer(op, "step", step)
+    if not 0 <= step < table.num_steps:
+        fail(op, "step", f"in 0..{table.num_steps - 1}", step)
+    # Compared one by one, not looked up: torch.compile then keeps one graph for all steps.
+    if noisy and any(step == silent for silent in table.silent_steps):
+        fail(op, "step", f"one where sampler {table.sampler!r} adds noise (s > 0)", step)
+    return step
+
+
+def _is_table(op: str, table: object) -> None:
+    if not isinstance(table, StepTable):
+        fail(op, "table", "a StepTable (see step_table)", type(table))
+
+
+def step_rows(op: str, steps: Sequence[int] | Tensor, table: StepTable, num_rows: int, device: torch.device) -> Tensor:
+    """`steps` as int64 [R] on `device`, every one a step with noise.
+
+    Values that already live on an accelerator are not looked at: that would wait for the device.
+    """
+    _is_table(op, table)
+    if isinstance(steps, Tensor) and steps.dtype != torch.int64:
+        fail(op, "steps", "int64", steps.dtype)
+    rows = steps if isinstance(steps, Tensor) else integers(op, "steps", steps)
+    shape = list(rows.shape) if isinstance(rows, Tensor) else [len(rows)]
+    if shape != [num_rows]:
+        fail(op, "steps", f"[{num_rows}], one per row", shape)
+    if isinstance(steps, Tensor):
+        if steps.device.type == "cpu" and not torch.compiler.is_compiling():
+            for step in dict.fromkeys(steps.tolist()):
+                step_index(op, step, table, noisy=True)
+        return steps.to(device, non_blocking=True).contiguous()
+    checked = [step_index(op, step, table, noisy=True) for step in rows]
+    return torch.tensor(checked, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def ids(op: str, trajectory_ids: Sequence[int] | Tensor, num_rows: int | None, device: torch.device | None) -> Tensor:
+    """Global trajectory ids as int64 [N]."""
+    if isinstance(trajectory_ids, Tensor) and trajectory_ids.dtype != torch.int64:
+        fail(op, "trajectory_ids", "int64", trajectory_ids.dtype)
+    if not isinstance(trajectory_ids, Tensor):
+        trajectory_ids = torch.tensor(integers(op, "trajectory_ids", trajectory_ids), dtype=torch.int64)
+    tensor = trajectory_ids.to(device, non_blocking=True).contiguous()
+    if tensor.dim() != 1 or num_rows not in (None, tensor.shape[0]):
+        fail(op, "trajectory_ids", f"[{'N' if num_rows is None else num_rows}]", list(tensor.shape))
+    return tensor
+
+
+def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
+    """The seed as int64 [] on `device`; a tensor passes through, so that a captured graph can be given a live one."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+            fail(op, "seed", f"one int64 value on {device}", f"{seed.dtype} {list(seed.shape)} on {seed.device}")
+        return seed.reshape(())
+    seed = integer(op, "seed", seed)
+    if not 0 <= seed < 2**63:
+        fail(op, "seed", "in 0..2^63-1", seed)
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def guidance(op: str, velocity_uncond: Tensor | None, guidance_scale: float) -> float:
+    """A finite scale; one other than 1 needs the unconditional velocity."""
+    guidance_scale = finite(op, "guidance_scale", guidance_scale)
+    if velocity_uncond is None and guidance_scale != 1.0:
+        fail(op, "velocity_uncond", f"given for guidance_scale {guidance_scale}", None)
+    return float(guidance_scale)
+
+
+def usable_device(function: str, device: torch.device | str) -> torch.device:
+    """The device of that name, if this torch can use it on this machine."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch's own answers, by kind of device
+        reason = str(error).strip().splitlines()[0]
+        got = f"{str(device)!r}: {reason}"
+        raise ValueError(f"{function}: device must be one that torch can use here, got {got}") from error
+    return found

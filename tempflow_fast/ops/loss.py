@@ -1,0 +1,170 @@
+"""The ops of the update: the log-density of a branch and the clipped, weighted loss, with their derivatives.
+
+A section per op: its schema and derivative, then the public function, which checks the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import fail, finite
+from . import checks, reference
+from .registration import define, differentiable, registered
+from .schedule import StepTable
+
+# ---- log_prob -------------------------------------------------------------------------------------------------------
+
+define(
+    "log_prob(Tensor latents_next, Tensor latents, Tensor velocity, Tensor coefficients, Tensor steps) -> Tensor",
+    lambda latents_next, latents, velocity, coefficients, steps: latents.new_empty(
+        latents.shape[0], dtype=reference.compute_dtype(latents.dtype)
+    ),
+)
+define(
+    "log_prob_backward(Tensor grad, Tensor latents_next, Tensor latents, Tensor velocity, Tensor coefficients, "
+    "Tensor steps) -> Tensor",
+    lambda grad, latents_next, latents, velocity, coefficients, steps: velocity.new_empty(velocity.shape),
+)
+
+
+def _log_prob_save(ctx: Any, inputs: Mapping[str, Tensor], log_prob: Tensor) -> None:
+    ctx.save_for_backward(*inputs.values())
+
+
+def _log_prob_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    latents_next, *others = ctx.saved_tensors
+    backward = registered("log_prob_backward", latents_next.dtype)
+    return {"velocity": backward(grad.contiguous(), latents_next, *others)}
+
+
+differentiable("log_prob", _log_prob_save, _log_prob_backward)
+
+
+def log_prob(
+    latents_next: Tensor, latents: Tensor, velocity: Tensor, table: StepTable, steps: Sequence[int] | Tensor
+) -> Tensor:
+    """Log-density of an SDE step, -|x' - a x - b v|^2 / (2 s^2 D) - log s - log(2 pi) / 2, a mean over the D elements.
+
+    Args:
+        latents_next, latents, velocity: [R, *shape], one dtype and device; v already guided.
+        steps: [R], the step of each row, with s > 0.
+
+    Returns [R], float32 or better, differentiable in `velocity`. Raises ValueError naming the argument that does not
+    fit.
+    """
+    x = checks.flat("log_prob", "latents", latents).detach()
+    child = checks.row_like("log_prob", "latents_next", latents_next, "latents", latents).detach()
+    v = checks.row_like("log_prob", "velocity", velocity, "latents", latents)
+    rows = checks.step_rows("log_prob", steps, table, x.shape[0], x.device)
+    return registered("log_prob", x.dtype)(child, x, v, table.coefficients(x.device), rows)
+
+
+# ---- policy_loss ----------------------------------------------------------------------------------------------------
+
+
+class PolicyLoss(NamedTuple):
+    """Result of `policy_loss`; all but `loss` are statistics without a gradient."""
+
+    loss: Tensor
+    """[]: differentiable in the velocities."""
+    log_ratio: Tensor
+    """[R, K]: log of new over old policy density, a mean over elements."""
+    clip_fraction: Tensor
+    """[]: share of the ratios outside 1 - clip_range .. 1 + clip_range."""
+    kl: Tensor
+    """[]: mean over rows of |m - m_ref|^2 / (2 s^2 D); 0 without velocity_ref."""
+
+
+def _policy_loss_fake(
+    velocity: Tensor, uncond: Tensor | None, latents: Tensor, branches: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r, k, d = branches.shape
+    shapes = ((), (r, k), (), (), (r, d) if rest[-1] else (0,))
+    return tuple(velocity.new_empty(shape, dtype=reference.compute_dtype(velocity.dtype)) for shape in shapes)
+
+
+define(
+    "policy_loss(Tensor velocity, Tensor? velocity_uncond, Tensor latents, Tensor branches, Tensor velocity_old, "
+    "Tensor? velocity_ref, Tensor advantages, Tensor coefficients, Tensor steps, float guidance_scale, "
+    "float clip_range, float beta, bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _policy_loss_fake,
+)
+
+
+def _policy_loss_save(ctx: Any, inputs: Mapping[str, Any], outputs: tuple[Tensor, ...]) -> None:
+    _, *statistics, gradient = outputs
+    ctx.save_for_backward(gradient)
+    ctx.mark_non_differentiable(*statistics, gradient)
+    ctx.set_materialize_grads(False)  # no zeros as large as the gradient for outputs without one
+    scale, ctx.dtype = inputs["guidance_scale"], inputs["velocity"].dtype
+    guided = inputs["velocity_uncond"] is not None
+    ctx.shares = {"velocity": scale, "velocity_uncond": 1 - scale} if guided else {"velocity": 1.0}
+
+
+def _policy_loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> dict[str, Tensor]:
+    if grad_loss is None:
+        return {}
+    # The incoming factor (such as a loss scale) is applied in the wide dtype, before float16 could round to zero.
+    (gradient,) = ctx.saved_tensors
+    return {name: (gradient * (grad_loss * share)).to(ctx.dtype) for name, share in ctx.shares.items()}
+
+
+differentiable("policy_loss", _policy_loss_save, _policy_loss_backward)
+
+
+def policy_loss(
+    velocity: Tensor,
+    latents: Tensor,
+    branches: Tensor,
+    velocity_old: Tensor,
+    advantages: Tensor,
+    table: StepTable,
+    steps: Sequence[int] | Tensor,
+    *,
+    clip_range: float = 1e-4,
+    velocity_ref: Tensor | None = None,
+    beta: float = 0.0,
+    velocity_uncond: Tensor | None = None,
+    guidance_scale: float = 1.0,
+) -> PolicyLoss:
+    """The loss of TempFlow-GRPO for R states with K branches each: one velocity serves all branches of its state.
+
+    mean over R and K of noise_weight max(-A r, -A clip(r, 1 - c, 1 + c)), plus beta KL to the reference policy, with
+    log r = mean over elements of b dv (2 (x' - m_old) - b dv) / (2 s^2), dv = v - v_old: exactly 0 where v is v_old.
+    Clipping compares log r with log(1 -+ c).
+
+    Args:
+        velocity, latents: [R, *shape]; with guidance `velocity` is the conditional one.
+        branches: [R, K, *shape], the samples taken from `latents`.
+        velocity_old, velocity_ref: [R, *shape], already guided (see `guided_velocity`).
+        advantages: [R, K].
+        steps: [R], the step of each row, with s > 0.
+        clip_range: c, in (0, 1). beta: not negative; positive needs `velocity_ref`.
+
+    Returns a PolicyLoss, differentiable in `velocity` and `velocity_uncond`. No rows give a loss of 0. Raises
+    ValueError naming the argument that does not fit.
+    """
+    op = "policy_loss"
+    v = checks.flat(op, "velocity", velocity)
+    x = checks.row_like(op, "latents", latents, "velocity", velocity).detach()
+    old = checks.row_like(op, "velocity_old", velocity_old, "velocity", velocity).detach()
+    ref = checks.optional_row_like(op, "velocity_ref", velocity_ref, "velocity", velocity)
+    ref = None if ref is None else ref.detach()
+    u = checks.optional_row_like(op, "velocity_uncond", velocity_uncond, "velocity", velocity)
+    children = checks.branch_rows(op, branches, velocity).detach()
+    weights = checks.advantage_rows(op, advantages, children).detach()
+    scale = checks.guidance(op, u, guidance_scale)
+    if not 0 < finite(op, "clip_range", clip_range) < 1:
+        fail(op, "clip_range", "in (0, 1)", clip_range)
+    if not finite(op, "beta", beta) >= 0 or (beta and ref is None):
+        fail(op, "beta", "0, or positive together with velocity_ref", beta)
+    rows = checks.step_rows(op, steps, table, x.shape[0], x.device)
+    with_gradient = torch.is_grad_enabled() and (v.requires_grad or (u is not None and u.requires_grad))
+    loss, log_ratio, clip_fraction, kl, _ = registered(op, v.dtype)(
+        v, u, x, children, old, ref, weights, table.coefficients(x.device), rows, scale, clip_range, beta, with_gradient
+    )
+    return PolicyLoss(loss, log_ratio, clip_fraction, kl)

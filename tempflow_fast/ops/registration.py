@@ -1,0 +1,90 @@
+"""How an op is registered: one schema, a reference body, a fake and, where it has one, a derivative.
+
+Every schema is registered twice: in `tempflow_fast`, where compiled bodies take their devices and the reference fills
+the gaps, and in `tempflow_fast_reference`, which is the reference alone and serves float64.
+Latents of any shape are viewed as rows [N, D]; log-densities and the KL are means over the D elements.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+Save = Callable[[Any, Mapping[str, Any], Any], None]
+Backward = Callable[..., Mapping[str, Tensor | None]]
+
+_arguments: dict[str, tuple[str, ...]] = {}  # op -> the names of its arguments
+_libraries = [torch.library.Library(name, "DEF") for name in ("tempflow_fast", "tempflow_fast_reference")]
+
+
+def define(schema: str, fake: Callable[..., Any]) -> None:
+    """Registers an op with the reference body of its name.
+
+    Args:
+        schema: name, arguments and results, in PyTorch's notation.
+        fake: makes outputs of the right shapes and dtypes from the same arguments.
+    """
+    name, arguments, _ = re.split(r"[()]", schema, maxsplit=2)
+    _arguments[name] = tuple(argument.split()[-1] for argument in arguments.split(", "))
+    for library in _libraries:
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+        library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+
+
+def differentiable(name: str, save: Save, backward: Backward) -> None:
+    """Gives an op its derivative.
+
+    It does what torch.library.register_autograd does, without searching the schema in every call, which took longer
+    than a small op (LAB.md has the figures).
+
+    Args:
+        name: the op.
+        save: called after the forward with (ctx, arguments by name, outputs).
+        backward: called with (ctx, a gradient or None per output); returns the gradients by argument, others have none.
+    """
+    for library in _libraries:
+        op = getattr(getattr(torch.ops, library.ns), name).default
+        library.impl(name, _autograd_kernel(op, _arguments[name], save, backward), "Autograd")
+
+
+def _autograd_kernel(
+    op: Callable[..., Any], names: tuple[str, ...], save: Save, backward: Backward
+) -> Callable[..., Any]:
+    def below(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        outputs = below(*inputs)
+        save(ctx, dict(zip(names, inputs, strict=True)), outputs)
+        return outputs
+
+    def ordered(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_name = backward(ctx, *gradients)
+        return tuple(by_name.get(name) for name in names)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(ordered)}
+    function = type(f"Differentiable_{op.__name__}", (torch.autograd.Function,), methods)
+
+    def kernel(*inputs: Any) -> Any:
+        traced = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        return (function.apply if traced else below)(*inputs)
+
+    return kernel
+
+
+def namespace(dtype: torch.dtype) -> str:
+    """The library that serves a dtype."""
+    return "tempflow_fast_reference" if dtype == torch.float64 else "tempflow_fast"
+
+
+def registered(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """The registered op for tensors of a dtype."""
+    return getattr(getattr(torch.ops, namespace(dtype)), name)

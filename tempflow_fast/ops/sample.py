@@ -1,0 +1,166 @@
+"""The ops of the rollout: the guided velocity, the Euler step, the branch step and the initial noise.
+
+A section per op: its schema, then the public function, which checks the arguments and views latents as rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import fail, integer, integers
+from . import checks, reference
+from .registration import define, registered
+from .schedule import StepTable
+
+# ---- guided_velocity ------------------------------------------------------------------------------------------------
+
+define(
+    "guided_velocity(Tensor velocity, Tensor velocity_uncond, float guidance_scale) -> Tensor",
+    lambda velocity, velocity_uncond, guidance_scale: velocity.new_empty(velocity.shape),
+)
+
+
+@torch.no_grad()
+def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: float) -> Tensor:
+    """v_uncond + guidance_scale (v_cond - v_uncond), [N, *shape], without a gradient.
+
+    Bit for bit the velocity that `policy_loss` forms from the same arguments: the `velocity_old` of a policy that is
+    about to be trained with guidance.
+    """
+    v = checks.flat("guided_velocity", "velocity", velocity)
+    u = checks.row_like("guided_velocity", "velocity_uncond", velocity_uncond, "velocity", velocity)
+    scale = checks.guidance("guided_velocity", u, guidance_scale)
+    return registered("guided_velocity", v.dtype)(v, u, scale).view(velocity.shape)
+
+
+# ---- euler_step -----------------------------------------------------------------------------------------------------
+
+define(
+    "euler_step(Tensor latents, Tensor velocity, Tensor? velocity_uncond, float guidance_scale, Tensor coefficients, "
+    "SymInt step) -> Tensor",
+    lambda latents, *_: latents.new_empty(latents.shape),
+)
+
+
+@torch.no_grad()
+def euler_step(
+    latents: Tensor,
+    velocity: Tensor,
+    table: StepTable,
+    step: int,
+    velocity_uncond: Tensor | None = None,
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """One ODE step, latents + dt v with v = v_uncond + guidance_scale (v_cond - v_uncond); no gradient.
+
+    Args:
+        latents, velocity, velocity_uncond: [N, *shape], one dtype and device.
+        table: the schedule; `step` is one of its 0..T-1.
+
+    Returns [N, *shape]. Raises ValueError naming the argument that does not fit.
+    """
+    x = checks.flat("euler_step", "latents", latents)
+    v = checks.row_like("euler_step", "velocity", velocity, "latents", latents)
+    u = checks.optional_row_like("euler_step", "velocity_uncond", velocity_uncond, "latents", latents)
+    scale = checks.guidance("euler_step", u, guidance_scale)
+    step = checks.step_index("euler_step", step, table)
+    return registered("euler_step", x.dtype)(x, v, u, scale, table.coefficients(x.device), step).view(latents.shape)
+
+
+# ---- branch_step ----------------------------------------------------------------------------------------------------
+
+
+def _branch_step_fake(
+    latents: Tensor,
+    velocity: Tensor,
+    velocity_uncond: Tensor | None,
+    guidance_scale: float,
+    coefficients: Tensor,
+    step: int,
+    num_branches: int,
+    *_: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = latents.shape
+    log_prob = latents.new_empty(n, num_branches, dtype=reference.compute_dtype(latents.dtype))
+    return latents.new_empty(n, d), latents.new_empty(n, num_branches, d), log_prob
+
+
+define(
+    "branch_step(Tensor latents, Tensor velocity, Tensor? velocity_uncond, float guidance_scale, Tensor coefficients, "
+    "SymInt step, SymInt num_branches, Tensor seed, Tensor trajectory_ids) -> (Tensor, Tensor, Tensor)",
+    _branch_step_fake,
+)
+
+
+@torch.no_grad()
+def branch_step(
+    latents: Tensor,
+    velocity: Tensor,
+    table: StepTable,
+    step: int,
+    num_branches: int,
+    seed: int | Tensor,
+    trajectory_ids: Sequence[int] | Tensor,
+    velocity_uncond: Tensor | None = None,
+    guidance_scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the trunk by the ODE and draw K SDE branches from the state it leaves, in one pass; no gradient.
+
+    A branch is a x + b v + s eps. Its noise depends on (seed, trajectory id, step, branch, element) alone, so any
+    subset, order or split of the trajectories draws the same bits.
+
+    Args:
+        latents, velocity, velocity_uncond: [N, *shape], one dtype and device.
+        step: a step of `table` with s > 0.
+        num_branches: K, 1..65536.
+        seed: 0..2^63-1, or an int64 tensor with one value.
+        trajectory_ids: N global ids (int64), never positions in a batch.
+
+    Returns latents_next [N, *shape], branches [N, K, *shape], and log_prob [N, K] of the branches as stored (mean over
+    elements, float32 or better). Raises ValueError naming the argument that does not fit.
+    """
+    x = checks.flat("branch_step", "latents", latents)
+    v = checks.row_like("branch_step", "velocity", velocity, "latents", latents)
+    u = checks.optional_row_like("branch_step", "velocity_uncond", velocity_uncond, "latents", latents)
+    scale = checks.guidance("branch_step", u, guidance_scale)
+    step = checks.step_index("branch_step", step, table, noisy=True)
+    num_branches = integer("branch_step", "num_branches", num_branches)
+    if not 1 <= num_branches <= 0x10000:
+        fail("branch_step", "num_branches", "in 1..65536", num_branches)
+    ids = checks.ids("branch_step", trajectory_ids, x.shape[0], x.device)
+    key = checks.seed_tensor("branch_step", seed, x.device)
+    latents_next, branches, log_prob = registered("branch_step", x.dtype)(
+        x, v, u, scale, table.coefficients(x.device), step, num_branches, key, ids
+    )
+    return latents_next.view(latents.shape), branches.unflatten(2, latents.shape[1:]), log_prob
+
+
+# ---- initial_noise --------------------------------------------------------------------------------------------------
+
+define(
+    "initial_noise(Tensor trajectory_ids, Tensor seed, SymInt numel) -> Tensor",
+    lambda trajectory_ids, seed, numel: trajectory_ids.new_empty(trajectory_ids.shape[0], numel, dtype=torch.float32),
+)
+
+
+def initial_noise(
+    shape: Sequence[int],
+    seed: int | Tensor,
+    trajectory_ids: Sequence[int] | Tensor,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Unit Gaussian starts of the trajectories, float32 [N, *shape], from the generator of `branch_step`.
+
+    `device` defaults to that of `trajectory_ids`. Raises ValueError naming the argument that does not fit.
+    """
+    shape = tuple(integers("initial_noise", "shape", shape))
+    if not shape or min(shape) < 1:
+        fail("initial_noise", "shape", "positive sizes", list(shape))
+    device = None if device is None else checks.usable_device("initial_noise", device)
+    ids = checks.ids("initial_noise", trajectory_ids, None, device)
+    key = checks.seed_tensor("initial_noise", seed, ids.device)
+    numel = torch.Size(shape).numel()
+    return registered("initial_noise", torch.float32)(ids, key, numel).view(ids.shape[0], *shape)

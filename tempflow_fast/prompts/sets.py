@@ -1,0 +1,126 @@
+"""Prompt sets: which prompts an iteration trains on, and which ones evaluation uses.
+
+Everything is a function of the seed and the iteration, so that a run that is cut and resumed sees the same prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import unknown
+from .sources import HUGGING_FACE, read_prompts
+
+Entry = dict[str, Any]
+EMBEDDED = "shapes"
+HELD_OUT_EVERY = 10
+TASK = "tag"
+"""The metadata field, GenEval's, by which evaluation tells tasks apart."""
+
+
+class PromptSet(Protocol):
+    """Prompts as `{"prompt": text, ...}`; the other fields are metadata for the reward."""
+
+    tasks: tuple[str, ...]
+    """The tasks of the held-out prompts, in the order of reports."""
+
+    def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
+        """The prompts of one iteration."""
+        ...
+
+    def heldout(self, count: int, seed: int) -> list[Entry]:
+        """Prompts for evaluation, the tasks in turn; training never sees them."""
+        ...
+
+
+class ListedPrompts:
+    """Prompts from a list: every epoch goes through all of them once, in a new order.
+
+    Args:
+        train: prompts to train on.
+        heldout: prompts to evaluate with.
+    """
+
+    def __init__(self, train: Sequence[Entry], heldout: Sequence[Entry]) -> None:
+        self._train = list(train)
+        self._heldout = [{TASK: "all", **entry} for entry in heldout]
+        self.tasks = tuple(dict.fromkeys(entry[TASK] for entry in self._heldout))
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
+        """The next `count` prompts; an iteration may end one epoch and begin another."""
+        num = len(self._train)
+        places = (divmod(place, num) for place in range(iteration * count, (iteration + 1) * count))
+        return [self._train[self._order(seed, epoch)[place]] for epoch, place in places]
+
+    def _shuffled(self, seed: int, epoch: int) -> list[int]:
+        order = list(range(len(self._train)))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        return order
+
+    def heldout(self, count: int, seed: int) -> list[Entry]:
+        """The tasks in turn, as long as they have prompts; more than there are begin again from the first."""
+        entries = list(self._heldout)
+        random.Random(seed).shuffle(entries)
+        seen = dict.fromkeys(self.tasks, 0)
+        turns = []
+        for entry in entries:
+            turns.append((seen[entry[TASK]], self.tasks.index(entry[TASK])))
+            seen[entry[TASK]] += 1
+        in_turn = [entry for _, entry in sorted(zip(turns, entries, strict=True), key=lambda pair: pair[0])]
+        return [in_turn[place % len(in_turn)] for place in range(count)]
+
+
+class ShapesPrompts:
+    """The prompts of the embedded world, drawn at random, task by task in turn."""
+
+    def __init__(self) -> None:
+        from ..shapes import prompts
+
+        self._source = prompts
+        self.tasks = prompts.TASKS
+
+    def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
+        """A draw of its own for every iteration."""
+        return self._source.draw(self._source.train_prompts(), count, random.Random(f"{seed}/{iteration}"))
+
+    def heldout(self, count: int, seed: int) -> list[Entry]:
+        """A draw that depends on the seed alone."""
+        return self._source.draw(self._source.heldout_prompts(), count, random.Random(seed))
+
+
+@lru_cache(maxsize=4)
+def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "prompt") -> PromptSet:
+    """The prompt set of a name or source.
+
+    Args:
+        prompts: `shapes`, or a source of `read_prompts`.
+        eval_prompts: another source, for evaluation; None: every tenth prompt, in a fixed shuffled order, is held out.
+        column: the field that is the prompt.
+
+    Raises:
+        ValueError: for what cannot be read, or for too few prompts to hold one out.
+    """
+    if prompts == EMBEDDED and eval_prompts is None:
+        return ShapesPrompts()
+    if prompts != EMBEDDED and not prompts.startswith(HUGGING_FACE) and not Path(prompts).is_file():
+        unknown("get_prompts", "prompts", prompts, [EMBEDDED], ", a file that is there, or hf:NAME")
+    if prompts == EMBEDDED:
+        from ..shapes.prompts import train_prompts
+
+        entries = train_prompts()
+    else:
+        entries = read_prompts(prompts, column)
+    if eval_prompts is not None:
+        return ListedPrompts(entries, read_prompts(eval_prompts, column))
+    if len(entries) < 2:
+        got = f"{len(entries)} in {prompts!r}"
+        raise ValueError(f"get_prompts: prompts must hold two or more, so that one can be held out, got {got}")
+    random.Random(0).shuffle(entries)
+    return ListedPrompts(
+        [entry for place, entry in enumerate(entries) if place % HELD_OUT_EVERY],
+        entries[::HELD_OUT_EVERY],
+    )

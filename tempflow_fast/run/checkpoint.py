@@ -1,0 +1,212 @@
+"""Checkpoints: what it takes to go on with a run as if nothing had happened.
+
+    weights.safetensors      the weights that training changes, under the network's names for them
+    average.safetensors      their moving average, if the run keeps one
+    optimizer.safetensors    the optimizer's tensors, as weight/name
+    random.safetensors       states of the random number generators
+    lora/                    the adapter for diffusers' `load_lora_weights`, if one is trained
+    state.json               how far the run is, the other state of optimizer and average, the settings
+
+Prompts and noise are functions of the seed and the iteration, so where they go on needs no more than its number. A
+checkpoint is written aside and renamed: one that is there is whole, whenever the process or the machine died.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from ..files import remove, written_aside
+from ..policies.base import Policy
+from ..processes import Processes
+from ..settings.run import TrainConfig
+from . import random_state
+from .average import WeightAverage
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What data-parallel and compiled wrappers put before a parameter's name."""
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while a run goes on."""
+
+    policy: Policy
+    optimizer: Optimizer
+    average: WeightAverage | None
+    num_iterations: int = 0
+    """How many are done."""
+    seconds: float = 0.0
+    """Wall seconds that they took."""
+
+
+def save_checkpoint(
+    directory: Path, state: TrainingState, config: TrainConfig, processes: Processes, keep: int
+) -> None:
+    """Writes the checkpoint of the present iteration, then removes all but the `keep` latest.
+
+    All processes must call it together; the main one writes.
+    """
+    keep_it = processes.is_main
+    weights = {name: _whole(parameter, keep_it) for name, parameter in _named(state.policy).items()}
+    averages = [_whole(tensor, keep_it) for tensor in state.average.weights] if state.average else []
+    average = dict(zip(weights, averages, strict=True)) if averages else {}
+    tensors, scalars = _packed(state.optimizer.state_dict(), weights, keep_it)
+    files = {"weights": weights, "average": average, "optimizer": tensors}
+    with processes.whole(state.policy):
+        if processes.is_main:
+            _write(directory, state, config, files, scalars)
+            for old in _all(directory)[:-keep]:
+                remove(old)
+    processes.wait()
+
+
+def _write(
+    directory: Path,
+    state: TrainingState,
+    config: TrainConfig,
+    files: dict[str, dict[str, Tensor]],
+    scalars: dict[str, Any],
+) -> None:
+    """Writes the checkpoint from the tensors by file; the main process's part."""
+    random, random_scalars = random_state.captured()
+    facts = {
+        "num_iterations": state.num_iterations,
+        "seconds": state.seconds,
+        "optimizer": scalars,
+        "average": state.average.counts() if state.average else None,
+        "random": random_scalars,
+        "config": json.loads(config.to_json()),
+    }
+    with written_aside(directory / f"{state.num_iterations:06d}") as aside:
+        aside.mkdir()
+        for name, content in {**files, "random": random}.items():
+            if content:
+                save_file({key: tensor.contiguous() for key, tensor in content.items()}, aside / f"{name}.safetensors")
+        if config.policy.lora_rank is not None:
+            state.policy.save_lora(aside / "lora")
+        (aside / "state.json").write_text(json.dumps(facts))
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint with the most iterations, if there is one."""
+    return max(_all(directory), default=None)
+
+
+def load_checkpoint(path: Path, state: TrainingState) -> None:
+    """Gives `state` everything that the checkpoint holds; every process reads it.
+
+    Raises:
+        ValueError: if the checkpoint does not fit the policy, the optimizer or the average.
+    """
+    parameters, facts = _named(state.policy), json.loads((path / "state.json").read_text())
+    _fill(parameters, load_file(path / "weights.safetensors"), path)
+    if (state.average is not None) != (facts["average"] is not None):
+        raise ValueError(f"load_checkpoint: ema_decay must be as in {str(path)!r}, of which one has an average")
+    if state.average is not None:
+        averages = dict(zip(parameters, state.average.weights, strict=True))
+        _fill(averages, load_file(path / "average.safetensors"), path)
+        state.average.set_counts(**facts["average"])
+    tensors = load_file(path / "optimizer.safetensors") if (path / "optimizer.safetensors").is_file() else {}
+    state.optimizer.load_state_dict(_unpacked(tensors, facts["optimizer"], parameters))
+    random_state.restore(load_file(path / "random.safetensors"), facts["random"])
+    state.num_iterations, state.seconds = facts["num_iterations"], facts["seconds"]
+
+
+def _all(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("[0-9]*") if (path / "state.json").is_file())
+
+
+def _named(policy: Policy) -> dict[str, Parameter]:
+    """Name -> trained parameter, in the order of the optimizer, the names without those of wrappers."""
+    named = {}
+    for name, parameter in policy.network.named_parameters():
+        while name.startswith(WRAPPERS):
+            name = name.partition(".")[2]
+        if parameter.requires_grad:
+            named[name] = parameter
+    return named
+
+
+@torch.no_grad()
+def _fill(targets: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
+    """Copies tensors into `targets` by name."""
+    if targets.keys() != tensors.keys():
+        missing, more = len(targets.keys() - tensors.keys()), len(tensors.keys() - targets.keys())
+        raise ValueError(f"load_checkpoint: {str(path)!r} must fit the policy, got {missing} missing, {more} unknown")
+    for name, target in targets.items():
+        if target.shape != tensors[name].shape:
+            expected, got = list(target.shape), list(tensors[name].shape)
+            raise ValueError(f"load_checkpoint: {name} in {str(path)!r} must be {expected}, got {got}")
+        target.copy_(_like(tensors[name], target))
+
+
+def _packed(state: dict[str, Any], weights: dict[str, Tensor], keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state dict as (tensors by weight/name, everything else); for `keep` see `_whole`."""
+    tensors, rest, names = {}, {}, list(weights)
+    for index, entries in state["state"].items():
+        for path, value in _leaves(entries):
+            key = "/".join((names[index], *path))
+            if not isinstance(value, Tensor):
+                rest[key] = value
+            else:
+                # A small one may be shared by all weights, which the file format does not know.
+                is_like_weight = value.shape == weights[names[index]].shape
+                tensors[key] = _whole(value, keep) if is_like_weight else _whole(value, keep).clone()
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    return tensors, {"state": rest, "groups": groups, "sizes": sizes}
+
+
+def _unpacked(tensors: dict[str, Tensor], scalars: dict[str, Any], parameters: dict[str, Parameter]) -> dict[str, Any]:
+    """The state dict that `_packed` took apart."""
+    indices = {name: index for index, name in enumerate(parameters)}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *scalars["state"].items()]:
+        name, *path, last = key.split("/")
+        entries = state.setdefault(indices[name], {})
+        for part in path:
+            entries = entries.setdefault(part, {})
+        is_like_weight = isinstance(value, Tensor) and value.shape == parameters[name].shape
+        entries[last] = _like(value, parameters[name]) if is_like_weight else value
+    numbers = iter(range(len(indices)))
+    groups = [
+        {**group, "params": [next(numbers) for _ in range(size)]}
+        for group, size in zip(scalars["groups"], scalars["sizes"], strict=True)
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+def _leaves(entries: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, value) of everything in nested dictionaries."""
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _whole(tensor: Tensor, keep: bool) -> Tensor:
+    """On the host, put together from all processes if it is sharded; those that do not `keep` it only take part."""
+    tensor = tensor.detach()
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.cpu() if keep else tensor
+
+
+def _like(tensor: Tensor, target: Tensor) -> Tensor:
+    """Sharded as `target` is, if it is; on its device."""
+    tensor = tensor.to(target.device)
+    if not hasattr(target, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, target.device_mesh, target.placements)

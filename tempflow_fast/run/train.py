@@ -1,0 +1,250 @@
+"""The training loop: evaluate, iterate within the budget, keep checkpoints, evaluate again, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from ..evaluation.curves import hacking_signs, training_curve
+from ..evaluation.evaluate import score
+from ..evaluation.intervals import OVERALL
+from ..evaluation.result import Evaluation
+from ..evaluation.sheets import sample_sheet
+from ..grpo.step import grpo_step
+from ..policies import DiffusersPolicy
+from ..processes import Processes
+from ..prompts.sets import PromptSet, get_prompts
+from ..rewards import RewardError, WeightedReward, get_reward
+from ..settings.run import TaskConfig, TrainConfig
+from . import random_state
+from .average import WeightAverage
+from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from .directory import RunDirectory
+from .optimizers import learning_rate, make_optimizer, set_learning_rate
+from .progress import Budget, ProgressBar, StopRequest
+from .resume import begin
+from .trackers import Trackers
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to."""
+
+    before: Evaluation
+    after: Evaluation | None
+    """None where the second Ctrl-C left it out."""
+    num_iterations: int
+    seconds: float
+    """Wall seconds of the iterations."""
+
+
+def train(
+    config: TrainConfig,
+    policy: DiffusersPolicy,
+    run: RunDirectory,
+    stop: StopRequest | None = None,
+    report: Callable[[str], None] = print,
+    processes: Processes | None = None,
+) -> Trained:
+    """Trains the policy and fills the run directory (see `run_directory`); the same config gives the same metrics.
+
+    In the directory of an earlier run it goes on from the last checkpoint, as if the run had never stopped. Whatever
+    ends the iterations, the weights they led to are written.
+
+    Args:
+        config: the settings.
+        policy: the model that `config` names, see `prepare_policy`; changed in place.
+        run: where to write: new, empty, or of an earlier run.
+        stop: a `made` request ends the run after its current iteration.
+        report: takes one sentence now and then.
+        processes: those that share the run, which all call this; None: this one by itself.
+
+    Raises:
+        ValueError: before any work, for a directory that holds something else, settings that the run cannot change,
+            or an unknown prompt set, reward or tracker.
+        KeyboardInterrupt: from a second Ctrl-C during the iterations.
+    """
+    processes = processes or Processes()
+    loop = _Loop(config, policy, run, processes, report if processes.is_main else _silent)
+    with processes.guarded():
+        before = loop.prepare()
+        budget = loop.iterate(stop or StopRequest())
+        try:
+            after = loop.finish(before)
+        except KeyboardInterrupt:
+            after = None
+    return Trained(before, after, budget.num_done, budget.seconds)
+
+
+def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
+    """The prompts and the reward of the settings, before anything expensive is begun.
+
+    Raises:
+        ValueError: for prompts or rewards, also for evaluation, that are not there or cannot be loaded.
+    """
+    prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
+    if task.accuracy is not None:
+        get_reward(task.accuracy)
+    return prompts, get_reward(task.reward)
+
+
+class _Loop:
+    """A run: what it is made of, and the order of its parts."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: DiffusersPolicy,
+        run: RunDirectory,
+        processes: Processes,
+        report: Callable[[str], None],
+    ) -> None:
+        own = config.optimizer
+        self.prompts, self.reward = find_task(config.task)
+        self.trackers = Trackers(config.run.trackers if processes.is_main else (), run.logs)
+        self.config, self.policy, self.run, self.processes, self.report = config, policy, run, processes, report
+        self.start = begin(run, config, processes)
+        if config.grpo.beta > 0:
+            policy.freeze_reference()
+        optimizer = processes.prepare(policy, make_optimizer(policy.parameters(), own))
+        average = None if own.ema_decay is None else WeightAverage(policy, optimizer, own.ema_decay, own.ema_every)
+        self.state = TrainingState(policy, optimizer, average)
+        self._saved = 0
+
+    def prepare(self) -> Evaluation:
+        """Scores the starting weights, then loads those of the checkpoint."""
+        random_state.seed(self.config.task.seed)
+        self.trackers.start(self.config.flat() if self.start.checkpoint is None else None)
+        before = self._evaluation("before")
+        if self.start.checkpoint is not None:
+            load_checkpoint(self.start.checkpoint, self.state)
+            self._saved = self.state.num_iterations
+            self.report(self.start.sentence())
+        return before
+
+    def iterate(self, stop: StopRequest) -> Budget:
+        """Runs iterations until the budget is used up or a stop is asked for; the weights are written in any case."""
+        own, state = self.config.run, self.state
+        budget = Budget(own.num_iterations, own.minutes, state.num_iterations, state.seconds)
+        bar = ProgressBar(hidden=not self.processes.is_main)
+        try:
+            while not self._any(stop.made or budget.fraction >= 1):
+                self._evaluate_if_due()
+                with budget.running():
+                    metrics = self._iteration(state.num_iterations, budget.fraction)
+                budget.num_done = state.num_iterations = state.num_iterations + 1
+                state.seconds = budget.seconds
+                self._log(metrics)
+                bar.show(budget, metrics)
+                if state.num_iterations % own.checkpoint_every == 0:
+                    self._save()
+            self._save()
+        except RewardError:
+            self._save()  # all processes hear of it before anything of the iteration is learnt
+            self._write_tuned()
+            raise
+        except BaseException:
+            if self.processes.count == 1:  # the others of many would not be there to put sharded weights together
+                self._write_tuned()
+            raise
+        finally:
+            bar.close()
+        self._write_tuned()
+        return budget
+
+    def finish(self, before: Evaluation) -> Evaluation:
+        """Writes the pictures and the scores of the tuned policy."""
+        if self.processes.is_main and (metrics := self.run.read_metrics()):
+            training_curve(self.run.curve, metrics)
+            hacking_signs(self.run.signs, metrics, self.reward.weights)
+        after = self._evaluation("after")
+        if self.processes.is_main:
+            sample_sheet(self.run.sheet, {"before": before, "after": after})
+        self.trackers.finish()
+        return after
+
+    def _any(self, stops: bool) -> bool:
+        """Whether any process wants to stop: all of them must leave the loop after the same iteration."""
+        return bool(self.processes.max(torch.tensor(int(stops))))
+
+    def _iteration(self, index: int, fraction: float) -> dict[str, float]:
+        """One `grpo_step`; its prompts and noise depend on (seed, index) alone."""
+        config, task = self.config, self.config.task
+        rate = learning_rate(config.optimizer, index, fraction)
+        set_learning_rate(self.state.optimizer, rate)
+        metadata = self.prompts.training(index, task.prompts_per_iteration, task.seed)
+        metrics = grpo_step(
+            self.policy,
+            [entry["prompt"] for entry in metadata],
+            self.reward,
+            self.state.optimizer,
+            config.grpo,
+            seed=(task.seed << 32) + index,
+            metadata=metadata,
+            processes=self.processes,
+        )
+        return {"learning_rate": rate, **{name: float(value) for name, value in metrics.items()}}
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        if self.processes.is_main:
+            done, seconds = self.state.num_iterations, self.state.seconds
+            self.run.append_metrics({"iteration": done, "seconds": seconds, **metrics})
+            self.trackers.log({f"train/{name}": value for name, value in metrics.items()}, done)
+
+    def _save(self) -> None:
+        """Writes a checkpoint, unless there is one of this iteration or nothing was done."""
+        if self.state.num_iterations == 0 or self.state.num_iterations == self._saved:
+            return
+        if self.processes.is_main:
+            self.run.synchronize_metrics()
+        save_checkpoint(self.run.checkpoints, self.state, self.config, self.processes, self.config.run.num_checkpoints)
+        self._saved = self.state.num_iterations
+
+    def _evaluate_if_due(self) -> None:
+        done, every = self.state.num_iterations, self.config.evaluation.eval_every
+        if done and every and done % every == 0:
+            evaluation = self._evaluation()
+            self.report(f"after {done} iterations: {summary(evaluation)}")
+
+    def _evaluation(self, name: str | None = None) -> Evaluation:
+        """The evaluation at this point, from the run directory if it is there already; with a name it is reported."""
+        done = self.state.num_iterations
+        known = self.run.evaluation(done) if self.processes.is_main else None
+        if self._any(known is not None):
+            evaluation = known or self.run.evaluation(done)
+        else:
+            with self._averaged():
+                evaluation = score(self.config, self.policy, self.processes)
+            if self.processes.is_main:
+                self.run.write_evaluation(done, evaluation)
+                names, rows = evaluation.measures, evaluation.table().items()
+                self.trackers.log({f"eval/{task}/{name}": row[name] for task, row in rows for name in names}, done)
+                self.trackers.log_images("eval/images", evaluation.images, done)
+        if name is not None and self.processes.is_main:
+            self.run.write_scores(name, evaluation)
+            self.report(f"{name} training: {summary(evaluation)}")
+        return evaluation
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside this context the policy has its average weights, if the run keeps an average."""
+        return nullcontext() if self.state.average is None else self.state.average.applied()
+
+    def _write_tuned(self) -> None:
+        with self._averaged(), self.processes.whole(self.policy):
+            if self.processes.is_main:
+                self.run.write_tuned(self.policy, adapter=self.config.policy.lora_rank is not None)
+        self.processes.wait()
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The overall result in one phrase."""
+    row = evaluation.table()[OVERALL]
+    accuracy = f"strict accuracy {row['accuracy']:.3f}, " if "accuracy" in row else ""
+    return f"{accuracy}reward {row['reward']:.3f} on {row['num_images']} held-out images"
+
+
+def _silent(sentence: str) -> None:
+    """Says nothing: the main process speaks for all."""

@@ -1,0 +1,1 @@
+"""Every setting, once: iteration (`GRPOConfig`), run (all others, `TrainConfig`), recipes (named settings)."""

@@ -1,0 +1,33 @@
+"""Recipes: named settings of a training run, one small file per model.
+
+A recipe is a function without arguments that returns a `TrainConfig`; its docstring is what `tempflow-fast recipes`
+prints. A new one is a function and a line in `RECIPES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...errors import unknown
+from ..run import TrainConfig
+from .flux import flux_hps, flux_pickscore
+from .qwen_image import qwen_image_pickscore
+from .sd35m import sd35m_geneval, sd35m_ocr, sd35m_pickscore
+from .shapes import shapes
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "shapes": shapes,
+    "sd35m-geneval": sd35m_geneval,
+    "sd35m-pickscore": sd35m_pickscore,
+    "sd35m-ocr": sd35m_ocr,
+    "flux-pickscore": flux_pickscore,
+    "flux-hps": flux_hps,
+    "qwen-image-pickscore": qwen_image_pickscore,
+}
+
+
+def get_recipe(name: str) -> TrainConfig:
+    """The settings of a recipe; ValueError for an unknown name, with the nearest ones."""
+    if name not in RECIPES:
+        unknown("get_recipe", "name", name, RECIPES)
+    return RECIPES[name]()

@@ -1,0 +1,62 @@
+"""FLUX.1-dev, as the method's authors train it."""
+
+from __future__ import annotations
+
+from ..iteration import GRPOConfig
+from ..run import EvaluationConfig, OptimizerConfig, PolicyConfig, RunConfig, TaskConfig, TrainConfig
+
+
+def flux_pickscore() -> TrainConfig:
+    """FLUX.1-dev with LoRA on PickScore: 48 prompts x 4 seeds x 6 branches, 1024 px, embedded guidance 3.5.
+
+    Prompts: lines of text, a training and a test file as in dataset/pickscore of the Flow-GRPO repository.
+    Source: config/dgx.py (flux_pr) and scripts/train_flux_pr.py of the public TempFlow-GRPO scripts, with the reward
+    and prompts of their PickScore runs; learning rate, clip range and weight decay are Flow-GRPO's config/base.py.
+    """
+    return _flux("pickscore", "pickscore")
+
+
+def flux_hps() -> TrainConfig:
+    """FLUX.1-dev with LoRA on the human preference score: as flux-pickscore, with the prompts of HPSv2.
+
+    Prompts: lines of text in dataset/hpsv2/train.txt and test.txt.
+    Source: config/dgx.py (flux_pr) of the public TempFlow-GRPO scripts, which use HPSv3 where this is HPSv2.
+    """
+    return _flux("hpsv2", "hpsv2")
+
+
+def _flux(folder: str, reward: str) -> TrainConfig:
+    return TrainConfig(
+        policy=PolicyConfig(
+            model="black-forest-labs/FLUX.1-dev",
+            precision="bf16",
+            resolution=1024,
+            max_text_length=512,
+            lora_rank=32,
+            lora_alpha=64,
+            gradient_checkpointing=True,
+            offload_text_encoders=True,
+        ),
+        task=TaskConfig(
+            prompts=f"dataset/{folder}/train.txt",
+            eval_prompts=f"dataset/{folder}/test.txt",
+            prompts_per_iteration=48,
+            reward=reward,
+        ),
+        grpo=GRPOConfig(
+            num_steps=10,
+            sampler="flow_sde",
+            noise_level=0.9,
+            num_seeds=4,
+            num_branches=6,
+            guidance_scale=3.5,
+            clip_range=1e-4,
+            beta=0.004,
+            num_updates=2,
+            micro_batch=3,
+            max_batch=6,
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=1e-4, ema_decay=0.9, ema_every=8),
+        evaluation=EvaluationConfig(eval_images=512, eval_every=20, eval_steps=50),
+        run=RunConfig(num_iterations=250, checkpoint_every=10),
+    )

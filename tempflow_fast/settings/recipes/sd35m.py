@@ -1,0 +1,86 @@
+"""Stable Diffusion 3.5 Medium, as the method's authors train it."""
+
+from __future__ import annotations
+
+from ..iteration import GRPOConfig
+from ..run import EvaluationConfig, OptimizerConfig, PolicyConfig, RunConfig, TaskConfig, TrainConfig
+
+
+def sd35m_geneval() -> TrainConfig:
+    """SD3.5-Medium with LoRA on GenEval: 48 prompts x 4 seeds x 6 branches at 9 of 10 steps, 512 px, guidance 4.5.
+
+    Prompts: GenEval's metadata, a training and a test file as in dataset/geneval of the Flow-GRPO repository.
+    Source: config/dgx.py (geneval_sd3_pr) and scripts/train_sd3_pr.py of the public TempFlow-GRPO scripts, which
+    compute in fp16 where this is bf16; learning rate, clip range and weight decay are Flow-GRPO's config/base.py.
+    """
+    return _sd35m(
+        TaskConfig(
+            prompts="dataset/geneval/train_metadata.jsonl",
+            eval_prompts="dataset/geneval/test_metadata.jsonl",
+            prompts_per_iteration=48,
+            reward="geneval_partial",
+            accuracy="geneval",
+        ),
+        beta=0.004,
+        eval_images=2212,
+        num_iterations=3000,
+    )
+
+
+def sd35m_pickscore() -> TrainConfig:
+    """SD3.5-Medium with LoRA on PickScore: as sd35m-geneval, with a KL weight of 0.001.
+
+    Prompts: lines of text, a training and a test file as in dataset/pickscore of the Flow-GRPO repository.
+    Source: config/dgx.py (pickscore_sd3_pr) of the public TempFlow-GRPO scripts.
+    """
+    return _sd35m(_texts("pickscore", "pickscore"), beta=0.001, eval_images=2048, num_iterations=1000)
+
+
+def sd35m_ocr() -> TrainConfig:
+    """SD3.5-Medium with LoRA on rendered text: as sd35m-geneval, rewarded by what an OCR reads.
+
+    Prompts: lines of text with the words to draw in quotes, as in dataset/ocr of the Flow-GRPO repository.
+    Source: config/dgx.py (general_ocr_sd3) of the public TempFlow-GRPO scripts for the KL weight and the test set; the
+    branching settings are those of its GenEval run, since the scripts have no branching run with OCR.
+    """
+    return _sd35m(_texts("ocr", "ocr"), beta=0.004, eval_images=1018, num_iterations=3000)
+
+
+def _texts(folder: str, reward: str) -> TaskConfig:
+    return TaskConfig(
+        prompts=f"dataset/{folder}/train.txt",
+        eval_prompts=f"dataset/{folder}/test.txt",
+        prompts_per_iteration=48,
+        reward=reward,
+    )
+
+
+def _sd35m(task: TaskConfig, beta: float, eval_images: int, num_iterations: int) -> TrainConfig:
+    return TrainConfig(
+        policy=PolicyConfig(
+            model="stabilityai/stable-diffusion-3.5-medium",
+            precision="bf16",
+            resolution=512,
+            max_text_length=128,
+            lora_rank=32,
+            lora_alpha=64,
+            offload_text_encoders=True,
+        ),
+        task=task,
+        grpo=GRPOConfig(
+            num_steps=10,
+            sampler="flow_sde",
+            noise_level=0.7,
+            num_seeds=4,
+            num_branches=6,
+            guidance_scale=4.5,
+            clip_range=1e-4,
+            beta=beta,
+            num_updates=2,
+            micro_batch=6,
+            max_batch=24,
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=1e-4, ema_decay=0.9, ema_every=8),
+        evaluation=EvaluationConfig(eval_images=eval_images, eval_every=20, eval_steps=40),
+        run=RunConfig(num_iterations=num_iterations, checkpoint_every=10),
+    )
