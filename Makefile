@@ -75,12 +75,12 @@ build: $(STAMP)
 cuda-build:
 	@echo "== installing $(CUDA_TORCH) in $(CUDA_ENV)"
 	@$(PYTHON) -m venv "$(CUDA_ENV)"
-	@"$(CUDA_ENV)/bin/python" -m pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)" numpy pytest \
+	@"$(CUDA_ENV)/bin/python" -m pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)" numpy \
 	  "setuptools>=77" "cmake>=3.24" ninja
 	@echo "== building the library with its CUDA kernels"
 	@PATH="$$(cd "$(CUDA_ENV)" && pwd)/bin:$$PATH" TEMPFLOW_FAST_CUDA=ON \
 	  "$(CUDA_ENV)/bin/python" -W ignore setup.py --quiet build --build-base "$(CUDA_ENV)/build"
-	@PYTHONPATH="$$(echo "$(CUDA_ENV)"/build/lib.*)" "$(CUDA_ENV)/bin/python" tests/check_cuda_build.py
+	@PYTHONPATH="$$(echo "$(CUDA_ENV)"/build/lib.*):tests" "$(CUDA_ENV)/bin/python" tests/support/check_cuda_build.py
 
 readme-figures:
 	@mkdir -p "$(FIGURES)"

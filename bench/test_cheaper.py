@@ -50,7 +50,7 @@ def large() -> Case:
 
 
 @pytest.mark.full
-@pytest.mark.gate("tests/test_rollout_calls.py", "-k", "ratios or near or compiled_once or 8_bits")
+@pytest.mark.gate("tests/grpo/test_rollout_calls.py", "-k", "ratios or near or compiled_once or 8_bits")
 @pytest.mark.parametrize("case", [embedded, large])
 def test_iteration(compare, case):
     case, compiling = case(), {}
@@ -86,7 +86,7 @@ def iteration(case: Case, name: str, compiling: dict[str, float]) -> Callable[[]
 
 
 @pytest.mark.full
-@pytest.mark.gate("tests/test_rollout_calls.py", "-k", "near or ratios")
+@pytest.mark.gate("tests/grpo/test_rollout_calls.py", "-k", "near or ratios")
 def test_distance(compare):
     """Of latents, rewards, ranks and gradients, on the first iteration of the recipe `shapes`."""
     rows: list[dict[str, float | str]] = []

@@ -64,8 +64,8 @@ def limit(config: GRPOConfig, num_prompts: int) -> float:
     return papers.total / ours.total
 
 
-@pytest.mark.gate("tests/test_grpo.py")
-@pytest.mark.gate("tests/test_objective.py")
+@pytest.mark.gate("tests/grpo/test_step.py")
+@pytest.mark.gate("tests/grpo/test_objective.py")
 @pytest.mark.parametrize("work", [*CASES, *(pytest.param(work, marks=pytest.mark.full) for work in LONGER)], ids=str)
 def test_iteration(compare, work):
     config, rows = work.config, work.config.num_branches * len(work.prompts)
@@ -86,7 +86,7 @@ def test_iteration(compare, work):
 
 
 @pytest.mark.full
-@pytest.mark.gate("tests/test_grpo.py")
+@pytest.mark.gate("tests/grpo/test_step.py")
 def test_adapter(compare):
     """As the recipes train: what the optimizer does for all weights of a network is not in the way."""
     work = Work(LARGE, adapter=True)
@@ -98,7 +98,7 @@ def test_adapter(compare):
     compare("stage by stage", str(work), {OURS: lambda: ours.run(step)}, 1, parts={OURS: ours.facts})
 
 
-@pytest.mark.gate("tests/test_grpo.py")
+@pytest.mark.gate("tests/grpo/test_step.py")
 def test_embedded(compare):
     """The packaged pipeline with its own reward, stage by stage."""
     from tempflow_fast.prompts.sets import get_prompts

@@ -27,14 +27,14 @@ def measure(compare, case: op_cases.Case, op: str, dtype: str, numel: int) -> No
     compare(op, f"{dtype}, D = {numel:,}", case.with_copy(), ROUNDS[numel], warm_up=2, **facts)
 
 
-@pytest.mark.gate("tests/test_ops.py", "-k", "branch_and_euler")
+@pytest.mark.gate("tests/ops/test_ops.py", "-k", "branch_and_euler")
 @pytest.mark.parametrize(("dtype", "numel"), SHAPES)
 @pytest.mark.parametrize("op", ["branch_step", "euler_step"])
 def test_move(compare, op, dtype, numel):
     measure(compare, getattr(op_cases, op)(DTYPES[dtype], numel), op, dtype, numel)
 
 
-@pytest.mark.gate("tests/test_ops.py", "-k", "policy_loss or first_update or log_prob")
+@pytest.mark.gate("tests/ops/test_ops.py", "-k", "policy_loss or first_update or log_prob")
 @pytest.mark.parametrize(("dtype", "numel"), SHAPES)
 @pytest.mark.parametrize("op", ["log_prob", "policy_loss"])
 def test_density(compare, op, dtype, numel):
@@ -42,7 +42,7 @@ def test_density(compare, op, dtype, numel):
 
 
 @pytest.mark.full
-@pytest.mark.gate("tests/test_ops.py", "-k", "policy_loss or first_update")
+@pytest.mark.gate("tests/ops/test_ops.py", "-k", "policy_loss or first_update")
 @pytest.mark.parametrize("numel", SIZES[:2])
 def test_first_update(compare, numel):
     case = op_cases.policy_loss(torch.float32, numel, changed=False)

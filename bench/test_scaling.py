@@ -31,7 +31,7 @@ def passes(config: GRPOConfig, num_prompts: int) -> int:
     return Geometry(config, num_prompts).costs()[0].total
 
 
-@pytest.mark.gate("tests/test_grpo.py")
+@pytest.mark.gate("tests/grpo/test_step.py")
 @pytest.mark.parametrize(("axis", "value"), POINTS)
 def test_iteration(compare, axis, value):
     work = Work(SMALL, value if axis == "N" else 1)
@@ -42,7 +42,7 @@ def test_iteration(compare, axis, value):
     compare(f"scaling with {axis}", str(value), call, 5, size=value, law=passes(config, work.num_prompts))
 
 
-@pytest.mark.gate("tests/test_ops.py", "-k", "branch_and_euler")
+@pytest.mark.gate("tests/ops/test_ops.py", "-k", "branch_and_euler")
 @pytest.mark.parametrize("numel", [2**12, *(pytest.param(2**e, marks=pytest.mark.full) for e in (14, 16, 18, 20))])
 def test_elements(compare, numel):
     x, v = torch.randn(2, 1, numel)

@@ -45,7 +45,7 @@ def prepare(work: Work) -> Prepared:
     return Prepared(work, policy, policy.encode(work.prompts), noise)
 
 
-@pytest.mark.gate("tests/test_rollout.py")
+@pytest.mark.gate("tests/grpo/test_rollout.py")
 @pytest.mark.parametrize("network", [SMALL, pytest.param(MIDDLE, marks=pytest.mark.full)])
 def test_rollout(compare, network):
     ready = prepare(Work(network))
@@ -57,7 +57,7 @@ def test_rollout(compare, network):
     compare("rollout", str(ready.work), candidates, ROUNDS[network], max_batch=MAX_BATCH[network])
 
 
-@pytest.mark.gate("tests/test_objective.py")
+@pytest.mark.gate("tests/grpo/test_objective.py")
 @pytest.mark.parametrize("network", NETWORKS)
 def test_training(compare, network):
     training = Training(prepare(Work(network)))
@@ -90,7 +90,7 @@ class Training:
         paper.update(self.policy, self.ready.condition, table, *arguments)
 
 
-@pytest.mark.gate("tests/test_objective.py", "-k", "activations")
+@pytest.mark.gate("tests/grpo/test_objective.py", "-k", "activations")
 @pytest.mark.parametrize("num_branches", [2, 6, 12])
 def test_training_memory(compare, num_branches):
     """Peaks of one call per branch step in both structures."""
@@ -101,7 +101,7 @@ def test_training_memory(compare, num_branches):
     compare("training memory", f"K = {num_branches}", calls, 1, mib=peaks)
 
 
-@pytest.mark.gate("tests/test_rollout.py", "-k", "max_batch")
+@pytest.mark.gate("tests/grpo/test_rollout.py", "-k", "max_batch")
 @pytest.mark.parametrize("max_batch", [6, 12, 24, None])
 def test_rollout_memory(compare, max_batch):
     ready = prepare(Work(SMALL))

@@ -16,7 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BODIES = ("triton",) if INTERPRETING else ("reference", "baseline", "avx2", "avx512")
 if INTERPRETING:
-    import interpreter
+    from support import interpreter
 
     interpreter.mend()
 

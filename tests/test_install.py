@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from tempflow_fast.shapes import pipeline_path
 
-ROOT = Path(__file__).parents[1]
 SOURCES = (
     "csrc",
     "kernels",
@@ -32,7 +32,8 @@ from tempflow_fast.ops import native
 table = tff.step_table(tff.linear_sigmas(4))
 latents, branches, log_prob = tff.ops.branch_step(torch.zeros(2, 3), torch.zeros(2, 3), table, 0, 2, 0, [0, 1])
 print(tff.__file__); print(native.loaded()); print(tff.info()['native_cuda'])
-import tempflow_fast.kernels, tempflow_fast.policies, tempflow_fast.rewards, tempflow_fast.settings.recipes, tempflow_fast.shapes
+import tempflow_fast.kernels, tempflow_fast.policies, tempflow_fast.rewards, tempflow_fast.shapes
+import tempflow_fast.settings.recipes
 """
 
 

@@ -6,8 +6,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-PACKAGE = Path(__file__).parents[1] / "tempflow_fast"
+PACKAGE = ROOT / "tempflow_fast"
 
 # One row per room, or per file at the root. A room may import what is above its own row, nothing on it or below;
 # the modules of a room may import one another.

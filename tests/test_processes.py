@@ -8,28 +8,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from processes_worker import ADAPTER, CASES, train
 from safetensors.torch import load_file
-from tiny import TinyPolicy
+from support import TESTS
+from support.launch import LAUNCH
+from support.processes_worker import ADAPTER, CASES, train
+from support.tiny import TinyPolicy
 
 from tempflow_fast.batching import deal, equal_pieces, padded
 from tempflow_fast.processes import Processes, launched
 
 PATIENCE = 900
 """Seconds for a launch on a busy machine; a hang would last half an hour."""
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--main_process_port", "0"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes"]
 PARTS = {2: "two", 3: "die"}
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):
     """Both launches, at the same time: (directory, return codes, what they wrote to stderr)."""
-    directory, worker = tmp_path_factory.mktemp("processes"), Path(__file__).with_name("processes_worker.py")
+    directory, worker = tmp_path_factory.mktemp("processes"), TESTS / "support" / "processes_worker.py"
     errors = {count: directory / f"errors-{count}" for count in PARTS}
     running = {}
     try:
@@ -38,7 +37,10 @@ def launches(tmp_path_factory):
                 running[count] = subprocess.Popen(
                     [*LAUNCH, str(count), str(worker), str(directory), part],
                     # The second setting is what `accelerate launch --use_fsdp` adds by itself.
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+                    env={
+                        **os.environ,
+                        **{"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+                    },
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
                 )

@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_train import OPTIONS
-from tiny import sd3_pipeline
+from support import ROOT
+from support.pipelines import sd3_pipeline
+from support.runs import OPTIONS
 
 from tempflow_fast.cli import main
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = {
     language: re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

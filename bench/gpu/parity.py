@@ -1,6 +1,6 @@
 """The live bodies of the ops on a device against the float64 reference: `python -m bench.gpu.parity --device cuda`.
 
-The cases, oracles and tolerances are those of tests/test_ops.py. A body is chosen by TEMPFLOW_FAST_BODY before the
+The cases, oracles and tolerances are those of tests/ops/test_ops.py. A body is chosen by TEMPFLOW_FAST_BODY before the
 package is imported, so every body has a process of its own; the last line that it prints is JSON.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from test_ops import IDS, ROWS, SCALE, SEED, STEPS, TABLE, Case, K, make_case, oracle
-from tolerances import assert_near
+from support.op_cases import IDS, ROWS, SCALE, SEED, STEPS, TABLE, Case, K, make_case, oracle
+from support.tolerances import assert_near
 
 from tempflow_fast import ops
 from tempflow_fast.ops import bodies, reference

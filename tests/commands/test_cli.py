@@ -1,0 +1,227 @@
+"""The command line: what it writes and prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support import ROOT
+
+import tempflow_fast
+from tempflow_fast.cli import _parse, main
+from tempflow_fast.commands import COMMANDS
+from tempflow_fast.evaluation.result import Evaluation, Noise
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.report import closing_lines
+from tempflow_fast.run.train import Trained
+from tempflow_fast.settings.recipes import RECIPES, get_recipe
+from tempflow_fast.settings.run import TrainConfig
+from tempflow_fast.shapes.prompts import TASKS
+
+OUTPUT = ["--output", "out"]
+REFUSED = '{"remote": {"urls": "http://127.0.0.1:9"}}'
+BAD = {
+    "recipe": (["train", *OUTPUT, "--recipe", "sd35-geneval"], "got 'sd35-geneval' (did you mean sd35m-geneval"),
+    "reward": (["train", *OUTPUT, "--reward", "pickscor"], 'got "pickscor" (did you mean "pickscore"?)'),
+    "reward server": (["train", *OUTPUT, "--reward", REFUSED], "http://127.0.0.1:9 must be a reward server that is up"),
+    "tracker": (["train", *OUTPUT, "--trackers", "tensorbord"], "got 'tensorbord' (did you mean tensorboard?)"),
+    "prompts": (["train", *OUTPUT, "--prompts", "shape"], "got 'shape' (did you mean shapes?)"),
+    "recipe's data": (["train", *OUTPUT, "--recipe", "sd35m-ocr"], "'dataset/ocr/train.txt'"),
+    "directory in use": (["train", "--output", "used"], "new or empty directory, or that of a run"),
+    "no resuming": (["train", "--output", "used", "--resume", "never"], "got 'used', which holds something"),
+    "model": (["sample", *OUTPUT, "--prompt", "x", "--model", "./nope"], "model must be 'embedded'"),
+    "half a model": (["sample", *OUTPUT, "--prompt", "x", "--model", "used"], "model_index.json"),
+    "no prompt": (["sample", *OUTPUT], "--prompt must be given, got none"),
+    "empty prompt": (["sample", *OUTPUT, "--prompt", " "], "--prompt must say something, got ' '"),
+    "count": (["sample", *OUTPUT, "--prompt", "x", "--count", "0"], "--count must be >= 1, got 0"),
+    "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used"], "directory"),
+    "eval's file": (["eval", "--output", "used"], "Is a directory: 'used'"),
+    "eval's place": (["eval", "--output", "/proc/scores.json"], "No such file or directory: '/proc/scores.json'"),
+    "a file for a folder": (["eval", "--output", "used/file/scores.json"], "File exists: 'used/file'"),
+    "device": (["sample", *OUTPUT, "--prompt", "x", "--device", "gpu"], "one that torch can use here, got 'gpu'"),
+    "run": (["eval", "--weights", "used"], "config.json, got 'used'"),
+    "images": (["eval", "--images", "0"], "eval_images must be >= 1, got 0"),
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
+def test_bad_argument_is_one_line(workplace, capsys, arguments, words):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.err.startswith(f"tempflow-fast {arguments[0]}: ")
+    assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "Available subcommands: train, sample, eval, serve-rewards, recipes, info"),
+        (["train"], "--output PATH"),
+        (["train", *OUTPUT, "--seed", "x"], "Error parsing --seed: invalid literal for int"),
+        (["train", *OUTPUT, "--num-branches", "2.5"], "--num-branches: invalid literal for int() with base 10: '2.5'"),
+        (["train", *OUTPUT, "--num-brunches", "2"], "Perhaps you meant: --num-branches INT"),
+        (["train", *OUTPUT, "--sampler", "flow-sde"], "Expected one of ('flow_sde', 'dance_sde', 'cps')"),
+        (["train", *OUTPUT, "--minutes", "-1"], "minutes must be positive, got -1.0"),
+        (["train", *OUTPUT, "--betas", "0.9"], "--betas"),
+        (["train", *OUTPUT, "--num-branches", "1"], "num_branches must give a group two rewards to compare, got 1"),
+    ],
+)
+def test_usage_error_names_what_was_expected(capsys, arguments, words):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert words in plain(capsys.readouterr().err)
+
+
+def plain(text: str) -> str:
+    """Boxed text without its box and line breaks."""
+    return " ".join(re.sub("[╭╮╰╯│─]", " ", text).split())
+
+
+def test_help_lists_every_setting_with_its_default(capsys):
+    texts = {}
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        texts[command] = plain(capsys.readouterr().out)
+        assert texts[command].startswith(f"usage: tempflow-fast {command}")
+        assert plain(COMMANDS[command].__doc__).split(".")[0] in texts[command]
+    shapes = get_recipe("shapes").flat()
+    assert len(shapes) > 50
+    missing = [name for name in shapes if f"--{name.replace('_', '-')} " not in texts["train"].replace(",", " ")]
+    assert missing == []
+    assert "Side of square images in pixels" in texts["train"]
+    default = f"(default: {shapes['learning_rate']})"
+    assert f"--learning-rate FLOAT Its value after the warm-up and before the decay. {default}" in texts["train"]
+    assert set(re.findall(r" (--\w+)", texts["sample"])) >= {"--model", "--weights", "--prompt", "--count", "--output"}
+    assert set(re.findall(r" (--\w+)", texts["eval"])) >= {"--model", "--weights", "--images", "--seed", "--output"}
+
+
+def test_the_page_on_training_names_options_and_recipes_that_exist(capsys):
+    page = (ROOT / "docs" / "training.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    ours = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) | {"--help"}
+    assert set(re.findall(r"--[a-z][a-z_-]+", page)) - ours == set()
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE)) == set(RECIPES)
+
+
+def test_every_setting_says_what_it_is():
+    """The text under a field is its only documentation, on the command line as in the code."""
+    import inspect
+    from dataclasses import fields
+
+    groups = {type(getattr(get_recipe("shapes"), item.name)) for item in fields(TrainConfig)}
+    for group in groups:
+        source = inspect.getsource(group)
+        for item in fields(group):
+            assert re.search(rf'^    {item.name}: .*\n    """', source, re.MULTILINE), item.name
+
+
+def test_recipes_are_listed_with_their_sources(capsys):
+    assert main(["recipes"]) == 0
+    sections = capsys.readouterr().out.split("\n\n")
+    text = "\n\n".join(sections)
+    for name, recipe in RECIPES.items():
+        assert f"\n{name}\n" in f"\n{text}"
+        assert "Source: " in recipe.__doc__, name
+        assert TrainConfig.from_json(recipe().to_json()) == recipe()
+    for line in ("lora_rank = 32", "ema_decay = 0.9", "beta = 0.004", "eval_steps = 40", "guidance_scale = 4.5"):
+        assert line in text[text.index("sd35m-geneval") : text.index("sd35m-pickscore")]
+
+
+def test_the_command_line_answers_before_torch_is_loaded():
+    for arguments in (["train", "--help"], ["recipes"], ["train", "--output", "x", "--nope", "1"]):
+        code = f"""
+import sys
+from tempflow_fast.cli import _parse, main
+from tempflow_fast.commands import COMMANDS
+try: main({arguments!r})
+except SystemExit: pass
+sys.exit(3 if "torch" in sys.modules else 0)
+"""
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, arguments
+
+
+def test_a_limit_of_ones_own_replaces_the_recipes(workplace):
+    def limits(*arguments: str) -> tuple[object, object]:
+        run = _parse(["train", *OUTPUT, *arguments]).settings.run
+        return run.num_iterations, run.minutes
+
+    recipe = get_recipe("shapes").run
+    assert limits() == (recipe.num_iterations, recipe.minutes)
+    assert limits("--minutes", "4") == (None, 4.0)
+    assert limits("--iterations", "7") == limits("--num-iterations=7") == (7, None)
+    assert limits("--minutes", "4", "--iterations", "7") == (7, 4.0)
+
+
+def test_a_run_directory_brings_its_own_settings(workplace):
+    RunDirectory("used").write_config(get_recipe("flux-hps").with_settings(seed=5))
+    settings = _parse(["train", "--output", "used", "--num-seeds", "3"]).settings
+    assert (settings.task.seed, settings.grpo.num_seeds, settings.policy.resolution) == (5, 3, 1024)
+    assert _parse(["train", "--output", "used", "--recipe", "shapes"]).settings == get_recipe("shapes")
+
+
+def test_module_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "tempflow_fast", "info"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tempflow_fast.info()}\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ([1, 1, 1, 1], ["Improved: strict accuracy on 4", "0.500 -> 1.000", "+0.500 +- 0.250", "most in b (+1.000)"]),
+        ([1, 0, 0, 0], ["Not improved", "0.500 -> 0.250", "-0.250", "least in a (-0.500)"]),
+        (None, ["Scored before training only"]),
+    ],
+)
+def test_closing_lines(after, words):
+    def scores(right):
+        metadata = [{"tag": tag, "prompt": "x"} for tag in "aabb"]
+        right = torch.tensor(right, dtype=torch.float64)
+        measures = {"accuracy": right, "reward": right / 2}
+        return Evaluation(("a", "b"), metadata, measures, torch.zeros(0, 3, 8, 8), Noise(0, (1,)))
+
+    trained = Trained(scores([1, 1, 0, 0]), scores(after) if after else None, num_iterations=3, seconds=12.0)
+    text = closing_lines(trained, Path("runs/x"))
+    assert [word for word in words if word not in text] == []
+    assert len(text.splitlines()) == 3
+    assert 'Next: tempflow-fast sample --weights "runs/x"' in text
+
+
+def test_sample_depends_on_the_seed_alone(workplace):
+    def picture(name: str, *more: str) -> Image.Image:
+        prompts = ["--prompt", "a photo of a red circle", "--prompt", "seven tall giraffes"]
+        assert main(["sample", *prompts, "--count", "2", "--output", name, *more]) == 0
+        return Image.open(name)
+
+    first, again, other = picture("a.png"), picture("b.png"), picture("c.png", "--seed", "1")
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != other.tobytes()
+    assert first.width > 4 * 192
+
+
+def test_eval_prints_and_writes_the_table(workplace, capsys):
+    assert main(["eval", "--images", "12", "--output", "scores/eval.json"]) == 0
+    table = json.loads((workplace / "scores" / "eval.json").read_text())
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert list(table) == [*TASKS, "overall"] == [line.split()[0] for line in lines]
+    assert all(table[task]["num_images"] == 2 for task in TASKS)
+    assert table["overall"]["accuracy"] == pytest.approx(sum(table[task]["accuracy"] for task in TASKS) / 6)
+    assert lines[-1].split()[1:] == ["12", f"{table['overall']['accuracy']:.3f}", f"{table['overall']['reward']:.3f}"]

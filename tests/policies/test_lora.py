@@ -1,0 +1,196 @@
+"""Adapters: what they train, and the files they leave, as diffusers reads them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
+from support.tiny import PROMPTS, brightness
+
+import tempflow_fast as tff
+from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.run.load import load_policy
+
+BUILDS = {SD3Policy: sd3_pipeline, FluxPolicy: flux_pipeline, QwenImagePolicy: qwen_image_pipeline}
+CLASSES = pytest.mark.parametrize("policy_class", BUILDS, ids=lambda cls: cls.__name__)
+
+
+def tuned(policy_class, directory, rank=4, alpha=12.0):
+    """A policy whose adapter is not at its start any more, with the same weights at every call."""
+    policy = policy_class(BUILDS[policy_class](directory))
+    policy.add_lora(rank, alpha)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return policy
+
+
+def velocity(policy, latents):
+    return policy.velocity(latents, 0.6, policy.encode(PROMPTS[:2]))[0]
+
+
+# FLUX's single blocks have the first three.
+PUBLIC = {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
+
+
+@CLASSES
+def test_adapter_is_that_of_the_public_scripts(tmp_path, policy_class):
+    policy = policy_class(BUILDS[policy_class](tmp_path))
+    linear = {name for name, module in policy.network.named_modules() if isinstance(module, torch.nn.Linear)}
+    wanted = {name for name in linear if name.rpartition(".attn.")[2] in PUBLIC} - set(policy._idle_modules)
+    policy.add_lora()
+    layers = {name.removesuffix(".lora_A.default.weight"): tensor for name, tensor in policy.network.named_parameters()}
+    first = {name: tensor for name, tensor in layers.items() if not name.endswith("weight") and ".lora" not in name}
+    first = {name: tensor for name, tensor in first.items() if tensor.requires_grad}
+    assert first.keys() == wanted
+    drawn = torch.cat([tensor.flatten() for tensor in first.values()])
+    assert {len(tensor) for tensor in first.values()} == {32}
+    # Gaussian, of a deviation of 1 / rank: kurtosis 3, where the uniform one has 1.8.
+    assert drawn.std().item() == pytest.approx(1 / 32, rel=0.05)
+    assert (drawn / drawn.std()).pow(4).mean().item() == pytest.approx(3, abs=0.3)
+    layer = policy.network.get_submodule(min(wanted))
+    assert layer.scaling["default"] == 2
+    assert not layer.lora_B["default"].weight.any()
+
+
+@CLASSES
+def test_adapter_starts_at_the_reference_and_leaves_it(tmp_path, policy_class):
+    policy = policy_class(BUILDS[policy_class](tmp_path))
+    latents = torch.randn(2, *policy.latent_shape)
+    start = velocity(policy, latents)
+    policy.add_lora(rank=4)
+    names = {name for name, parameter in policy.network.named_parameters() if parameter.requires_grad}
+    assert names
+    assert all(".lora_" in name and ".attn." in name for name in names)
+    assert torch.equal(velocity(policy, latents), start)
+
+    optimizer = torch.optim.SGD(policy.parameters(), lr=10.0)
+    for _ in range(2):
+        with policy.reference(), torch.no_grad():
+            assert torch.equal(velocity(policy, latents), start)
+        velocity(policy, latents).square().mean().backward()
+        optimizer.step()
+    moved = {name for name, parameter in policy.network.named_parameters() if parameter.grad is not None}
+    assert moved == names
+    assert not torch.equal(velocity(policy, latents), start)
+    with policy.reference(), torch.no_grad():
+        assert torch.equal(velocity(policy, latents), start)
+
+
+@CLASSES
+def test_adapter_loads_in_diffusers_and_here(tmp_path, policy_class):
+    policy = tuned(policy_class, tmp_path)
+    latents = torch.randn(2, *policy.latent_shape)
+    with torch.no_grad():
+        want = velocity(policy, latents)
+    policy.save_lora(tmp_path / "adapter")
+
+    pipeline = BUILDS[policy_class](tmp_path)
+    pipeline.load_lora_weights(str(tmp_path / "adapter"))
+    plain = policy_class(BUILDS[policy_class](tmp_path))
+    with torch.no_grad():
+        assert (velocity(plain, latents) - want).abs().max() > 1e-2
+        torch.testing.assert_close(velocity(policy_class(pipeline), latents), want)
+        plain.load_lora(tmp_path / "adapter")
+        assert torch.equal(velocity(plain, latents), want)
+    assert len(plain.parameters()) == len(policy.parameters())
+
+    policy.save(tmp_path / "merged")
+    with torch.no_grad():
+        assert torch.equal(velocity(policy, latents), want)
+        torch.testing.assert_close(velocity(load_policy(str(tmp_path / "merged"), resolution=16), latents), want)
+
+
+@CLASSES
+def test_adapter_of_a_sixteen_bit_network_keeps_its_precision(tmp_path, policy_class):
+    pipeline = BUILDS[policy_class](tmp_path)
+    pipeline.transformer.to(torch.bfloat16)
+    policy = policy_class(pipeline)
+    policy.add_lora(rank=4)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    latents = torch.randn(2, *policy.latent_shape)
+    out = velocity(policy, latents)
+    assert out.dtype == torch.float32
+    out.square().mean().backward()
+    assert any(parameter.grad.abs().max() > 0 for parameter in policy.parameters())
+
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 1e-4  # below the grain of bfloat16 beside larger weights
+    policy.save_lora(tmp_path / "adapter")
+    other = BUILDS[policy_class](tmp_path)
+    other.transformer.to(torch.bfloat16)
+    other = policy_class(other)
+    other.load_lora(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
+    for mine, its in zip(policy.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_adapter_is_the_same_wherever_it_is_made(tmp_path):
+    adapters = []
+    for noise in (1, 2):
+        policy = SD3Policy(sd3_pipeline(tmp_path))
+        torch.manual_seed(noise)
+        state = torch.random.get_rng_state()
+        policy.add_lora(rank=4, seed=7)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        adapters.append(policy.parameters())
+    assert all(torch.equal(first, second) for first, second in zip(*adapters, strict=True))
+    assert any(first.abs().max() > 0 for first in adapters[0])
+
+
+def test_a_file_without_settings_has_its_rank_for_alpha(tmp_path):
+    policy = tuned(SD3Policy, tmp_path, rank=4, alpha=4.0)
+    latents = torch.randn(2, *policy.latent_shape)
+    policy.save_lora(tmp_path / "adapter")
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(tmp_path / "adapter/pytorch_lora_weights.safetensors"), bare)
+    other = SD3Policy(sd3_pipeline(tmp_path))
+    other.load_lora(bare)
+    with torch.no_grad():
+        assert torch.equal(velocity(other, latents), velocity(policy, latents))
+
+
+def test_wrong_adapters_are_named(tmp_path):
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    with pytest.raises(ValueError, match="save_lora: policy must have an adapter"):
+        policy.save_lora(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="add_lora: rank and alpha must be positive, got 0 and 64"):
+        policy.add_lora(rank=0)
+    with pytest.raises(ValueError, match="add_lora: targets must name linear layers of the network, got"):
+        policy.add_lora(targets=("attn.to_nothing",))
+    with pytest.raises(ValueError, match="load_lora: path must be a directory with"):
+        policy.load_lora(tmp_path)
+    save_file({"other.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="must hold a LoRA of one rank in diffusers' layout, got"):
+        policy.load_lora(tmp_path / "other.safetensors")
+    tuned(FluxPolicy, tmp_path).save_lora(tmp_path / "flux")
+    with pytest.raises(ValueError, match=r"load_lora: .* must fit the network's layers, got"):
+        policy.load_lora(tmp_path / "flux")
+    policy.add_lora(rank=4)  # none of the failures left anything behind
+    with pytest.raises(ValueError, match="add_lora: network must have no adapter yet"):
+        policy.add_lora(rank=4)
+    with pytest.raises(ValueError, match="load_lora: network must have no adapter yet"):
+        policy.load_lora(tmp_path / "flux")
+
+
+@CLASSES
+def test_an_iteration_starts_at_ratio_one_and_trains_the_adapter(tmp_path, policy_class):
+    """With guidance, a network in 16 bits, and rollout and training calls of different shapes."""
+    pipeline = BUILDS[policy_class](tmp_path)
+    pipeline.transformer.to(torch.bfloat16)
+    policy = policy_class(pipeline, (16, 24))
+    policy.add_lora(rank=4)
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    settings = {"num_steps": 3, "num_seeds": 1, "num_branches": 3, "num_updates": 1, "guidance_scale": 2.0, "beta": 0.1}
+    config = tff.GRPOConfig(max_batch=4, micro_batch=3, **settings)
+    metrics = tff.grpo_step(policy, PROMPTS[:2], brightness, optimizer, config)
+    assert float(metrics["log_ratio_rms"]) == 0
+    assert float(metrics["kl"]) == 0  # an adapter starts at the reference, to the bit
+    assert float(metrics["grad_norm"]) > 0
+    after = policy.parameters()
+    assert all(torch.isfinite(parameter).all() for parameter in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))

@@ -1,0 +1,187 @@
+"""A run that is cut goes on as if it had not been: bit for bit on the CPU, also after kill -9."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.runs import go, tiny_config, untimed, wait_for
+
+from tempflow_fast.rewards import RewardError
+from tempflow_fast.run.checkpoint import latest_checkpoint
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.prepare import prepare_policy, tuned_policy
+from tempflow_fast.settings.recipes import get_recipe
+
+
+def state(run: RunDirectory) -> dict[str, torch.Tensor]:
+    """Every tensor that a run leaves: weights, average, optimizer, random states, the tuned model."""
+    files = [*latest_checkpoint(run.checkpoints).rglob("*.safetensors"), *run.model.rglob("*.safetensors")]
+    files += [*run.lora.rglob("*.safetensors"), *run.evaluations.rglob("*.safetensors")]
+    return {
+        f"{file.relative_to(run.path)}:{name}": tensor for file in files for name, tensor in load_file(file).items()
+    }
+
+
+def assert_same(one: RunDirectory, other: RunDirectory) -> None:
+    assert untimed(one) == untimed(other)
+    ours, theirs = state(one), state(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_twelve_iterations_are_five_a_kill_and_the_rest(tmp_path):
+    config = tiny_config(num_iterations=12, eval_every=4)
+    whole, _ = go(tmp_path / "whole", config)
+    assert any("average" in name for name in state(whole))
+    cut = RunDirectory(tmp_path / "cut")
+    cut.path.mkdir()
+    cut.write_config(config)  # whose settings the command takes: a run that died before its first checkpoint
+    command = [sys.executable, "-m", "tempflow_fast", "train", "--output", str(cut.path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            # Beyond the checkpoint, so that work is lost and done again.
+            wait_for(lambda: (cut.checkpoints / "000005").is_dir() and len(cut.read_metrics()) > 5, process)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert len(cut.read_metrics()) < 12, "killed too late to show anything"
+    (cut.path / ".part-model").mkdir()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert_same(whole, cut)
+    starts = [json.loads(line)["iteration"] for line in (cut.path / "starts.jsonl").read_text().splitlines()]
+    assert starts[0] == 0
+    assert starts[1] in (5, 10)
+    assert not (cut.path / ".part-model").exists(), "what the dead process was writing is swept away"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_rank": 2, "learning_rate": 1e-3},
+        {"lora_rank": 2, "precision": "bf16", "gradient_checkpointing": True, "ema_decay": None},
+        {"precision": "bf16", "ema_decay": None},
+        {"optimizer": "adamw_8bit", "ema_decay": None},
+    ],
+    ids=["lora", "lora in bf16", "full in bf16", "8 bit"],
+)
+def test_two_starts_are_one(tmp_path, settings):
+    if settings.get("optimizer") == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    settings = {"eval_every": 2, **settings}  # where the first start ends, it evaluates, too
+    whole, _ = go(tmp_path / "whole", tiny_config(**settings))
+    go(tmp_path / "cut", tiny_config(**settings, num_iterations=2))
+    cut, said = go(tmp_path / "cut", tiny_config(**settings))
+    assert_same(whole, cut)
+    expected = f"going on from {cut.checkpoints / '000002'}, with other settings than before: num_iterations: 2 -> 4"
+    assert expected in said
+
+
+def test_adapter_and_average_are_what_diffusers_loads(tmp_path):
+    """The adapter of a checkpoint is the one in training, that of the run its average: both on the library's terms."""
+    config = tiny_config(lora_rank=2, ema_every=1, num_iterations=3, learning_rate=1e-2, warmup_iterations=0)
+    run, _ = go(tmp_path / "run", config)
+    assert not run.model.exists()
+    checkpoint = latest_checkpoint(run.checkpoints)
+    for adapter, own in ((checkpoint / "lora", "weights"), (run.lora, "average")):
+        ours = prepare_policy(config.policy)
+        names = dict(ours.network.named_parameters())
+        with torch.no_grad():
+            for name, tensor in load_file(checkpoint / f"{own}.safetensors").items():
+                names[name].copy_(tensor)
+        theirs = prepare_policy(get_recipe("shapes").policy)
+        theirs.pipeline.load_lora_weights(str(adapter))
+        plain = prepare_policy(get_recipe("shapes").policy)
+        latents, condition = torch.randn(2, *ours.latent_shape), ours.encode(["a photo of a cross"] * 2)
+        with torch.no_grad():
+            expected, got, untrained = (policy.velocity(latents, 0.7, condition)[0] for policy in (ours, theirs, plain))
+        assert torch.allclose(expected, got, atol=1e-6)
+        assert not torch.allclose(expected, untrained, atol=1e-4), "the adapter does nothing"
+    tuned = tuned_policy(config.policy, run)
+    assert torch.allclose(tuned.velocity(latents, 0.7, condition)[0], expected, atol=1e-6)
+
+
+def test_other_settings_are_named(tmp_path):
+    run, _ = go(tmp_path / "run", tiny_config(num_iterations=1))
+    left = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    for fixed in ({"seed": 1}, {"lora_rank": 2}, {"ema_decay": None}, {"eval_images": 4}):
+        name, value = next(iter(fixed.items()))
+        with pytest.raises(ValueError, match=rf"{name}: .* -> {value}: name another --output"):
+            go(run.path, tiny_config(**fixed))
+    assert left == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}, "nothing was touched"
+    _, said = go(run.path, tiny_config(num_iterations=2, learning_rate=1e-5))
+    rate = tiny_config().optimizer.learning_rate
+    changed = {"num_iterations": [1, 2], "learning_rate": [rate, 1e-5]}
+    assert json.loads((run.path / "starts.jsonl").read_text().splitlines()[-1]) == {"iteration": 1, "changed": changed}
+    assert any(f"num_iterations: 1 -> 2, learning_rate: {rate} -> 1e-05" in sentence for sentence in said)
+    assert run.read_config().optimizer.learning_rate == 1e-5
+
+
+def test_checkpoints_rotate_and_half_ones_do_not_count(tmp_path):
+    run, _ = go(tmp_path / "run", tiny_config(num_iterations=5, checkpoint_every=2, num_checkpoints=2))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000004", "000005"]
+    (run.checkpoints / "000009").mkdir()
+    (run.checkpoints / ".part-000010").mkdir()
+    assert latest_checkpoint(run.checkpoints).name == "000005"
+    before = run.read_metrics()
+    _, said = go(run.path, tiny_config(num_iterations=5, checkpoint_every=2, num_checkpoints=2))
+    assert run.read_metrics() == before, "a run that is done stays as it is"
+    assert said[-1].startswith("after training: ")
+
+
+DRAWING = """
+import random, numpy, torch
+def reward(images, prompts, metadata):
+    return torch.rand(len(images)) + torch.tensor([random.random() + numpy.random.rand() for _ in images])
+"""
+
+
+def test_a_reward_that_draws_goes_on_drawing(tmp_path, monkeypatch):
+    (tmp_path / "drawing_judge.py").write_text(DRAWING)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"reward": "drawing_judge:reward", "num_branches": 3, "eval_images": 1}
+    whole, _ = go(tmp_path / "whole", tiny_config(**settings, num_iterations=2))
+    go(tmp_path / "cut", tiny_config(**settings, num_iterations=1))
+    cut, _ = go(tmp_path / "cut", tiny_config(**settings, num_iterations=2))
+    rewards = [[row["reward_mean"] for row in run.read_metrics()] for run in (whole, cut)]
+    assert rewards[0] == rewards[1]
+    assert rewards[0][0] != rewards[0][1]
+
+
+FAILING = """
+import time, torch
+calls = []
+def {failure}(images, prompts, metadata):
+    calls.append(len(images))
+    scores = images.mean((1, 2, 3))
+    if len(calls) > 3:  # one evaluation, two iterations
+        {line}
+    return scores
+"""
+FAILURES = {
+    "exception": ('raise OSError("the judge is gone")', "sample 0 .*OSError: the judge is gone"),
+    "nan": ("scores[7] = torch.nan", "sample 7 .*must be finite .* got nan"),
+    "length": ("scores = scores[1:]", r"sample 0 .*scores must be \[12\], one per image, got \[11\]"),
+    "hang": ("time.sleep(20)", "sample 0 .*no result within 0.5 s"),
+}
+"""What a reward does -> its line, and what the error says of its 12 images (3 prompts, 2 steps, 2 branches)."""
+
+
+@pytest.mark.filterwarnings("ignore:reward .* failed on")
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_reward_leaves_what_was_learnt(tmp_path, monkeypatch, failure):
+    line, reason = FAILURES[failure]
+    (tmp_path / f"judge_{failure}.py").write_text(FAILING.format(failure=failure, line=line))
+    monkeypatch.syspath_prepend(tmp_path)
+    spec, run = {"mine": {"reward": f"judge_{failure}:{failure}", "timeout": 0.5}}, RunDirectory(tmp_path / "run")
+    cheap = {"num_steps": 3, "sigmas": None, "beta": 0.0, "ema_decay": None}
+    with pytest.raises(RewardError, match=rf'reward "mine" failed on {reason}'):
+        go(run.path, tiny_config(reward=json.dumps(spec), **cheap))
+    assert latest_checkpoint(run.checkpoints).name == "000002"
+    assert [row["iteration"] for row in run.read_metrics()] == [1, 2]
+    assert run.model.is_dir()

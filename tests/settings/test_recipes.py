@@ -1,0 +1,73 @@
+"""The recipes of the real models, end to end on tiny random models of the same classes: all but the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
+
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.prepare import prepare_policy, tuned_policy
+from tempflow_fast.run.train import train
+from tempflow_fast.settings.recipes import RECIPES, get_recipe
+from tempflow_fast.shapes.prompts import heldout_prompts, train_prompts, write_jsonl
+
+BUILDERS = {"sd35m-geneval": sd3_pipeline, "flux-pickscore": flux_pipeline, "qwen-image-pickscore": qwen_image_pipeline}
+LENGTHS = {"sd35m-geneval": 12, "flux-pickscore": 12, "qwen-image-pickscore": None}
+SMALLER = {
+    **{"resolution": 16, "prompts_per_iteration": 2, "num_seeds": 2, "num_branches": 2, "eval_images": 2},
+    **{"branch_steps": (0, 3), "num_iterations": 1, "trackers": (), "device": "cpu"},
+    **{"reward": "support.tiny:brightness", "accuracy": None},
+}
+
+
+def sources(directory: Path) -> dict[str, str]:
+    write_jsonl(directory / "train.jsonl", train_prompts())
+    write_jsonl(directory / "test.jsonl", heldout_prompts())
+    return {"prompts": str(directory / "train.jsonl"), "eval_prompts": str(directory / "test.jsonl")}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_recipe_trains_evaluates_and_leaves_an_adapter(tmp_path, name):
+    BUILDERS[name](tmp_path).save_pretrained(tmp_path / "model")
+    changes = {**SMALLER, **sources(tmp_path), "model": str(tmp_path / "model"), "max_text_length": LENGTHS[name]}
+    config = get_recipe(name).with_settings(**changes)
+    run, said = RunDirectory(tmp_path / "run"), []
+    policy = prepare_policy(config.policy)
+    train(config, policy, run, report=said.append)
+    (metrics,) = run.read_metrics()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["grad_norm"] > 0
+    assert metrics["log_ratio_rms"] < 1.0
+    before, after = (json.loads((run.path / f"eval_{word}.json").read_text()) for word in ("before", "after"))
+    assert before["overall"]["num_images"] == 2
+    assert "accuracy" not in before["overall"]
+    assert before.keys() == after.keys()
+    assert [sentence.split(":")[0] for sentence in said] == ["before training", "after training"]
+    assert (run.lora / "pytorch_lora_weights.safetensors").is_file()
+    assert not run.model.exists(), "the model itself is where it was"
+    num_trained = sum(parameter.numel() for parameter in policy.parameters())
+    assert sum(parameter.numel() for parameter in tuned_policy(config.policy, run).parameters()) == num_trained
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "shapes"])
+def test_recipes_are_the_public_settings(name):
+    """What the authors' scripts share, from a table of them rather than from the recipes."""
+    settings = get_recipe(name).flat()
+    model = name.split("-")[0]
+    expected = {
+        **{"num_steps": 10, "num_seeds": 4, "num_branches": 6, "prompts_per_iteration": 48, "num_updates": 2},
+        **{"lora_rank": 32, "lora_alpha": 64, "lora_init": "gaussian", "learning_rate": 3e-4, "weight_decay": 1e-4},
+        **{"betas": (0.9, 0.999), "adam_eps": 1e-8, "max_grad_norm": 1.0, "clip_range": 1e-4, "adv_clip": 5.0},
+        **{"adv_eps": 1e-4, "group": "seed", "guided_training": True, "sampler": "flow_sde", "branch_steps": None},
+        "guidance_scale": {"sd35m": 4.5, "flux": 3.5, "qwen": 4.0}[model],
+        "noise_level": {"sd35m": 0.7, "flux": 0.9, "qwen": 0.7}[model],
+        "resolution": {"sd35m": 512, "flux": 1024, "qwen": 512}[model],
+        "eval_steps": {"sd35m": 40, "flux": 50, "qwen": 50}[model],
+        "beta": {"sd35m": 0.001 if name.endswith("pickscore") else 0.004, "flux": 0.004, "qwen": 0.0}[model],
+        "ema_decay": {"sd35m": 0.9, "flux": 0.9, "qwen": None}[model],
+    }
+    assert {key: settings[key] for key in expected} == expected

@@ -1,0 +1,156 @@
+// Runs the launchers of csrc/cuda on the CPU (emulate.h) for test_cuda_emulated.py.
+//
+// A request on stdin is the launcher's name, the dtype and its arguments in the order of the argument struct, as tokens:
+// "i 5" and "f 0.5" numbers, "n" a null pointer, "p 64" a pointer to 64 bytes that follow the line, "z 64" one to 64 zeros
+// of which only those that are read take memory. The answer on stdout is the error text's length, the number of launches,
+// the text, then the bytes behind every "p". Each of these buffers is an allocation of its own and exactly as long as
+// told, so that the address sanitizer sees every access beside it. Arguments: "backwards" runs blocks and threads so,
+// "forgetful" fills the rows that a launcher is given with NaN after its first launch.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/branch.cu"
+#include "../../csrc/cuda/log_prob.cu"
+#include "../../csrc/cuda/move.cu"
+#include "../../csrc/cuda/policy_loss.cu"
+
+using namespace tempflow;
+using namespace tempflow::cuda;
+
+namespace {
+
+struct Request {
+  std::string name;
+  int dtype = 0;
+  std::vector<std::string> tokens;
+  std::vector<std::unique_ptr<char[]>> buffers;
+  std::vector<size_t> sizes, rows_at;      // rows_at: buffers that hold rows
+  size_t next_token = 0, next_buffer = 0;
+
+  bool read() {
+    char line[4096], word[64];
+    if (!std::fgets(line, sizeof(line), stdin)) return false;
+    int used = 0, step = 0;
+    if (std::sscanf(line, "%63s %d%n", word, &dtype, &used) != 2) std::abort();
+    name = word;
+    for (; std::sscanf(line + used, "%63s%n", word, &step) == 1; used += step) tokens.emplace_back(word);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i] != "p") continue;
+      sizes.push_back(std::stoull(tokens[i + 1]));
+      buffers.emplace_back(new char[sizes.back()]);
+      if (std::fread(buffers.back().get(), 1, sizes.back(), stdin) != sizes.back()) std::abort();
+    }
+    return true;
+  }
+
+  void answer(const char* error) const {
+    std::printf("%zu %d\n%s", error ? std::strlen(error) : 0, emulation::num_launches(), error ? error : "");
+    for (size_t i = 0; i < buffers.size(); ++i) std::fwrite(buffers[i].get(), 1, sizes[i], stdout);
+    std::fflush(stdout);
+  }
+
+  bool take(const char* kind) {
+    if (tokens.at(next_token) != kind) return false;
+    ++next_token;
+    return true;
+  }
+  std::string value(const char* kind) {
+    if (!take(kind)) std::abort();
+    return tokens.at(next_token++);
+  }
+  int64_t integer() { return std::stoll(value("i")); }
+  double number() { return std::stod(value("f")); }
+  template <class T = void>
+  T* pointer() {
+    if (take("n")) return nullptr;
+    if (tokens.at(next_token) == "z") return static_cast<T*>(zeros(std::stoull(value("z"))));
+    value("p");
+    return reinterpret_cast<T*>(buffers.at(next_buffer++).get());
+  }
+
+  void forget_rows() const {
+    for (size_t i : rows_at) std::memset(buffers[i].get(), 0xff, sizes[i]);
+  }
+
+  static void* zeros(size_t size) {
+    void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) std::abort();
+    return data;
+  }
+
+  const void* first_element() {
+    const size_t buffer = next_buffer;
+    const char* data = pointer<const char>();
+    if (next_buffer > buffer) rows_at.push_back(buffer);
+    const int64_t offset = integer();
+    return data ? data + offset * size_of(static_cast<Dtype>(dtype)) : nullptr;
+  }
+  Rows rows() {
+    const void* data = first_element();
+    return {data, integer()};
+  }
+  Guided guided() {
+    const Rows cond = rows(), uncond = rows();
+    return {cond, uncond, static_cast<float>(number())};
+  }
+  StepOfRow step_of_row() {
+    const double* table = pointer<const double>();
+    const int64_t num_steps = integer();
+    return {table, num_steps, pointer<const int64_t>()};
+  }
+  Noise noise() {
+    const int64_t* seed = pointer<const int64_t>();
+    return {seed, pointer<const int64_t>()};
+  }
+};
+
+// Braces evaluate their elements in order, so each line reads the tokens as they come.
+const char* run(Request& r) {
+  const Dtype dtype = static_cast<Dtype>(r.dtype);
+  if (r.name == "guided_velocity")
+    return guided_velocity(dtype, GuideArgs{r.guided(), r.pointer(), r.integer(), r.integer()}, nullptr);
+  if (r.name == "euler_step")
+    return euler_step(dtype, EulerArgs{r.rows(), r.guided(), r.pointer<double>(), r.pointer(), r.integer(), r.integer()},
+                      nullptr);
+  if (r.name == "branch_step")
+    return branch_step(dtype, BranchArgs{r.rows(), r.guided(), r.pointer<double>(), static_cast<uint32_t>(r.integer()),
+                                         r.noise(), r.pointer(), r.pointer(), r.pointer<float>(), r.pointer<float>(),
+                                         r.integer(), r.integer(), r.integer()}, nullptr);
+  if (r.name == "initial_noise")
+    return initial_noise(NoiseArgs{r.noise(), r.pointer<float>(), r.integer(), r.integer()}, nullptr);
+  if (r.name == "log_prob" || r.name == "log_prob_backward") {
+    const LogProbArgs args{r.rows(), r.rows(), r.rows(), r.step_of_row(), r.pointer<float>(), r.pointer<float>(),
+                           r.pointer<float>(), r.pointer(), r.integer(), r.integer()};
+    return r.name == "log_prob" ? log_prob(dtype, args, nullptr) : log_prob_backward(dtype, args, nullptr);
+  }
+  if (r.name == "policy_loss")
+    return policy_loss(dtype, LossArgs{r.guided(), r.rows(), r.rows(), r.rows(), r.first_element(), r.integer(),
+                                       r.integer(), r.pointer<float>(), r.step_of_row(), Clip(r.number()), r.number(),
+                                       r.pointer<float>(), r.pointer<RowStatistics>(), r.pointer<uint32_t>(),
+                                       r.pointer<float>(), r.pointer<float>(), r.pointer<float>(), r.pointer<float>(),
+                                       r.pointer<float>(), r.integer(), r.integer(), r.integer()}, nullptr);
+  return "no such launcher";
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::vector<std::string> options(arguments + 1, arguments + count);
+  const auto chosen = [&](const char* name) { return std::find(options.begin(), options.end(), name) != options.end(); };
+  emulation::backwards() = chosen("backwards");
+  for (;;) {
+    Request request;
+    if (!request.read()) return 0;
+    emulation::num_launches() = 0;
+    if (chosen("forgetful"))
+      emulation::before_launch() = [&](int before) { if (before == 1) request.forget_rows(); };
+    request.answer(run(request));
+  }
+}

@@ -1,0 +1,194 @@
+"""What each process of `test_processes.py` does: every case, its results written to a directory.
+
+python processes_worker.py DIRECTORY [ddp] [fsdp] [die]      alone, or under `accelerate launch`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import Parameter
+
+from support.pipelines import sd3_pipeline
+from support.tiny import PROMPTS, TinyPolicy, brightness
+from tempflow_fast import GRPOConfig, grpo_step
+from tempflow_fast.grpo import step as grpo
+from tempflow_fast.policies import SD3Policy
+from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched, shard_on_cpu
+from tempflow_fast.rewards import RewardError
+
+SMALL = {"num_steps": 4, "num_branches": 3, "num_updates": 2, "clip_range": 1e-3}
+GUIDED = {"guidance_scale": 3.0, "beta": 0.1, "micro_batch": 2, "max_batch": 5}
+SEVEN = [f"prompt number {n}" + "!" * n for n in range(7)]
+
+
+def rounded(images, prompts, metadata):
+    """Scores that a rounding of the images does not reach."""
+    return brightness(images, prompts, metadata).double().round(decimals=2)
+
+
+def mostly_silent(images, prompts, metadata):
+    scores = brightness(images, prompts, metadata)
+    return scores * torch.tensor([prompt != "silent" for prompt in prompts])
+
+
+def adapted() -> SD3Policy:
+    """A transformer in 16 bits with an adapter in 32, computed again block by block in the backward pass."""
+    with TemporaryDirectory() as directory:
+        policy = SD3Policy(sd3_pipeline(Path(directory)).to(torch.bfloat16))
+    policy.add_lora(rank=4, alpha=8)
+    policy.enable_gradient_checkpointing()
+    return policy
+
+
+CASES = {
+    # Seven trajectories: 4 + 3, or 3 + 2 + 2.
+    "seed groups": (TinyPolicy, SEVEN, brightness, GRPOConfig(**SMALL, num_seeds=1)),
+    # Two prompts of five seeds each, whose groups no number of processes keeps together.
+    "prompt groups": (TinyPolicy, PROMPTS[:2], rounded, GRPOConfig(**SMALL, num_seeds=5, group="prompt", **GUIDED)),
+    # Two trajectories, so that the third of three processes has none.
+    "few": (TinyPolicy, PROMPTS[:1], brightness, GRPOConfig(**SMALL, num_seeds=2, micro_batch=1)),
+    # Signal in one trajectory alone, so that all other processes only keep step.
+    "silent": (
+        TinyPolicy,
+        ["silent"] * 4 + PROMPTS[2:],
+        mostly_silent,
+        GRPOConfig(**SMALL, num_seeds=1, micro_batch=2),
+    ),
+}
+ADAPTER = {"adapter": (adapted, PROMPTS, brightness, GRPOConfig(**SMALL, num_seeds=1, **GUIDED))}
+
+
+def train(processes: Processes, make_policy, prompts: list[str], reward_fn, config: GRPOConfig) -> dict:
+    """Two iterations of two updates: everything that must not depend on the number of processes."""
+    policy = make_policy()
+    policy.freeze_reference()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    optimizer = processes.prepare(policy, optimizer)
+    getattr(policy, "calls", []).clear()
+    start = processes.trained_state(policy.network)
+    with recorded_updates() as seen:
+        metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, None, processes) for seed in (5, 6)]
+    drawn, advantages = seen[0]
+    own = grpo.deal(len(advantages), config.num_updates, processes.count)[processes.index]
+    return {
+        "ids": drawn.trajectory_ids[: len(own)],
+        "noise": drawn.states[: len(own), 0],
+        "latents": drawn.latents[: len(own)],
+        "advantages": advantages,
+        "metrics": [{name: float(value) for name, value in row.items()} for row in metrics],
+        "calls": list(getattr(policy, "calls", [])),
+        "start": start,
+        "weights": processes.trained_state(policy.network),
+        "replica": [parameter.detach().clone() for parameter in policy.parameters() if type(parameter) is Parameter],
+        "wrapper": type(policy.network).__name__,
+    }
+
+
+@contextmanager
+def recorded_updates() -> Iterator[list]:
+    """Notes what `grpo_step` hands to `update`, which runs all the same."""
+    real, seen = grpo.update, []
+
+    def noting(policy, drawn, advantages, *rest):
+        seen.append((drawn, advantages))
+        return real(policy, drawn, advantages, *rest)
+
+    grpo.update = noting
+    yield seen
+    grpo.update = real
+
+
+def errors(processes: Processes) -> dict[str, str]:
+    """What every process says when one of them was given something wrong."""
+    policy, config = TinyPolicy(), GRPOConfig(**SMALL, num_seeds=1)
+    optimizer = processes.prepare(policy, torch.optim.SGD(policy.parameters()))
+    nan = lambda images, *_: torch.full((len(images),), torch.nan if processes.index == 0 else 0.0)  # noqa: E731
+    texts = {}
+    for name, prompts, reward_fn in (("other work", SEVEN[processes.index :], brightness), ("nan", SEVEN, nan)):
+        try:
+            grpo_step(policy, prompts, reward_fn, optimizer, config, processes=processes)
+        except (ValueError, RewardError) as error:
+            texts[name] = str(error)
+    return texts
+
+
+def shard(processes: AcceleratedProcesses, policy: str) -> None:
+    """From here on `prepare` shards as after `accelerate launch --use_fsdp`."""
+    from accelerate import FullyShardedDataParallelPlugin
+
+    processes.accelerator.free_memory()
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy=policy, min_num_params=100, cpu_ram_efficient_loading=False
+    )
+    shard_on_cpu(processes.accelerator, plugin)
+
+
+def changed_between_calls(processes: AcceleratedProcesses) -> dict[str, bool]:
+    """What a sharded network, all of it one unit, makes of weights that change without a backward pass."""
+    policy, plain = TinyPolicy(), TinyPolicy()
+    processes.prepare(policy, torch.optim.SGD(policy.parameters()))
+    latents, condition = torch.ones(2, *policy.latent_shape), policy.encode(PROMPTS[:2])
+    with torch.no_grad():
+        policy.velocity(latents, 0.5, condition)
+        for parameter in (*policy.parameters(), *plain.parameters()):
+            parameter.mul_(2)
+        velocities = [each.velocity(latents, 0.5, condition)[0] for each in (policy, plain)]
+    with processes.whole(policy):
+        whole = policy.network.state_dict()
+        is_whole = all(type(tensor) is torch.Tensor for tensor in whole.values())
+        same = is_whole and all(torch.equal(whole[name], tensor) for name, tensor in plain.network.state_dict().items())
+    with torch.no_grad():
+        after = policy.velocity(latents, 0.5, condition)[0]
+    return {"seen": torch.equal(*velocities), "whole": same, "sharded again": torch.equal(after, velocities[1])}
+
+
+def die(processes: Processes, directory: Path) -> None:
+    """The last process is killed while it scores its images."""
+    # The launcher ends the survivors as soon as it sees the dead one; here they are to finish their sentence.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def deadly(images, prompts, metadata):
+        if processes.index == processes.count - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return brightness(images, prompts, metadata)
+
+    policy = TinyPolicy()
+    optimizer = processes.prepare(policy, torch.optim.SGD(policy.parameters()))
+    try:
+        grpo_step(policy, SEVEN, deadly, optimizer, GRPOConfig(**SMALL, num_seeds=1), processes=processes)
+    except ProcessLostError as error:
+        (directory / f"lost-{processes.index}").write_text(str(error))
+        raise
+
+
+def main(directory: Path, *parts: str) -> None:
+    processes = launched(cpu=True)
+    cases = CASES | (ADAPTER if "two" in parts else {})
+    results = {name: train(processes, *case) for name, case in cases.items()}
+    results["errors"] = errors(processes)
+    results["loading"] = os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
+    if "two" in parts:
+        for name, case in cases.items():
+            shard(processes, "transformer_based_wrap" if name in ADAPTER else "size_based_wrap")
+            results[f"sharded {name}"] = train(processes, *case)
+        shard(processes, "no_wrap")
+        results["changed"] = changed_between_calls(processes)
+        if processes.is_main:
+            save_file(results["sharded seed groups"]["weights"], directory / "sharded.safetensors")
+    torch.save(results, directory / f"{processes.count}-{processes.index}.pt")
+    processes.wait()
+    if "die" in parts:
+        die(processes, directory)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
