@@ -1,4 +1,4 @@
-"""What was hoped for, held against the figures."""
+"""Goals, compared with the figures."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ class Goal:
     at_most: bool = False
     unit: str = "x"
     note: str = ""
-    """What stands in the way, for a reader of a goal that was missed."""
+    """Why the goal is missed, if it is."""
 
     def line(self, figures: Figures) -> dict[str, str]:
-        """A row of the table."""
+        """One row of the table."""
         try:
             value = self.figure(figures)
         except LookupError:
-            return {"goal": self.what, "wanted": self._text(self.bound), "measured": "not measured", "verdict": "-"}
+            return {"goal": self.what, "target": self._text(self.bound), "measured": "not measured", "verdict": "-"}
         met = value <= self.bound if self.at_most else value >= self.bound
         distance = abs(value / self.bound - 1)
         verdict = "met" if met else f"**missed** by {distance:.0%}{f': {self.note}' if self.note else ''}"
-        wanted = f"{'at most' if self.at_most else 'at least'} {self._text(self.bound)}"
-        return {"goal": self.what, "wanted": wanted, "measured": self._text(value), "verdict": verdict}
+        target = f"{'at most' if self.at_most else 'at least'} {self._text(self.bound)}"
+        return {"goal": self.what, "target": target, "measured": self._text(value), "verdict": verdict}
 
     def _text(self, value: float) -> str:
         return f"{value:.2%}" if self.unit == "%" else f"{value:.3g}{' ' if len(self.unit) > 1 else ''}{self.unit}"
 
 
 def _least(section: str, *words: tuple[str, ...], of: Callable[[Figure], float]) -> Callable[[Figures], float]:
-    """The smallest figure among the rows with any of these tuples of words."""
+    """The smallest figure among the rows that these tuples of words name."""
     return lambda figures: min(of(figures.row(section, *each)) for each in words)
 
 
@@ -60,12 +60,12 @@ def _ns_per_output(figure: Figure) -> float:
 
 
 def of_copy(figure: Figure) -> float:
-    """Share of the copy's bandwidth that the op reaches."""
+    """The op's bandwidth as a share of the copy's."""
     return figure.seconds[op_cases.COPY] / figure.seconds[op_cases.OURS]
 
 
 def of_limit(figure: Figure) -> float:
-    """Ratio to the paper's structure over the ratio of forward passes."""
+    """Speedup over the paper's structure, as a share of the ratio of forward passes."""
     ours, papers = figure.seconds.values()
     return papers / ours / figure.facts["limit"]
 
@@ -75,14 +75,14 @@ def _worst_of_limit(network: str) -> Callable[[Figures], float]:
 
 
 def outside(figure: Figure, with_optimizer: bool = True) -> float:
-    """Share of an iteration that is neither network, nor autoencoder, nor reward."""
+    """Share of an iteration outside network, autoencoder and reward."""
     parts = figure.facts["parts"]["ours"]
     inside = parts["network"] + parts["decode"] + parts["reward"] + (0.0 if with_optimizer else parts["optimizer"])
     return 1 - inside / parts["total"]
 
 
 def naive_over_stacked(figure: Figure) -> float:
-    """Training in the paper's structure over ours."""
+    """Training time in the paper's structure over ours."""
     return figure.seconds["naive"] / figure.seconds["stacked"]
 
 
@@ -92,7 +92,7 @@ def _growth(figures: Figures) -> float:
 
 
 def _bounded(figures: Figures) -> float:
-    """Memory of a small call over that of an unlimited one."""
+    """Peak memory with small calls over that with unlimited ones."""
     small, unlimited = (
         figures.row("rollout memory", f"max_batch = {limit}").facts["mib"]["wavefront"] for limit in ("6", "no limit")
     )
@@ -115,11 +115,11 @@ def _cheapest(row: str) -> Callable[[Figures], float]:
 SMALL_D, LARGE_D = "D = 65,536", "D = 262,144"
 FP32, BF16 = "fp32", "bf16"
 OTHER_SHAPES = ((BF16, SMALL_D), (FP32, LARGE_D), (BF16, LARGE_D))
-NOISE_NOTE = "the noise itself takes most of it, see *noise alone* below"
+NOISE_NOTE = "drawing the noise takes most of the time, see *noise alone* below"
 
-UPDATE_NOTE = "an update also clips gradients and moves weights, which costs the same in both structures"
-BACKWARD_NOTE = "a forward and backward pass costs 2.8 forward passes here, of which the limit counts 3"
-COPY_NOTE = "a copy of as many bytes alone takes longer than that"
+UPDATE_NOTE = "an update also clips gradients and changes weights, at the same cost in both structures"
+BACKWARD_NOTE = "a forward and backward pass costs 2.8 forward passes here; the limit counts 3"
+COPY_NOTE = "a copy of the same number of bytes alone takes longer than the target"
 
 GOALS = [
     Goal("branch_step fp32 65,536 / eager", 11, _least("branch_step", (FP32, SMALL_D), of=_scripts), note=NOISE_NOTE),
@@ -160,11 +160,11 @@ GOALS = [
         _least("policy_loss, first update", (FP32, LARGE_D), of=_compiled),
     ),
     Goal(
-        "euler_step with guidance, of the copy's bandwidth",
+        "euler_step with guidance, share of a copy's bandwidth",
         0.85,
         _least("euler_step", (FP32, LARGE_D), of=of_copy),
         unit="%",
-        note="86 % where nothing but the copy is timed beside it",
+        note="86 % if only the op and the copy are timed",
     ),
     Goal(
         "time outside network and reward, embedded model",
@@ -172,7 +172,7 @@ GOALS = [
         lambda figures: outside(figures.row("stage by stage", "embedded")),
         at_most=True,
         unit="%",
-        note="clipping gradients, AdamW and the statistics of the images are half of it",
+        note="gradient clipping, AdamW and the image statistics are half of it",
     ),
     Goal(
         "the same, 74 M parameters with LoRA",
@@ -182,7 +182,7 @@ GOALS = [
         unit="%",
     ),
     Goal(
-        "the same, 74 M parameters, all of them trained",
+        "the same, 74 M parameters, all trained",
         0.005,
         lambda figures: outside(figures.row("iteration", LARGE)),
         at_most=True,
@@ -191,7 +191,7 @@ GOALS = [
     ),
     *(
         Goal(
-            f"iteration against the paper's structure, {name}, of the limit by counting",
+            f"iteration against the paper's structure, {name}, share of the limit",
             0.97,
             _worst_of_limit(name),
             unit="%",
@@ -209,18 +209,20 @@ GOALS = [
         for name in NETWORKS
     ),
     Goal("growth of training's peak memory from K = 2 to 12", 0.1, _growth, at_most=True, unit="%"),
-    Goal("rollout's peak memory with max_batch 6, of that without a limit", 0.5, _bounded, at_most=True, unit="%"),
+    Goal(
+        "rollout's peak memory with max_batch 6, share of that without a limit", 0.5, _bounded, at_most=True, unit="%"
+    ),
     Goal(
         "two processes on two cores",
         1.85,
         _two_processes,
-        note="the machine itself allows what *limit* says below",
+        note="see *limit* under Scaling for what the machine allows",
     ),
     Goal(
         "cheaper rollouts, embedded model, against the paper's structure in fp32",
         2.2,
         _cheapest("embedded"),
-        note="decoding, which stays in fp32, and training are a third of what is left",
+        note="decoding, which stays in fp32, and training are a third of the remaining time",
     ),
     Goal("cheaper rollouts, 74 M parameters, against the paper's structure in fp32", 2.2, _cheapest(LARGE)),
 ]

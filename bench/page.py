@@ -13,32 +13,33 @@ from .runs import Run, read_runs
 
 PAGE = Path("docs/benchmarks.md")
 OPS = {
-    "branch_step": "The trunk's move and K = 6 branches of 4 rows, with their noise and densities. *Noise alone* "
-    "draws as many normals with this package's generator and does nothing else.",
-    "euler_step": "Guidance and a deterministic step of 4 rows.",
-    "policy_loss": "The clipped loss of 4 rows with K = 6 branches and its gradient, of a policy that has changed.",
-    "policy_loss, first update": "The same for the policy that acted: all ratios are 1, branches are read once.",
-    "log_prob": "The density of a step of 4 rows and its gradient.",
+    "branch_step": "The step of the trunk and K = 6 branches for each of 4 rows, with their noise and densities. "
+    "*Noise alone* only draws the same number of normals with this package's generator.",
+    "euler_step": "Guidance and one deterministic step of 4 rows.",
+    "policy_loss": "The clipped loss and its gradient for 4 rows with K = 6 branches and a policy that has changed.",
+    "policy_loss, first update": "The same for an unchanged policy: all ratios are 1, and branches are read once.",
+    "log_prob": "The density of one step of 4 rows, and its gradient.",
 }
 Line = Mapping[str, str]
 
 
 def page(figures: Figures, runs: Mapping[str, Sequence[Run]]) -> str:
-    """The whole text."""
+    """The text of the page."""
     facts = ", ".join(f"{name} {value}" for name, value in figures.machine.items())
     parts = [
         "# Benchmarks",
-        f"Made by `make bench-report` on {figures.date}: {facts}. All candidates of a row were timed in turn within "
-        "every round, on one pinned core with one thread, and the best round of each counts; only two processes use "
-        "two cores. A figure is made only after the tests of what it measures have passed. Nothing here ran on a "
-        "GPU: [gpu.md](gpu.md).",
+        f"Made by `make bench-report` on {figures.date}: {facts}. Every round times all candidates of a row in turn, "
+        "on one pinned core with one thread, and the best round of each counts. Only the row with two processes uses "
+        "two cores. A figure is measured only after the tests of the measured code have passed. Nothing here ran on a "
+        "GPU: see [gpu.md](gpu.md).",
         "## Goals",
         table([goal.line(figures) for goal in GOALS]),
         "## The ops",
-        "Times faster than what stands in the head of the column; the last columns: best time, the share that a copy "
-        "of as many bytes would take (every input read, every output written once), and nanoseconds per element "
-        "written (in policy_loss: per branch element read). A policy_loss has to know its ratios before it can weigh "
-        "gradients: it reads the branches twice, the second time from the cache where they fit.",
+        "The first columns show how many times faster each op is than the alternative named in the header. *Ours* is "
+        "the best time. *Of a copy* is the time of a copy with the same number of bytes (every input read and every "
+        "output written once), as a share of that time. *Per element* is nanoseconds per element written (in "
+        "policy_loss: per branch element read). policy_loss needs its ratios before it can weight gradients, so it "
+        "reads the branches twice, the second time from the cache if they fit.",
         "![Times faster than PyTorch](bench-ops.png)",
     ]
     for op, text in OPS.items():
@@ -65,30 +66,30 @@ def _order(name: str) -> int:
 def _structure(figures: Figures) -> list[str]:
     return [
         "## The structure",
-        "Transformers of SD3's kind with random weights in float32, 64 image and 16 text tokens, T = 10, K = 6, one "
-        "seed per prompt, all weights trained, no autoencoder. *The paper's structure* is `bench/paper.py`: branch "
-        "steps one after another, and a network row for every branch in training.",
+        "SD3-style transformers with random weights in float32: 64 image and 16 text tokens, T = 10, K = 6, one seed "
+        "per prompt, all weights trained, no autoencoder. *The paper's structure* is `bench/paper.py`: branch steps "
+        "one after another, and one network row per branch in training.",
         "![Where the seconds of an iteration go](bench-iteration.png)",
         "### One iteration",
-        "*Limit*: forward passes of the paper's structure over ours, a backward pass being two. *Outside*: neither "
-        "network nor reward, with and without the optimizer's step.",
+        "*Limit*: forward passes of the paper's structure over ours; a backward pass counts as two. *Outside*: the "
+        "share of time outside network and reward, with and without the optimizer's step.",
         table(map(_iteration_line, figures.section("iteration"))),
         "### Rollout",
         table([_ratios(each) for each in figures.section("rollout")]),
-        "The wavefront makes one call where the paper's structure makes many, of the same rows: it gains where a call "
-        "does not fill the machine, and nothing else. Pieces (`max_batch`) keep activations in a cache.",
+        "The wavefront makes one call where the paper's structure makes many with the same rows in total. It gains "
+        "only where one of those calls does not fill the machine. Pieces (`max_batch`) keep activations in the cache.",
         "### Training",
         table([_ratios(each) for each in figures.section("training")]),
-        "*Stacked*: all branch steps of a trajectory in one call; *shared*: one call per branch step; *naive*: a row "
-        "per branch. All have the same gradient.",
+        "*Stacked*: all branch steps of a trajectory in one call. *Shared*: one call per branch step. *Naive*: one row "
+        "per branch. All three give the same gradient.",
         "### Peak memory",
-        "MiB of tensors alive at once beyond weights, on the smallest network. Training: one call per branch step.",
+        "MiB of tensors alive at once, without weights, on the smallest network. Training: one call per branch step.",
         table([_memory(each) for each in figures.section("training memory")]),
         table([_memory(each) for each in figures.section("rollout memory")]),
         "### Stage by stage",
         table(map(_stage_line, figures.section("stage by stage"))),
-        "The embedded pipeline has its own reward, which is computed in a thread beside the others; *reward* is what "
-        "was left to wait for it.",
+        "The embedded pipeline has its own reward, which a separate thread computes during the other stages; *reward* "
+        "is the time left to wait for it.",
     ]
 
 
@@ -135,7 +136,7 @@ def _cheaper(figures: Figures) -> list[str]:
         papers = figure.seconds["the paper's structure"]
         ratios = {name: f"{value:.3g} s, {papers / value:.2f}x" for name, value in figure.seconds.items()}
         compiling = figure.facts["compiling"]
-        return {"": figure.row} | ratios | {"compiling, once": f"{max(compiling.values(), default=0):.0f} s"}
+        return {"": figure.row} | ratios | {"compilation, once": f"{max(compiling.values(), default=0):.0f} s"}
 
     def distance(row: Mapping[str, float | str]) -> Line:
         return {
@@ -145,11 +146,12 @@ def _cheaper(figures: Figures) -> list[str]:
     rows = [row for figure in figures.section("distance") for row in figure.facts["rows"]]
     return [
         "## Cheaper network calls in the rollout",
-        '`rollout_precision = "bf16"` and `compile_blocks`, both off by default, against the paper\'s structure run '
-        "eagerly in float32 with the same evaluations. Training stays eager and in float32, and ratios start at 1.",
+        '`rollout_precision = "bf16"` and `compile_blocks`, both off by default, compared with the paper\'s structure '
+        "in eager float32 with the same number of evaluations. Training stays eager and in float32, and ratios start "
+        "at 1.",
         table(map(line, figures.section("cheaper rollouts"))),
-        "How far such rollouts are from the full one on the same noise, in the first iteration of the recipe `shapes`; "
-        "the last two rows say what counts as near.",
+        "Distance of such rollouts from the full one on the same noise, in the first iteration of the recipe `shapes`. "
+        "The last two rows give the scale: a rollout in other pieces, and one from other noise.",
         table(map(distance, rows)),
     ]
 
@@ -160,8 +162,8 @@ def _runs(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     lines = [run.line(label) for label, each in runs.items() for run in each]
     return [
         "## Reward against seconds",
-        "Whole runs of the recipe `shapes` on the same machine, two at a time with one thread each: `make bench-runs`. "
-        "Seconds are those of training, compiling included, without evaluation.",
+        "Whole runs of the recipe `shapes` on the same machine, two at a time with one thread each "
+        "(`make bench-runs`). Seconds are training time, with compilation and without evaluation.",
         "![Reward against seconds](bench-runs.png)",
         table(lines),
     ]
@@ -170,22 +172,23 @@ def _runs(runs: Mapping[str, Sequence[Run]]) -> list[str]:
 def _scaling(figures: Figures) -> list[str]:
     def line(figure: Figure) -> Line:
         best = figure.facts["best"]
-        names = {"1": "one process", "2": "two", "apart": "one, beside another that has nothing to do with it"}
+        names = {"1": "one process", "2": "two processes", "apart": "one, next to an unrelated one"}
         times = {text: f"{best[name]:.3g} s" for name, text in names.items()}
         ratios = {"ratio": f"{best['1'] / best['2']:.2f}x", "limit": f"{2 * best['1'] / best['apart']:.2f}x"}
         return {"": figure.row} | times | ratios
 
     return [
         "## Scaling",
-        "An iteration on the smallest network against trajectories N, steps T and branches K, and branch_step against "
-        "elements D: lines are the law, forward passes or elements, through the last point.",
+        "Seconds of an iteration on the smallest network as trajectories N, steps T and branches K grow, and of "
+        "branch_step as elements D grow. The lines show proportional growth (in forward passes or elements) through "
+        "the last point.",
         "![Seconds against every size](bench-scaling.png)",
         table(map(line, figures.section("processes"))),
     ]
 
 
 def table(lines: Iterable[Line]) -> str:
-    """Markdown; columns in the order of their first appearance, nothing without lines."""
+    """A Markdown table, with columns in order of first appearance; empty without lines."""
     lines = list(lines)
     columns = list(dict.fromkeys(name for line in lines for name in line))
     rows = [columns, ["---"] * len(columns), *([line.get(name, "") for name in columns] for line in lines)]
@@ -196,7 +199,7 @@ def main() -> None:
     """Write the page and its pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("figures", type=Path)
-    parser.add_argument("--runs", nargs="*", default=[], metavar="LABEL=DIRECTORY", help="training runs to draw")
+    parser.add_argument("--runs", nargs="*", default=[], metavar="LABEL=DIRECTORY", help="training runs to plot")
     parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()
     figures, runs = Figures(options.figures), read_runs(options.runs)

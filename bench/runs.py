@@ -1,4 +1,4 @@
-"""Training runs, as `tempflow-fast train` leaves them, for the page."""
+"""Training runs for the page, read from the directories of `tempflow-fast train`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tempflow_fast.run.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Run:
-    """One run: reward by seconds, and strict accuracy before and after."""
+    """One run: reward over time, and strict accuracy before and after."""
 
     seed: int
     seconds: list[float]
@@ -22,17 +22,17 @@ class Run:
 
     @classmethod
     def read(cls, directory: Path) -> Run:
-        """ValueError if this is no finished run."""
+        """Read a run directory; ValueError if the run is not finished."""
         run = RunDirectory(directory)
         metrics, seed = run.read_metrics(), run.read_config().task.seed
         scores = [directory / f"eval_{name}.json" for name in ("before", "after")]
         if not metrics or not all(path.is_file() for path in scores):
-            raise ValueError(f"runs must be finished ones, got {str(directory)!r}")
+            raise ValueError(f"read: directory must hold a finished run, got {str(directory)!r}")
         before, after = (json.loads(path.read_text())["overall"]["accuracy"] for path in scores)
         return cls(seed, [m["seconds"] for m in metrics], [m["reward_mean"] for m in metrics], before, after)
 
     def line(self, label: str) -> dict[str, str]:
-        """A row of a table."""
+        """One row of the table."""
         return {
             "rollout": label,
             "seed": str(self.seed),
@@ -45,11 +45,11 @@ class Run:
 
 
 def read_runs(named: Sequence[str]) -> dict[str, list[Run]]:
-    """LABEL=DIRECTORY -> the runs of each label."""
+    """The runs of each label, from arguments of the form LABEL=DIRECTORY."""
     runs: dict[str, list[Run]] = {}
     for each in named:
         label, separator, directory = each.partition("=")
         if not separator:
-            raise ValueError(f"runs must be LABEL=DIRECTORY, got {each!r}")
+            raise ValueError(f"read_runs: each of named must be LABEL=DIRECTORY, got {each!r}")
         runs.setdefault(label, []).append(Run.read(Path(directory)))
     return runs
