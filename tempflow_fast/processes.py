@@ -1,4 +1,4 @@
-"""The processes that share a run: one by itself, or many under accelerate."""
+"""The processes that share a run: a single one, or many under accelerate."""
 
 from __future__ import annotations
 
@@ -15,68 +15,120 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from .errors import require
 from .policies.base import Policy
+from .policies.sharding import gathered, is_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
 MINUTES = 30.0
-"""How long a process waits for the others: longer than the slowest reward, and than saving a checkpoint."""
+"""How long a process waits for the others: longer than the slowest reward, and longer than saving a checkpoint."""
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the run does not answer: it ended, or its machine is out of reach."""
+    """Another process of the run does not answer: it has ended, or its machine cannot be reached."""
 
 
 class Processes:
-    """One process by itself. Nothing here waits, copies or imports accelerate."""
+    """A single process. Nothing here waits, copies or imports accelerate."""
 
     index = 0
     """Which process this is, 0 .. count - 1."""
     count = 1
     """How many processes share the run."""
     kind = "1 process"
-    """How many there are and how they hold the network, in words."""
+    """How many processes there are and how they hold the network, in words."""
     device: torch.device | None = None
-    """Where this process has to compute; None: wherever it likes."""
+    """The device that this process has to use; None: any."""
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files of the run."""
         return self.index == 0
 
-    def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
-        """Makes `policy.network` and the optimizer fit to be trained by all processes; returns the optimizer to use.
+    def say(self, text: object) -> None:
+        """Prints in the main process only.
 
-        To be called once, after `policy.freeze_reference()` where there is a KL to the starting weights, and before a
-        learning-rate schedule takes hold of the optimizer.
+        Args:
+            text: what to print.
+        """
+        if self.is_main:
+            print(text)
+
+    def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
+        """Prepares `policy.network` and the optimizer for training by all processes.
+
+        Call it once: after `policy.freeze_reference()` if there is a KL to the starting weights, and before a
+        learning-rate schedule is made for the optimizer.
+
+        Args:
+            policy: whose network may be replaced by a wrapper.
+            optimizer: of the policy's parameters.
+
+        Returns:
+            The optimizer to use.
         """
         return optimizer
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes of a tensor that has one shape in all of them; same device, same bits in all."""
+        """The sum over all processes, which all of them must call together.
+
+        Args:
+            tensor: of any shape, the same in all processes.
+
+        Returns:
+            The sum, on the device of `tensor` and with the same bits in all processes.
+        """
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
-        """The largest value over all processes, element by element, as in `sum`."""
+        """The maximum over all processes, element by element, which all of them must call together.
+
+        Args:
+            tensor: of any shape, the same in all processes.
+
+        Returns:
+            The maximum, on the device of `tensor`.
+        """
         return tensor
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of this process's share of the loss; the whole loss is the sum over the processes."""
+        """Adds the gradient of this process's share of the loss.
+
+        Args:
+            loss: a scalar; the whole loss is the sum over the processes.
+        """
         loss.backward()
 
     def accumulating(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Inside this context gradients stay with their process; the next backward outside it adds up all of them."""
+        """Inside this context gradients stay in their process; the next backward outside it sums them.
+
+        Args:
+            network: the policy's.
+        """
         return nullcontext()
 
     def clip_grad_norm(self, parameters: Sequence[Parameter], max_norm: float) -> Tensor:
-        """Scales the gradient of the whole loss down to `max_norm`; returns its norm before, a scalar tensor."""
+        """Scales the gradient of the whole loss down to `max_norm`.
+
+        Args:
+            parameters: those with the gradient.
+            max_norm: the largest norm to leave.
+
+        Returns:
+            The norm before, a scalar tensor.
+        """
         return clip_grad_norm_(parameters, max_norm).detach()
 
     def trained_state(self, network: nn.Module) -> dict[str, Tensor]:
-        """Copies of the parameters that take a gradient, whole, on the host, under the names of the bare network.
+        """Copies of the trained parameters, which all processes must ask for together.
 
-        All processes must call it together; all but the main one get an empty dictionary.
+        Args:
+            network: the policy's, in its wrapper.
+
+        Returns:
+            Name in the unwrapped network -> the whole parameter on the host; empty in all but the main process.
         """
         trained = ((name, value) for name, value in network.named_parameters() if value.requires_grad)
         return {name: value.detach().to("cpu", copy=True) for name, value in trained}
@@ -85,11 +137,14 @@ class Processes:
         """Inside this context the main process can save the policy: its trained parameters are whole there.
 
         All processes must enter it together; none may call the network inside.
+
+        Args:
+            policy: the one to save.
         """
         return nullcontext()
 
     def wait(self) -> None:
-        """Returns when every process has come here."""
+        """Returns when every process has called this."""
 
     def guarded(self) -> AbstractContextManager[None]:
         """Inside this context the loss of another process is a `ProcessLostError` with a sentence that says so."""
@@ -97,10 +152,10 @@ class Processes:
 
 
 class AcceleratedProcesses(Processes):
-    """The processes of an `accelerate launch`, with DDP or FSDP2 as it was configured there.
+    """The processes of an `accelerate launch`, with DDP or FSDP2 as configured there.
 
     Args:
-        accelerator: the one of this run; see `launched` for one with the settings that suit this package.
+        accelerator: the run's; `launched` makes one with the settings that this package needs.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -111,10 +166,10 @@ class AcceleratedProcesses(Processes):
     def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
         policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)
         if isinstance(policy.network, DistributedDataParallel):
-            policy.network.broadcast_buffers = False  # they are constants, up to 0.9 GB of them in SD3
+            policy.network.broadcast_buffers = False  # buffers are constants, up to 0.9 GB in SD3
         elif hasattr(policy.network, "set_reshard_after_forward"):  # FSDP2
-            # Weights are also changed between calls, by averages and checkpoints, and what stayed gathered after the
-            # last call would not see it.
+            # Averages and checkpoints also change weights between calls, and weights that stayed gathered after the
+            # last call would not change with them.
             policy.network.set_reshard_after_forward(True)
         return optimizer
 
@@ -129,7 +184,7 @@ class AcceleratedProcesses(Processes):
         return self.accelerator.gather(tensor.detach().to(self.device)[None].contiguous())
 
     def backward(self, loss: Tensor) -> None:
-        # DDP and FSDP2 average over the processes, and the shares are to be added.
+        # DDP and FSDP2 average over the processes, but the shares must be summed.
         self.accelerator.backward(loss * self.count)
 
     def accumulating(self, network: nn.Module) -> AbstractContextManager[None]:
@@ -137,13 +192,13 @@ class AcceleratedProcesses(Processes):
 
     def clip_grad_norm(self, parameters: Sequence[Parameter], max_norm: float) -> Tensor:
         self.accelerator.unscale_gradients()
-        return _whole(clip_grad_norm_(parameters, max_norm).detach())  # of shards: a norm that is sharded, too
+        return gathered(clip_grad_norm_(parameters, max_norm).detach())  # the norm of shards is sharded, too
 
     def trained_state(self, network: nn.Module) -> dict[str, Tensor]:
         state = {}
         for name, value in self.accelerator.unwrap_model(network).named_parameters():
             if value.requires_grad:
-                whole = _whole(value.detach())  # parameter by parameter: never a second copy of all of them
+                whole = gathered(value.detach())  # one at a time, to avoid a second copy of all parameters
                 if self.is_main:
                     state[name] = whole.to("cpu", copy=True)
         return state
@@ -154,10 +209,10 @@ class AcceleratedProcesses(Processes):
             (module, name, parameter)
             for module in policy.network.modules()
             for name, parameter in module._parameters.items()
-            if parameter is not None and parameter.requires_grad and _is_sharded(parameter)
+            if parameter is not None and parameter.requires_grad and is_sharded(parameter)
         ]
         for module, name, parameter in sharded:
-            tensor = parameter.detach().full_tensor()
+            tensor = gathered(parameter.detach())
             if self.is_main:
                 module._parameters[name] = Parameter(tensor.cpu())
         try:
@@ -178,18 +233,21 @@ class AcceleratedProcesses(Processes):
                 raise
             raise ProcessLostError(
                 f"process {self.index} of {self.count} lost the others: one of them ended, does not answer or cannot "
-                "be reached; its own last lines say why"
+                "be reached; its last lines of output say why"
             ) from error
 
 
 def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:
-    """The processes of this launch: many under `accelerate launch` or torchrun, else this one by itself.
+    """The processes of this launch: many under `accelerate launch` or torchrun, else this one alone.
 
-    To be called before a model is loaded, and once.
+    Call it once, before a model is loaded.
 
     Args:
-        cpu: use the CPU even where there is an accelerator.
-        minutes: how long a process waits for the others before it gives them up.
+        cpu: use the CPU even if there is an accelerator.
+        minutes: how long a process waits for the others before it fails.
+
+    Returns:
+        The processes as this process sees them.
 
     Raises:
         ValueError: if the launch asks for FSDP of version 1.
@@ -197,15 +255,15 @@ def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if sharded and (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-        raise ValueError(f"launched: FSDP must be of version 2 (--fsdp_version 2), got {version}")
-    # By default accelerate's launcher has transformers load weights in the first process alone, for FSDP to send them
-    # on. Text encoders are not sharded: those of the other processes would stay empty.
+    version = os.environ.get("FSDP_VERSION", "1")
+    require(not sharded or version == "2", "launched", "FSDP", "of version 2 (--fsdp_version 2)", version)
+    # By default accelerate's launcher has transformers load weights in the first process only, and FSDP sends them to
+    # the others. Text encoders are not sharded: in the other processes they would stay empty.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     from accelerate import Accelerator, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
     handlers = [InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))]
-    # Without the first argument, processes on a machine that has nothing but CPUs would not know of each other.
+    # Without the first argument, processes on a machine with only CPUs would not find each other.
     cpu = cpu or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=handlers)
     if sharded and accelerator.device.type == "cpu":
@@ -214,23 +272,18 @@ def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:
 
 
 def shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """From here on `accelerator.prepare` shards; asked for FSDP on CPUs, accelerate itself uses DDP without a word."""
+    """Makes `accelerator.prepare` shard on CPUs, where accelerate silently uses DDP when asked for FSDP.
+
+    Args:
+        accelerator: the run's.
+        plugin: the settings of FSDP.
+    """
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
     accelerator.state.fsdp_plugin = plugin
     for state in (PartialState(), accelerator.state):
         state.distributed_type = DistributedType.FSDP
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together on every process; any other as it is."""
-    return tensor.full_tensor() if _is_sharded(tensor) else tensor
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    # By name: the import of DTensor takes two seconds, which one process by itself need not wait.
-    return hasattr(tensor, "full_tensor")
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

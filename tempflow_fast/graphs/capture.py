@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from ..policies.sharding import is_sharded
 
 Result = TypeVar("Result")
 
@@ -104,10 +105,9 @@ def replayable(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 def obstacle(network: nn.Module) -> str | None:
     """Why the calls of `network` cannot be replayed without running its Python; None: they can."""
-    sharded = _sharded_classes()
     for name, module in network.named_modules():
         where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-        if isinstance(module, sharded):
+        if is_sharded(module):
             return f"{where} is sharded by FSDP, whose all-gathers run outside a graph"
         if hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook"):
             return f"{where} is moved between devices by hooks"
@@ -118,13 +118,6 @@ def obstacle(network: nn.Module) -> str | None:
     if every._global_forward_hooks or every._global_forward_pre_hooks:
         return "there are global forward hooks, which a replay would not call"
     return None
-
-
-def _sharded_classes() -> tuple[type, ...]:
-    """FSDP's, without importing it: then nothing is sharded."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    names = ("FSDPModule", "FullyShardedDataParallel")
-    return tuple(getattr(fsdp, name) for name in names if hasattr(fsdp, name))
 
 
 def state_of(network: nn.Module) -> Hashable:

@@ -10,21 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import require
+
 MAX_COMPILATIONS = 64
-"""Of one block's code, after which torch goes on without compiling: kinds of blocks, times precisions, times two, since
-calls of one row are compiled by themselves. Torch's own limit of 8 is used up by SD3.5's blocks in two precisions."""
+"""How often one block's code may be compiled; after that torch runs it uncompiled. It takes a compilation for each kind
+of block and precision, times two, since calls of one row are compiled separately. SD3.5's blocks in two precisions use
+up torch's own limit of 8."""
 
 
 class CompileClock:
-    """Compilations by torch.compile in this process, and the wall seconds that they took."""
+    """Counts compilations by torch.compile in this process, and the wall seconds that they take."""
 
     def __init__(self) -> None:
         self.seconds, self.num_compilations = 0.0, 0
         self._start = 0.0
 
     def watch(self) -> None:
-        """From now on compilations are counted."""
-        # Not at the head: nothing else here needs dynamo, whose import takes seconds.
+        """Starts counting compilations."""
+        # Not at the top: nothing else here needs dynamo, whose import takes seconds.
         from torch._dynamo.callback import callback_handler
 
         if self._begin not in callback_handler.start_callbacks:  # torch.compiler.reset() forgets them
@@ -40,15 +43,21 @@ class CompileClock:
 
 
 clock = CompileClock()
-"""Of the blocks compiled here."""
+"""Counts the compilations of `compile_blocks`."""
 
 
 def compile_blocks(network: nn.Module) -> int:
-    """Compiles every block of the network's lists of blocks by itself, in place; returns how many.
+    """Compiles every block of the network's lists of blocks separately and in place.
 
-    Blocks of one class share their code, so that one of them is compiled and the others reuse it: seconds instead of
-    the minutes that a whole transformer takes. Rows and tokens are symbols in it, so that it serves calls of any size.
-    Names and weights stay what they are. torch keeps the result on disk, for later processes, too.
+    Blocks of one class share their code, so one of them is compiled and the others reuse it: seconds instead of the
+    minutes that a whole transformer takes. The numbers of rows and tokens are symbolic, so the code serves calls of any
+    size. Names and weights stay the same. torch keeps the result on disk, for later processes as well.
+
+    Args:
+        network: keeps its blocks in a ModuleList.
+
+    Returns:
+        The number of blocks.
 
     Raises:
         ValueError: if the network has no list of blocks.
@@ -56,10 +65,8 @@ def compile_blocks(network: nn.Module) -> int:
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     nested = {id(inner) for outer in lists for block in outer for inner in block.modules()}
     blocks = [block for outer in lists if id(outer) not in nested for block in outer]
-    if not blocks:
-        raise ValueError(
-            f"compile_blocks: network must keep its blocks in a ModuleList, got {type(network).__name__} without one"
-        )
+    name = type(network).__name__
+    require(bool(blocks), "compile_blocks", "network", "a module with blocks in a ModuleList", f"{name} without one")
     clock.watch()
     for block in blocks:
         block.compile(dynamic=True, recompile_limit=MAX_COMPILATIONS)
@@ -69,9 +76,9 @@ def compile_blocks(network: nn.Module) -> int:
 def uncompiled() -> AbstractContextManager[None]:
     """Inside this context torch.compile is ignored.
 
-    Training needs it: code compiled with and without gradients differs in its last bits, in bf16 in its third digit,
+    Training needs this: code compiled with gradients and without differs in its last bits, in bf16 in its third digit,
     and the ratio of an unchanged policy would not be 1. Training is a small part of an iteration, and compiling its
-    backward pass takes several times as long as the rollout's code.
+    backward pass takes several times as long as compiling the rollout's code.
     """
     if "torch._dynamo" not in sys.modules:
         return nullcontext()

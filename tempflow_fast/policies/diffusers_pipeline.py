@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import fail, require
+from ..quiet import quiet
 from . import lora
 from .base import Condition
 from .network import NetworkPolicy
@@ -21,12 +23,15 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from typing_extensions import Self
 
-ALIGNMENT = 64  # bytes; what PyTorch's own allocators give
+ALIGNMENT = 64
+"""In bytes: what PyTorch's own allocators give."""
 LORA_TARGETS = (
     *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
     *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
 )
 """The attention's projections, which the three model classes name alike; the choice of the public training scripts."""
+LIBRARIES = ("diffusers", "transformers")
+"""What a pipeline is made of."""
 
 
 class DiffusersPolicy(NetworkPolicy):
@@ -36,25 +41,26 @@ class DiffusersPolicy(NetworkPolicy):
     decoding.
 
     Args:
-        pipeline: the loaded pipeline, on the device and in the precision to use; the VAE is moved to float32, because
+        pipeline: the loaded pipeline, on the device and in the precision to use. The VAE is moved to float32, because
             images decoded in 16 bits show bands.
         resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
-        max_text_length: number of tokens that a prompt is cut at; None: `default_text_length`.
+        max_text_length: number of tokens at which a prompt is cut; None: `default_text_length`.
 
     Raises:
-        ValueError: if the resolution is no multiple of the pixels that one token covers, or the length not in range.
+        ValueError: if the resolution is not a multiple of the pixels that one token covers, or the text length is out
+            of range.
     """
 
     pipeline_name: ClassVar[str]
-    """Of the class in diffusers."""
+    """Name of the pipeline's class in diffusers."""
     text_encoders: ClassVar[tuple[str, ...]]
-    """The pipeline's names for them."""
+    """Names of the text encoders in the pipeline."""
     default_text_length: ClassVar[int]
-    """Where the public training scripts, or else the pipeline, cut a prompt."""
+    """Number of tokens at which the public training scripts, or else the pipeline, cut a prompt."""
     longest_text: ClassVar[int] = 512
-    """What the pipeline takes at most."""
+    """The most tokens that the pipeline takes."""
     negative_prompt: ClassVar[str] = ""
-    """What guidance leads away from."""
+    """The text that guidance leads away from."""
 
     def __init__(
         self,
@@ -64,8 +70,8 @@ class DiffusersPolicy(NetworkPolicy):
     ) -> None:
         self.pipeline = pipeline
         self.max_text_length = self.default_text_length if max_text_length is None else max_text_length
-        if not 1 <= self.max_text_length <= self.longest_text:
-            raise ValueError(f"{self._name}: max_text_length must be in 1..{self.longest_text}, got {max_text_length}")
+        fits = 1 <= self.max_text_length <= self.longest_text
+        require(fits, self._name, "max_text_length", f"in 1..{self.longest_text}", max_text_length)
         self._size = self._checked_size(resolution)
         self.latent_shape = self._latent_shape()
         self.dtype: torch.dtype = pipeline.transformer.dtype
@@ -79,6 +85,7 @@ class DiffusersPolicy(NetworkPolicy):
         self._cache, self._offload = PromptCache(), False
 
     @classmethod
+    @quiet(*LIBRARIES)
     def from_pretrained(
         cls,
         path: str | Path,
@@ -87,7 +94,19 @@ class DiffusersPolicy(NetworkPolicy):
         resolution: int | tuple[int, int] | None = None,
         max_text_length: int | None = None,
     ) -> Self:
-        """Loads a pipeline directory or Hugging Face repository; needs diffusers and transformers."""
+        """Loads a pipeline; needs diffusers and transformers.
+
+        Args:
+            path: a directory in diffusers' layout, or the name of such a repository on the Hugging Face hub.
+            device: where to put it.
+            dtype: precision of everything but the VAE, which is float32.
+            resolution: as for the class.
+            max_text_length: as for the class.
+
+        Raises:
+            ValueError: as for the class.
+            OSError: if something cannot be loaded.
+        """
         import diffusers
 
         pipeline_class = getattr(diffusers, cls.pipeline_name)
@@ -98,10 +117,10 @@ class DiffusersPolicy(NetworkPolicy):
         pipeline = pipeline_class.from_pretrained(str(path), dtype=dtypes, **absent)
         return cls(pipeline.to(device), resolution, max_text_length)
 
-    # What a subclass says.
+    # What a subclass defines.
 
     def _latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent for images of `self._size` pixels."""
+        """The shape of one latent for images of `self._size` pixels."""
         raise NotImplementedError
 
     def _encode_one(self, prompt: str) -> Row:
@@ -113,20 +132,21 @@ class DiffusersPolicy(NetworkPolicy):
         raise NotImplementedError
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Pixels in [-1, 1] by the VAE, in its precision."""
+        """Pixels in [-1, 1] from the VAE, in its precision."""
         raise NotImplementedError
 
     def _collate(self, rows: Sequence[Row]) -> Row:
-        """Rows of one length on top of one another."""
+        """Stacks the rows, which have one length."""
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _combine(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor | None]:
-        """What `velocity` returns of the two velocities."""
+        """What `velocity` returns, given both velocities."""
         return cond, uncond
 
     @property
     def _idle_modules(self) -> tuple[str, ...]:
-        """Parts of the transformer that its output does not depend on. Data-parallel training waits for gradients."""
+        """Parts of the transformer that its output does not depend on: they would never get the gradients that
+        data-parallel training waits for."""
         return ()
 
     @property
@@ -135,10 +155,10 @@ class DiffusersPolicy(NetworkPolicy):
         return False
 
     def _levels(self, num_steps: int) -> np.ndarray | None:
-        """What the pipeline gives its scheduler to shift; None: the scheduler's own choice."""
+        """The noise levels that the pipeline gives its scheduler to shift; None: the scheduler's own choice."""
         return np.linspace(1.0, 1 / num_steps, num_steps)
 
-    # What every such policy does.
+    # What all such policies share.
 
     @property
     def _name(self) -> str:
@@ -151,12 +171,12 @@ class DiffusersPolicy(NetworkPolicy):
 
     @property
     def _token_side(self) -> int:
-        """Pixels along one side of an image token."""
+        """Side of an image token in pixels."""
         return self.pipeline.vae_scale_factor * 2
 
     @property
     def _grid(self) -> tuple[int, int]:
-        """Image tokens down and across."""
+        """Number of image tokens in a column and in a row."""
         return self._size[0] // self._token_side, self._size[1] // self._token_side
 
     def _checked_size(self, resolution: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -165,27 +185,31 @@ class DiffusersPolicy(NetworkPolicy):
             resolution = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
         side = self._token_side
-        if len(size) != 2 or any(pixels <= 0 or pixels % side for pixels in size):
-            expected = f"a positive multiple of {side} pixels, or (height, width) of such"
-            raise ValueError(f"{self._name}: resolution must be {expected}, got {resolution}")
+        fits = len(size) == 2 and all(pixels > 0 and pixels % side == 0 for pixels in size)
+        expected = f"a positive multiple of {side} pixels, or (height, width) of such multiples"
+        require(fits, self._name, "resolution", expected, resolution)
         return size
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer lives."""
+        """The transformer's device."""
         return self.pipeline.transformer.device
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
-        """Encodings of P prompts, each encoded once, by itself, and kept.
+        """Encodes prompts, each of them once and alone, and keeps the encodings.
 
-        With `guided` the rows are pairs (prompt, negative prompt), [P, 2, ...], unless the network embeds guidance:
-        flattened, a slice of them is the input of one network call for both, without a copy.
+        Args:
+            prompts: P texts.
+            guided: also encode the negative prompt, unless the network embeds guidance.
+
+        Returns:
+            [P] rows. With `guided` they are pairs (prompt, negative prompt), [P, 2, ...]: flattened, a slice of them is
+            the input of one network call for both, without a copy.
 
         Raises:
-            ValueError: for no prompt.
+            ValueError: if there is no prompt.
         """
-        if not len(prompts):
-            raise ValueError("encode: prompts must hold at least one text, got none")
+        require(len(prompts) > 0, "encode", "prompts", "at least one text", "none")
         paired = guided and not self._embeds_guidance
         texts = [text for prompt in prompts for text in ((prompt, self.negative_prompt) if paired else (prompt,))]
         known = self._encodings(texts)
@@ -196,15 +220,15 @@ class DiffusersPolicy(NetworkPolicy):
         known = {text: self._cache.get(text) for text in texts}
         missing = [text for text, row in known.items() if row is None]
         if missing:
-            with self._encoders_at_hand(), torch.no_grad():
+            with self._encoders_at_hand(), torch.no_grad(), quiet(*LIBRARIES):
                 for text in missing:
-                    # One per call, so that the bits of an encoding do not depend on its neighbours.
+                    # One per call, so that the bits of an encoding do not depend on the other prompts.
                     known[text] = self._encode_one(text)
                     self._cache.put(text, known[text])
         return known
 
     def offload_text_encoders(self) -> None:
-        """From now on the text encoders wait in host memory, and come to the device only for prompts not yet known."""
+        """From now on the text encoders stay in host memory, and move to the device only for new prompts."""
         self._offload = True
         self._move_encoders("cpu")
 
@@ -225,16 +249,25 @@ class DiffusersPolicy(NetworkPolicy):
     def velocity(
         self, latents: Tensor, sigma: float | Tensor, condition: Condition, guidance_scale: float = 1.0
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity of latents [R, *latent_shape] at sigma (float or [R]), as the `Policy` protocol says.
+        """The velocity dx/dsigma, as `Policy.velocity` defines it.
+
+        Args:
+            latents: [R, *latent_shape].
+            sigma: noise level, one number or [R].
+            condition: R rows of `encode`.
+            guidance_scale: g; 1 means no guidance.
+
+        Returns:
+            (conditional, unconditional) for classifier-free guidance, else (velocity, None); each [R, *latent_shape],
+            in the dtype of `latents`.
 
         Raises:
-            ValueError: if there is guidance to do and the condition was encoded without.
+            ValueError: if guidance needs a second velocity and the condition was encoded without `guided`.
         """
         paired = guidance_scale != 1.0 and not self._embeds_guidance
         tensors, has_pairs = condition.tensors, condition.tensors["text"].dim() == 4
         if paired and not has_pairs:
-            expected = "from encode(prompts, guided=True) for guidance"
-            raise ValueError(f"velocity: condition must come {expected}, got an unguided one")
+            fail("velocity", "condition", "from encode(prompts, guided=True) for guidance", "an unguided one")
         if not isinstance(sigma, Tensor):
             sigma = torch.full((len(latents),), sigma, device=latents.device)
         hidden, sigma = latents.to(self.dtype), sigma.float()
@@ -243,33 +276,48 @@ class DiffusersPolicy(NetworkPolicy):
         if has_pairs:
             tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
         velocity = self._predict(hidden, sigma, tensors, guidance_scale)
-        # Unpatchifying leaves a permuted view where patches are single pixels; the ops want rows of neighbours.
+        # Where patches are single pixels, unpatchifying leaves a permuted view; the ops need contiguous rows.
         velocity = velocity.to(latents.dtype).contiguous()
         return self._combine(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [R, 3, H, W], float32 in [0, 1]."""
+        """Decodes finished latents with the VAE.
+
+        Args:
+            latents: [R, *latent_shape].
+
+        Returns:
+            Images [R, 3, H, W], float32 in [0, 1].
+        """
         with torch.autocast(latents.device.type, enabled=False):
             pixels = self._decode(latents.to(self.pipeline.vae.dtype))
         return self.pipeline.image_processor.postprocess(pixels, output_type="pt")
 
     def sigmas(self, num_steps: int) -> list[float]:
-        """The T + 1 sigmas of the pipeline's scheduler, with its static or resolution-dependent shift."""
+        """The noise levels of the pipeline's scheduler, with its static or resolution-dependent shift.
+
+        Args:
+            num_steps: T.
+
+        Returns:
+            T + 1 noise levels, from the noisiest to 0.
+        """
         config = self.pipeline.scheduler.config
         scheduler = type(self.pipeline.scheduler).from_config(config)
         shift: dict[str, float] = {}
         if config.use_dynamic_shifting:
-            # A straight line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
+            # The straight line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
             shift["mu"] = config.base_shift + slope * (math.prod(self._grid) - config.base_image_seq_len)
         scheduler.set_timesteps(num_steps, sigmas=self._levels(num_steps), **shift)
         return scheduler.sigmas.tolist()
 
     def enable_gradient_checkpointing(self) -> None:
-        """The backward pass computes each block again instead of keeping its activations: slower, far less memory."""
+        """The backward pass recomputes each block instead of keeping its activations: slower, but far less memory."""
         self.pipeline.transformer.enable_gradient_checkpointing()
 
+    @quiet(*LIBRARIES)
     def add_lora(
         self,
         rank: int = 32,
@@ -283,33 +331,46 @@ class DiffusersPolicy(NetworkPolicy):
         Args:
             rank: inner dimension of the adapter.
             alpha: the adapter's output is scaled by alpha / rank.
-            targets: ends of the names of the linear layers to adapt.
+            targets: the linear layers whose names end in one of these are adapted.
             init: peft's `init_lora_weights`.
-            seed: of the initial weights, which are the same wherever this runs.
+            seed: decides the initial weights, which are the same in every process.
 
         Raises:
-            ValueError: naming the argument; also if there is an adapter already.
+            ValueError: if the rank or alpha is not positive, no layer matches, or there is an adapter already.
         """
         lora.add_lora(self.pipeline.transformer, rank, alpha, targets, init, seed, excluded=self._idle_modules)
 
+    @quiet(*LIBRARIES)
     def save_lora(self, directory: str | Path) -> None:
-        """Writes `pytorch_lora_weights.safetensors`, as diffusers' `load_lora_weights` takes it.
+        """Writes `pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` reads.
+
+        Args:
+            directory: where to write it.
 
         Raises:
-            ValueError: without an adapter.
+            ValueError: if there is no adapter.
         """
         lora.save_lora(self.pipeline, directory)
 
+    @quiet(*LIBRARIES)
     def load_lora(self, path: str | Path) -> None:
-        """Adds the adapter from such a directory or file, to sample with it or train it on.
+        """Adds the adapter of such a directory or file, to sample with it or to train it further.
+
+        Args:
+            path: the file, or its directory.
 
         Raises:
-            ValueError: if there is none, it does not fit, or there is an adapter already.
+            ValueError: if there is no such file, it does not fit, or there is an adapter already.
         """
         lora.load_lora(self.pipeline.transformer, path)
 
+    @quiet(*LIBRARIES)
     def save(self, directory: str | Path) -> None:
-        """Writes the whole pipeline, an adapter merged into it, as `from_pretrained` here and in diffusers loads it."""
+        """Writes the whole pipeline, with an adapter merged into it, for `from_pretrained` here and in diffusers.
+
+        Args:
+            directory: where to write it.
+        """
         transformer = self.pipeline.transformer
         try:
             if lora.has_adapter(transformer):
@@ -322,8 +383,8 @@ class DiffusersPolicy(NetworkPolicy):
 def _aligned(module: nn.Module) -> nn.Module:
     """`module` with every weight at an aligned address.
 
-    Weights mapped from a safetensors file stand where the file has them, and matrix kernels round differently there: a
-    loaded policy would not give the bits of its own copy, nor those of the policy that was saved.
+    Weights mapped from a safetensors file have the file's offsets, and matrix kernels round differently at unaligned
+    addresses: a loaded policy would not give the bits of its own copy, nor those of the policy that was saved.
     """
     for parameter in module.parameters():
         if parameter.data_ptr() % ALIGNMENT:

@@ -18,8 +18,13 @@ class FluxPolicy(PackedPolicy):
     """A `PackedPolicy` on a `FluxPipeline`.
 
     A network with embedded guidance (FLUX.1-dev) takes the guidance scale as an input, the pipeline's `guidance_scale`;
-    a scale of 1 is an input, too. One without (FLUX.1-schnell) gets classifier-free guidance against the empty prompt,
-    the pipeline's `true_cfg_scale`.
+    it takes a scale of 1 as well. A network without (FLUX.1-schnell) gets classifier-free guidance against the empty
+    prompt, the pipeline's `true_cfg_scale`.
+
+    Args:
+        pipeline: as for `DiffusersPolicy`.
+        resolution: as for `DiffusersPolicy`.
+        max_text_length: as for `DiffusersPolicy`.
     """
 
     pipeline_name = "FluxPipeline"
@@ -34,7 +39,7 @@ class FluxPolicy(PackedPolicy):
     ) -> None:
         super().__init__(pipeline, resolution, max_text_length)
         rows, columns = (torch.arange(length, dtype=torch.float32) for length in self._grid)
-        # (0, row, column) of every image token, [L, 3]; texts stand at the origin.
+        # (0, row, column) of every image token, [L, 3]; text tokens are at the origin.
         self._image_ids = torch.cartesian_prod(torch.zeros(1), rows, columns).to(self.device)
 
     @property

@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import nn
 from torch.nn import Parameter
 
-from .lora import adapters_disabled, has_adapter
+from .lora import adapters_disabled, described, has_adapter
 
 
 class NetworkPolicy:
-    """Base of a `Policy` that trains one network; a subclass adds encode, velocity, decode, sigmas and save.
+    """Base of a `Policy` that trains one network; a subclass adds the other methods and attributes of the protocol.
 
     Args:
-        network: what to train; its parameters that take no gradient stay as they are.
+        network: the module to train; its parameters that require no gradient are not trained.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -24,25 +24,33 @@ class NetworkPolicy:
         self._frozen: nn.Module | None = None
         self._is_reference = False
 
+    def __repr__(self) -> str:
+        total = sum(parameter.numel() for parameter in self.network.parameters())
+        trained = sum(parameter.numel() for parameter in self.parameters())
+        known = {name: getattr(self, name, None) for name in ("latent_shape", "dtype", "device")}
+        settings = ", ".join(f"{name}={value}" for name, value in known.items())
+        adapter = described(self.network)
+        return f"{type(self).__name__}(parameters={total:,}, trained={trained:,}, {settings}, adapter={adapter})"
+
     @property
     def acting(self) -> nn.Module:
         """The module that `velocity` has to call: `network`, or its frozen copy inside `reference`."""
         return self._frozen if self._is_reference and self._frozen is not None else self.network
 
     def parameters(self) -> list[Parameter]:
-        """The parameters of the network that take a gradient."""
+        """The parameters of the network that require a gradient."""
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def freeze_reference(self) -> None:
-        """Copies the network for `reference`, unless that is done or an adapter makes it needless.
+        """Copies the network for `reference`, unless there is a copy already or an adapter makes it unnecessary.
 
-        A sharded or data-parallel wrapper does not copy well: call this before one takes the network's place.
+        A sharded or data-parallel wrapper cannot be copied reliably: call this before one replaces the network.
         """
         if self._frozen is None and not has_adapter(self.network):
             self._frozen = copy.deepcopy(self.network).requires_grad_(False)
 
     def reference(self) -> AbstractContextManager[None]:
-        """`velocity` of the policy from which training started: without the adapter, or by the frozen copy."""
+        """Inside this context `velocity` is that of the start of training: without the adapter, or the frozen copy."""
         return adapters_disabled(self.network) if has_adapter(self.network) else self._frozen_acting()
 
     @contextmanager

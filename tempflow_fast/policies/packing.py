@@ -1,4 +1,4 @@
-"""Latents as tokens: 2 x 2 pixels of an autoencoder's latent, channel by channel, are the elements of one token."""
+"""Latents as tokens: the elements of a token are 2 x 2 pixels of the autoencoder's latent, channel by channel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .diffusers_pipeline import DiffusersPolicy
 
 
 class PackedPolicy(DiffusersPolicy):
-    """A `DiffusersPolicy` whose latents are packed tokens, [H/2 * W/2, 4 C] for C x H x W latents of the VAE."""
+    """A `DiffusersPolicy` whose latents are packed tokens: [H/2 * W/2, 4 C] for latents [C, H, W] of the VAE."""
 
     def _latent_shape(self) -> tuple[int, ...]:
         return math.prod(self._grid), self.pipeline.transformer.config.in_channels

@@ -9,26 +9,32 @@ from torch import nn
 from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..errors import fail, require
+from ..quiet import quiet
+from .sharding import is_sharded
+
 MULTIPLE = 16
-"""Of both sides of a layer's weight: what the 8-bit matrix kernels of GPUs ask for."""
+"""Both sides of a layer's weight must be multiples of it for the 8-bit matrix kernels of GPUs."""
 
 _frozen = WeakTensorKeyDictionary()
-"""Parameter -> kind -> what it became: weights that are not trained are quantized once."""
+"""Parameter -> kind -> its quantized form: weights that are not trained are quantized once."""
 
 
 @contextmanager
 def quantized(network: nn.Module, kind: str) -> Iterator[None]:
     """Inside this context the linear layers of the network's blocks multiply in 8 bits, weights and activations.
 
-    Weights have a scale per row, activations one per token (torchao's dynamic quantization). Trained weights are
-    quantized anew at every entry; adapters, embeddings, norms and the ends of the network are left alone.
+    Weights have one scale per row, activations one per token (torchao's dynamic quantization). Trained weights are
+    quantized again at every entry. Adapters, embeddings, norms, and the layers before and after the blocks keep their
+    precision.
 
     Args:
         network: keeps its blocks in a ModuleList.
         kind: "int8"; or "fp8", for GPUs with such instructions.
 
     Raises:
-        ValueError: without torchao or hardware for it, for a sharded network, or for one without such layers.
+        ValueError: if torchao is not installed, the hardware cannot do it, or the network is sharded or has no such
+            layers.
     """
     layers = _layers(network)
     weights = [layer.weight for layer in layers]
@@ -51,10 +57,9 @@ def _layers(network: nn.Module) -> list[nn.Linear]:
         and "lora_" not in name
         and not any(side % MULTIPLE for side in module.weight.shape)
     ]
-    if not layers:
-        raise ValueError(f"quantized: network must have blocks of linear layers, got {type(network).__name__}")
-    if any(hasattr(layer.weight, "full_tensor") for layer in layers):
-        raise ValueError("quantized: network must be whole in every process, got one whose weights are sharded")
+    require(bool(layers), "quantized", "network", "a module with blocks of linear layers", type(network).__name__)
+    sharded = any(is_sharded(layer.weight) for layer in layers)
+    require(not sharded, "quantized", "network", "whole in every process", "one whose weights are sharded")
     return layers
 
 
@@ -71,9 +76,10 @@ def _in_8_bits(weight: Parameter, kind: str) -> Parameter:
 
 def _quantize(weight: Parameter, kind: str) -> Parameter:
     try:
-        from torchao import quantization
+        with quiet():
+            from torchao import quantization
     except ImportError as error:
-        raise ValueError(f"quantized: {kind} needs the library: pip install torchao ({error})") from error
+        fail("quantized", "kind", "unused without torchao (pip install torchao)", f"{kind} ({error})")
     configs = {
         "int8": quantization.Int8DynamicActivationInt8WeightConfig,
         "fp8": quantization.Float8DynamicActivationFloat8WeightConfig,
@@ -83,6 +89,6 @@ def _quantize(weight: Parameter, kind: str) -> Parameter:
     holder = nn.Sequential(layer)
     try:
         quantization.quantize_(holder, configs[kind]())
-    except AssertionError as error:  # torchao's word for hardware that cannot
-        raise ValueError(f"quantized: kind must suit the device, got {kind} on {weight.device}: {error}") from error
+    except AssertionError as error:  # torchao raises it for hardware that cannot
+        fail("quantized", "kind", "supported by the device", f"{kind} on {weight.device}: {error}")
     return holder[0].weight

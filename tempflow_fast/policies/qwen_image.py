@@ -15,9 +15,9 @@ from .prompt_cache import Row
 class QwenImagePolicy(PackedPolicy):
     """A `PackedPolicy` on a `QwenImagePipeline`.
 
-    Guidance is the pipeline's `true_cfg_scale` with the negative prompt " ", as the model card has it: the combined
-    velocity of every token is scaled to the length of the conditional one, so `velocity` returns it finished. Texts
-    have their own lengths; those of one `encode` call are padded to its longest, and masked.
+    Guidance is the pipeline's `true_cfg_scale` with the negative prompt " ", as in the model card: the combined
+    velocity of every token is scaled to the length of the conditional one, so `velocity` returns it combined. Texts
+    differ in length; those of one `encode` call are padded to the longest, and masked.
     """
 
     pipeline_name = "QwenImagePipeline"
@@ -28,7 +28,7 @@ class QwenImagePolicy(PackedPolicy):
 
     @property
     def _idle_modules(self) -> tuple[str, ...]:
-        # Only the image tokens leave the last block.
+        # Only the image tokens of the last block are used.
         last = f"transformer_blocks.{len(self.pipeline.transformer.transformer_blocks) - 1}"
         return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
 
@@ -40,7 +40,7 @@ class QwenImagePolicy(PackedPolicy):
         texts = [row["text"] for row in rows]
         lengths = torch.tensor([len(text) for text in texts])
         tensors = {"text": pad_sequence(texts, batch_first=True)}
-        # Attention without a mask has faster kernels; where texts differ in length is known here, on the host.
+        # Attention has faster kernels without a mask, and whether the lengths differ is known here, on the host.
         if lengths.min() < lengths.max():
             tensors["mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).to(texts[0].device)
         return tensors
@@ -62,6 +62,6 @@ class QwenImagePolicy(PackedPolicy):
     def _decode(self, latents: Tensor) -> Tensor:
         vae, config = self.pipeline.vae, self.pipeline.vae.config
         mean, std = (latents.new_tensor(part).view(-1, 1, 1) for part in (config.latents_mean, config.latents_std))
-        unscaled = self._unpacked(latents) / (1 / std) + mean  # the pipeline's own way, to its last bit
+        unscaled = self._unpacked(latents) / (1 / std) + mean  # in the pipeline's own order, for the same bits
         frames = unscaled.unsqueeze(2)  # an image is a video of one frame
         return vae.decode(frames, return_dict=False)[0][:, :, 0]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..errors import require
 from .diffusers_pipeline import DiffusersPolicy
 from .prompt_cache import Row
 
 
 class SD3Policy(DiffusersPolicy):
-    """A `DiffusersPolicy` on a `StableDiffusion3Pipeline`; latents [C, H, W], classifier-free guidance.
+    """A `DiffusersPolicy` on a `StableDiffusion3Pipeline`: latents [C, H, W], classifier-free guidance.
 
-    `max_text_length` counts T5 tokens, 77 CLIP tokens come on top. A pipeline without T5 (`text_encoder_3` None) gets
-    no T5 tokens, which diffusers calls `max_sequence_length=0`; its default of 256 would append 256 zero tokens to
-    every text.
+    `max_text_length` counts T5 tokens; there are 77 CLIP tokens in addition. A pipeline without T5 (`text_encoder_3` is
+    None) gets no T5 tokens, which is diffusers' `max_sequence_length=0`; its default of 256 would append 256 zero
+    tokens to every text.
     """
 
     pipeline_name = "StableDiffusion3Pipeline"
@@ -22,9 +23,8 @@ class SD3Policy(DiffusersPolicy):
 
     def _latent_shape(self) -> tuple[int, ...]:
         config = self.pipeline.transformer.config
-        if max(self._grid) > config.pos_embed_max_size:
-            longest = config.pos_embed_max_size * self._token_side
-            raise ValueError(f"SD3Policy: resolution must be at most {longest} pixels a side, got {self._size}")
+        longest = config.pos_embed_max_size * self._token_side
+        require(max(self._size) <= longest, self._name, "resolution", f"at most {longest} pixels a side", self._size)
         return config.in_channels, *(side * config.patch_size for side in self._grid)
 
     @property

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from ..files import remove, written_aside
 from ..policies.base import Policy
+from ..policies.sharding import gathered, is_sharded
 from ..processes import Processes
 from ..settings.run import TrainConfig
 from . import random_state
@@ -198,14 +199,14 @@ def _leaves(entries: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 def _whole(tensor: Tensor, keep: bool) -> Tensor:
     """On the host, put together from all processes if it is sharded; those that do not `keep` it only take part."""
     tensor = tensor.detach()
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    whole = gathered(tensor)
     return whole.cpu() if keep else tensor
 
 
 def _like(tensor: Tensor, target: Tensor) -> Tensor:
     """Sharded as `target` is, if it is; on its device."""
     tensor = tensor.to(target.device)
-    if not hasattr(target, "device_mesh"):
+    if not is_sharded(target):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -11,7 +11,7 @@ from support.tiny import PROMPTS
 
 import tempflow_fast as tff
 from tempflow_fast.grpo.memory import measure
-from tempflow_fast.policies import Condition, FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.policies import Condition, FluxPolicy, NetworkPolicy, QwenImagePolicy, SD3Policy
 from tempflow_fast.policies.prompt_cache import PromptCache
 from tempflow_fast.run.load import load_policy
 
@@ -114,7 +114,7 @@ def test_prompts_are_encoded_once_and_alone(tmp_path, name):
     assert calls == ([1] * 3 if name == "flux" else [1] * 4)  # its guidance is embedded: no negative prompt
     text = together.tensors["text"][3] if name == "flux" else together.tensors["text"][3, 0]
     assert torch.equal(again.tensors["text"][0], text[: again.tensors["text"].shape[1]])
-    with pytest.raises(ValueError, match="encode: prompts must hold at least one text"):
+    with pytest.raises(ValueError, match="encode: prompts must be at least one text, got none"):
         policy.encode([])
 
 
@@ -127,7 +127,7 @@ def test_guided_velocity_is_both_velocities(tmp_path, name):
     torch.testing.assert_close(uncond, policy.velocity(latents, 0.5, policy.encode([""] * 3))[0])
     guided_condition = policy.encode(PROMPTS, guided=True)
     torch.testing.assert_close(policy.velocity(latents, 0.5, guided_condition)[0], velocity(policy, latents)[0])
-    with pytest.raises(ValueError, match="condition must come from encode"):
+    with pytest.raises(ValueError, match="velocity: condition must be from encode"):
         policy.velocity(latents, 0.5, policy.encode(PROMPTS), 2.0)
 
 
@@ -279,6 +279,17 @@ def test_prompt_cache_forgets_what_was_not_asked_for():
     assert [cache.get(prompt) is None for prompt in "abcd"] == [False, True, False, False]
 
 
+def test_printing_a_policy_says_what_it_trains(policy):
+    total = sum(parameter.numel() for parameter in policy.network.parameters())
+    where = "latent_shape=(4, 8, 8), dtype=torch.float32, device=cpu"
+    assert repr(policy) == f"SD3Policy(parameters={total:,}, trained={total:,}, {where}, adapter=None)"
+    policy.add_lora(rank=2, alpha=6, targets=["attn.to_q"])
+    trained = sum(parameter.numel() for parameter in policy.parameters())
+    parameters = f"parameters={total + trained:,}, trained={trained:,}"
+    assert repr(policy) == f"SD3Policy({parameters}, {where}, adapter=LoRA of rank 2, alpha 6, on 2 layers)"
+    assert repr(NetworkPolicy(torch.nn.Linear(2, 3))).startswith("NetworkPolicy(parameters=9, trained=9, ")
+
+
 def test_settings_that_do_not_fit_are_named(tmp_path):
     pipeline = sd3_pipeline(tmp_path)
     for resolution in (0, 18, -16, (16, 18), (16, 16, 16)):
@@ -301,5 +312,5 @@ def test_condition_rows():
     assert tiled[4:6].tensors["text"].tolist() == [[2, 3], [4, 5]]
     assert tiled[:3].tensors["text"].data_ptr() == tiled.tensors["text"].data_ptr()
     assert condition[torch.tensor([2, 0])].tensors["pooled"].tolist() == [2, 0]
-    with pytest.raises(ValueError, match="Condition: tensors must share one number of rows, got"):
+    with pytest.raises(ValueError, match="Condition: tensors must be of the same length, got"):
         Condition({"text": torch.zeros(3, 2), "pooled": torch.zeros(2)})
