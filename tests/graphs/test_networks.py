@@ -1,0 +1,62 @@
+"""Which networks are captured: the models with an adapter, in a lower precision, compiled block by block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.captured import assert_equal, draw, nudge
+from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
+from support.tiny import PROMPTS, TinyPolicy
+from torch import nn
+
+from tempflow_fast.graphs.replay import CudaGraphs
+from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.policies.compiled import compile_blocks
+from tempflow_fast.run.prepare import compute_in
+
+
+@pytest.mark.parametrize(
+    ("policy_class", "pipeline", "guidance_scale"),
+    [(SD3Policy, sd3_pipeline, 4.5), (FluxPolicy, flux_pipeline, 3.5), (QwenImagePolicy, qwen_image_pipeline, 1.0)],
+)
+def test_the_models_can_be_captured_with_an_adapter_that_learns(
+    device, tmp_path, policy_class, pipeline, guidance_scale
+):
+    policy, graphs = policy_class(pipeline(tmp_path)), CudaGraphs(device)
+    policy.add_lora(rank=2, alpha=4)
+    options = {"steps": 3, "max_batch": 2, "prompts": PROMPTS[:1], "guidance_scale": guidance_scale}
+    for iteration in range(3):
+        assert_equal(draw(policy, graphs, iteration, **options), draw(policy, None, iteration, **options))
+        nudge(policy)
+    assert graphs.num_replays > graphs.num_captures > 0
+
+
+def test_autocast_by_hooks_is_captured_with_the_weights_as_they_are(device):
+    policy, graphs = TinyPolicy(), CudaGraphs(device)
+    compute_in(policy.network, torch.bfloat16)
+    for iteration in range(3):
+        assert_equal(draw(policy, graphs, iteration), draw(policy, None, iteration))
+        nudge(policy)
+    assert graphs.num_replays > 0
+
+
+def test_blocks_are_compiled_one_by_one_and_captured_or_refused(device, tmp_path):
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    eager = draw(policy, None, steps=2, prompts=PROMPTS[:1])
+    names = [name for name, _ in policy.network.named_parameters()]
+    blocks = policy.network.transformer_blocks
+    compiled = []
+    for block in blocks:  # what is compiled is the block's own forward; the compiler is torch's affair
+        block.compile = lambda block=block, **options: compiled.append(block)
+    assert compile_blocks(policy.network) == len(compiled) == len(blocks)
+    assert compiled == list(blocks)
+    assert [name for name, _ in policy.network.named_parameters()] == names
+    for block in blocks:
+        nn.Module.compile(block, backend="eager")
+    assert_equal(draw(policy, None, steps=2, prompts=PROMPTS[:1]), eager)
+    graphs = CudaGraphs(device)
+    for _ in range(3):
+        assert_equal(draw(policy, graphs, steps=2, prompts=PROMPTS[:1]), eager)
+    assert graphs.num_replays > 0
+    with pytest.raises(ValueError, match="compile_blocks: network must be .* in a ModuleList, got Sequential without"):
+        compile_blocks(TinyPolicy().network)
