@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tempflow_fast.batching import rounded_counts
+from tempflow_fast.batching import equal_pieces, rounded_counts
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,18 @@ from tempflow_fast.batching import rounded_counts
 )
 def test_rounded_counts(counts, limit, rounded):
     assert rounded_counts(counts, limit) == rounded
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "limit", "lengths"), [(0, 4, []), (0, None, []), (5, None, [5]), (9, 4, [3, 3, 3]), (10, 4, [3, 3, 4])]
+)
+def test_equal_pieces(num_rows, limit, lengths):
+    pieces = equal_pieces(num_rows, limit)
+    assert [piece.stop - piece.start for piece in pieces] == lengths
+    assert [row for piece in pieces for row in range(num_rows)[piece]] == list(range(num_rows))
+
+
+def test_pieces_may_outnumber_the_rows():
+    assert [piece.stop - piece.start for piece in equal_pieces(2, 1, at_least=4)] == [0, 1, 0, 1]
+    assert equal_pieces(5, 2, at_least=2) == equal_pieces(5, 2)
+    assert [piece.stop - piece.start for piece in equal_pieces(0, None, at_least=2)] == [0, 0]

@@ -17,7 +17,6 @@ from support.launch import LAUNCH
 from support.processes_worker import ADAPTER, CASES, train
 from support.tiny import TinyPolicy
 
-from tempflow_fast.batching import deal, equal_pieces, padded
 from tempflow_fast.processes import Processes, launched
 
 PATIENCE = 900
@@ -178,25 +177,3 @@ def test_the_first_version_of_fsdp_is_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"launched: FSDP must be of version 2 \(--fsdp_version 2\), got 1"):
         launched()
-
-
-@pytest.mark.parametrize("num_trajectories", [1, 2, 7, 24])
-@pytest.mark.parametrize("num_updates", [1, 2, 3])
-@pytest.mark.parametrize("num_processes", [1, 2, 5, 8])
-def test_deal_gives_even_shares_of_every_update(num_trajectories, num_updates, num_processes):
-    shares = deal(num_trajectories, num_updates, num_processes)
-    assert sorted(n for share in shares for n in share) == list(range(num_trajectories))
-    assert all(share == sorted(share) for share in shares)
-    for update in (None, *range(num_updates)):
-        lengths = [sum(update in (None, n % num_updates) for n in share) for share in shares]
-        assert max(lengths) - min(lengths) <= 1
-    most = -(-num_trajectories // num_processes)
-    for process, share in enumerate(shares):
-        assert padded(shares, process)[: len(share)] == share
-        assert len(padded(shares, process)) == most
-
-
-def test_pieces_may_outnumber_the_rows():
-    assert [piece.stop - piece.start for piece in equal_pieces(2, 1, at_least=4)] == [0, 1, 0, 1]
-    assert equal_pieces(5, 2, at_least=2) == equal_pieces(5, 2)
-    assert [piece.stop - piece.start for piece in equal_pieces(0, None, at_least=2)] == [0, 0]

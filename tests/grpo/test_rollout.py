@@ -9,7 +9,6 @@ import torch
 from support.tiny import PROMPTS, TinyPolicy
 
 import tempflow_fast as tff
-from tempflow_fast.batching import equal_pieces
 from tempflow_fast.ops import noise as philox
 
 IDS = [11, 3, 1 << 40]
@@ -83,15 +82,6 @@ def test_max_batch_cuts_calls_into_equal_pieces():
     drawn = tff.rollout(policy, policy.encode(PROMPTS), table, noise, 7, max_batch=10)
     assert [count for count, _ in policy.calls] == [3, 7, 7, 7, 7, 7, 7]
     assert drawn.num_calls == 7
-
-
-@pytest.mark.parametrize(
-    ("num_rows", "limit", "lengths"), [(0, 4, []), (0, None, []), (5, None, [5]), (9, 4, [3, 3, 3]), (10, 4, [3, 3, 4])]
-)
-def test_equal_pieces(num_rows, limit, lengths):
-    pieces = equal_pieces(num_rows, limit)
-    assert [piece.stop - piece.start for piece in pieces] == lengths
-    assert [row for piece in pieces for row in range(num_rows)[piece]] == list(range(num_rows))
 
 
 def test_a_trajectory_does_not_depend_on_its_neighbours():

@@ -7,7 +7,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,12 +15,9 @@ from safetensors.torch import load_file
 from support.runs import OPTIONS, PATIENCE, little_run, untimed, wait_for
 
 from tempflow_fast.evaluation.evaluate import score
-from tempflow_fast.evaluation.sample import sample_images
 from tempflow_fast.run.checkpoint import latest_checkpoint
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.load import load_policy
-from tempflow_fast.run.progress import Budget
-from tempflow_fast.settings.recipes import get_recipe
 
 SCORED = {"eval_after.json", "samples.png"}
 WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "signs.png"}
@@ -118,28 +114,3 @@ def test_ctrl_c_leaves_a_usable_directory(tmp_path, num_signals):
     assert left - perhaps == WHOLE - perhaps
     assert num_signals == 1 or "eval_after.json" not in left
     assert load_policy(str(run.model)).latent_shape == (12, 6, 6)
-
-
-def test_images_do_not_depend_on_the_batch():
-    policy = load_policy("embedded")
-    table, prompts = get_recipe("shapes").grpo.table(policy), ["a photo of a red circle"] * 5
-    whole, cut = (sample_images(policy, prompts, table, seed=3, max_batch=size) for size in (None, 2))
-    assert torch.allclose(whole, cut, atol=1e-3)
-    assert whole.diff(dim=0).abs().amax() > 0.1, "every image has its own noise"
-
-
-def test_budget_ends_at_the_first_limit(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    budget = Budget(num_iterations=10, minutes=1.0, num_done=1, seconds=4.0)
-    with budget.running():
-        budget.num_done, clock[0] = 2, 2.0
-        assert budget.fraction == pytest.approx(0.2)
-        assert budget.remaining == pytest.approx(24.0)
-        clock[0] = 26.0
-        assert budget.fraction == pytest.approx(0.5)
-    clock[0] = 1000.0
-    assert budget.seconds == 30.0, "only the time inside counts"
-    budget.num_done = 10
-    assert budget.fraction == 1.0
-    assert Budget(None, None, num_done=5, seconds=9.0).fraction == 0.0

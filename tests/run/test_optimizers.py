@@ -1,0 +1,30 @@
+"""The optimizer's settings, and its learning rate over a run."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from support.tiny import TinyPolicy
+
+from tempflow_fast.run.optimizers import learning_rate, make_optimizer
+from tempflow_fast.settings.run import OptimizerConfig
+
+
+def test_learning_rate_rises_and_falls():
+    config = OptimizerConfig(learning_rate=1.0, warmup_iterations=3, learning_rate_decay=0.4)
+    rates = [learning_rate(config, index, index / 10) for index in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert learning_rate(OptimizerConfig(learning_rate=1.0), 10**6, 0.0) == 1.0
+
+
+def test_settings_reach_the_optimizer():
+    config = OptimizerConfig(learning_rate=0.3, betas=(0.8, 0.9), weight_decay=0.2, adam_eps=1e-5)
+    group = make_optimizer(TinyPolicy().parameters(), config).param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.3, (0.8, 0.9), 0.2, 1e-5)
+
+
+def test_eight_bits_without_their_library_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match="make_optimizer: adamw_8bit needs the library: pip install bitsandbytes"):
+        make_optimizer(TinyPolicy().parameters(), OptimizerConfig(optimizer="adamw_8bit"))
