@@ -1,5 +1,5 @@
 // Bodies of the ops on tensors, written against LibTorch's stable ABI: one binary serves every torch >= the target.
-// tempflow_fast/ops/ has checked the arguments for callers of its functions.
+// The public functions in tempflow_fast/ops/ check the arguments before they call an op.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,5 +1,5 @@
-// Binds the compiled bodies to the schemas of tempflow_fast/ops/ when the library is loaded, and answers what Python
-// asks about the build as plain C functions: no Python header is needed to compile it.
+// Binds the compiled bodies to the schemas of tempflow_fast/ops/ when the library is loaded. Plain C functions answer
+// what Python asks about the build, so compiling needs no Python header.
 #include "cpu/kernels.h"
 #include "ops.h"
 

@@ -1,4 +1,4 @@
-// What the CPU and the CUDA bodies share: rows of tensors, a step of the schedule, and the formulas made of them.
+// Shared by the CPU and the CUDA bodies: rows of tensors, one step of the schedule, and the formulas that use it.
 #pragma once
 #include "scalar.h"
 
@@ -11,46 +11,51 @@ struct Rows {                                           // [N, D] with any dista
   int64_t stride;
 };
 
-constexpr int kColumns = 5;                             // of a step table: dt, a, b, s, noise_weight
+// The columns of `coefficients` [T, kColumns], in the order of StepTable.coefficients (tempflow_fast/ops/schedule.py).
+enum Column { kDt, kA, kB, kS, kNoiseWeight, kColumns };
 
-// One row of a step table. Elements are formed in float, what is one number per row in double.
+constexpr double kHalfLogTwoPi = 0.91893853320467274178;   // log(2 pi) / 2, of the normal density
+
+// One row of `coefficients`. What exists once per element is float, what exists once per row is double.
 struct Step {
   double b, s, noise_weight;
   float dt32, a32, b32, s32;
 
   TF_HD explicit Step(const double* row)
-      : b(row[2]), s(row[3]), noise_weight(row[4]), dt32(static_cast<float>(row[0])), a32(static_cast<float>(row[1])),
-        b32(static_cast<float>(b)), s32(static_cast<float>(s)) {}
+      : b(row[kB]), s(row[kS]), noise_weight(row[kNoiseWeight]), dt32(static_cast<float>(row[kDt])),
+        a32(static_cast<float>(row[kA])), b32(static_cast<float>(b)), s32(static_cast<float>(s)) {}
 
   TF_HD float euler(float x, float v) const { return fma1(dt32, v, x); }
   TF_HD float mean(float x, float v) const { return fma1(a32, x, b32 * v); }
 
-  // Per element, log r is a multiple of shift (x' + centre): 0 for an unchanged policy, and no cancellation near it.
+  // log r = mean over D of b dv (2 (x' - m_old) - b dv) / (2 s^2) with dv = v - v_old. Per element this is
+  // shift (x' + centre) / s^2: shift = b dv is exactly 0 for an unchanged policy, and nothing cancels close to it;
+  // centre = -m_old - shift / 2 takes the factors 2 out of the sum.
   TF_HD float shift(float v, float v_old) const { return b32 * (v - v_old); }
   TF_HD float centre(float shift, float x, float v_old) const { return fma1(-0.5f, shift, -mean(x, v_old)); }
   TF_HD double log_ratio(double sum, int64_t d) const { return sum * (1 / (s * s * static_cast<double>(d))); }
 
-  // A mean over D elements: |m - m_ref|^2 / (2 s^2) from the sum of (v - v_ref)^2.
+  // From the sum of (v - v_ref)^2: |m - m_ref|^2 / (2 s^2), a mean over D.
   TF_HD double kl(double sum_squares, int64_t d) const {
     return b * b * (1 / (2 * s * s * static_cast<double>(d))) * sum_squares;
   }
 
   // From the mean over D of ((x' - m) / s)^2.
-  TF_HD double log_density(double mean_square) const { return -0.5 * mean_square - log(s) - 0.91893853320467274178; }
+  TF_HD double log_density(double mean_square) const { return -0.5 * mean_square - log(s) - kHalfLogTwoPi; }
 
-  // d log p / d v = velocity_factor (x' - m), of a mean over D; d log r / d v is the same.
+  // d log p / d v = velocity_factor (x' - m), for a mean over D; d log r / d v is the same.
   TF_HD double velocity_factor(int64_t d) const { return b / (s * s * static_cast<double>(d)); }
 };
 
-struct Clip {                                           // of the ratio, to 1 - range .. 1 + range
-  double range, low, high;                              // low and high: of log r
+struct Clip {                                           // clips the ratio to 1 - range .. 1 + range
+  double range, low, high;                              // low and high are bounds of log r
   explicit Clip(double clip_range) : range(clip_range), low(std::log1p(-clip_range)), high(std::log1p(clip_range)) {}
 };
 
 // max(-A r, -A clip(r)) and its derivative with respect to log r.
 struct Surrogate {
   double value, derivative;
-  bool clipped;                                         // whether r is outside, whatever the sign of A
+  bool clipped;                                         // whether r is outside the range, whatever the sign of A
 
   TF_HD Surrogate(double log_ratio, double advantage, const Clip& clip) {
     const bool above = log_ratio > clip.high, below = log_ratio < clip.low;

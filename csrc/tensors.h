@@ -1,5 +1,6 @@
-// From tensors to what kernels take, with the checks that memory safety needs. Values on a device are not looked at.
+// From tensors to what kernels take, with the checks that memory safety needs. Values on a device are not read.
 #pragma once
+#include "noise.h"
 #include "ops.h"
 #include "step.h"
 
@@ -17,11 +18,12 @@ inline Dtype dtype_of(const char* op, const Tensor& t) {
     case ScalarType::Half: return kHalf;
     default: break;
   }
-  STD_TORCH_CHECK(false, op, ": float32, bfloat16 or float16 expected; float64 is served by tempflow_fast_reference");
+  STD_TORCH_CHECK(false, op, ": the first argument must be float32, bfloat16 or float16; "
+                  "tempflow_fast_reference serves float64");
   return kFloat;
 }
 
-// A [N, D] argument whose rows are contiguous; raises otherwise.
+// An argument [N, D] whose rows are contiguous; anything else is an error.
 inline Rows rows(const char* op, const char* name, const Tensor& t, const Tensor& like) {
   check_device(op, name, t, like);
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == like.size(0) && t.size(1) == like.size(1), op, ": ", name,
@@ -34,16 +36,18 @@ inline Rows rows(const char* op, const char* name, const OptionalTensor& t, cons
   return t ? rows(op, name, *t, like) : Rows{nullptr, 0};
 }
 
-inline const double* checked_table(const char* op, const Tensor& table, const Tensor& like) {
-  check_device(op, "coefficients", table, like);
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == kColumns && table.is_contiguous() &&
-                  table.scalar_type() == ScalarType::Double, op, ": coefficients must be float64 [T, 5]");
-  return table.const_data_ptr<double>();
+inline const double* checked_coefficients(const char* op, const Tensor& coefficients, const Tensor& like) {
+  check_device(op, "coefficients", coefficients, like);
+  STD_TORCH_CHECK(coefficients.dim() == 2 && coefficients.size(1) == kColumns && coefficients.is_contiguous() &&
+                  coefficients.scalar_type() == ScalarType::Double, op,
+                  ": coefficients must be contiguous float64 [T, 5]");
+  return coefficients.const_data_ptr<double>();
 }
 
-inline const double* checked_step(const char* op, const Tensor& table, int64_t step, const Tensor& like) {
-  const double* data = checked_table(op, table, like);
-  STD_TORCH_CHECK(step >= 0 && step < table.size(0), op, ": step ", step, " is not a step of the table");
+inline const double* checked_step(const char* op, const Tensor& coefficients, int64_t step, const Tensor& like) {
+  const double* data = checked_coefficients(op, coefficients, like);
+  STD_TORCH_CHECK(step >= 0 && step < coefficients.size(0), op, ": step must be in 0..", coefficients.size(0) - 1,
+                  ", got ", step);
   return data + step * kColumns;
 }
 
@@ -51,11 +55,12 @@ inline const int64_t* checked_integers(const char* op, const char* name, const T
                                        const Tensor& like) {
   check_device(op, name, t, like);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.numel() == count, op, ": ", name,
-                  " must be int64 with ", count, " values");
+                  " must be contiguous int64 with ", count, " values");
   return t.const_data_ptr<int64_t>();
 }
 
-inline const float* checked_floats(const char* op, const char* name, const Tensor& t, int64_t count, const Tensor& like) {
+inline const float* checked_floats(const char* op, const char* name, const Tensor& t, int64_t count,
+                                   const Tensor& like) {
   check_device(op, name, t, like);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == count, op, ": ", name,
                   " must be contiguous float32 with ", count, " values");
@@ -63,7 +68,8 @@ inline const float* checked_floats(const char* op, const char* name, const Tenso
 }
 
 inline void check_num_branches(const char* op, int64_t num_branches) {
-  STD_TORCH_CHECK(num_branches >= 1 && num_branches <= 0x10000, op, ": num_branches must be in 1..65536");
+  STD_TORCH_CHECK(num_branches >= 1 && num_branches <= kMaxBranches, op, ": num_branches must be in 1..", kMaxBranches,
+                  ", got ", num_branches);
 }
 
 inline void check_branches(const char* op, const Tensor& branches, const Tensor& velocity) {

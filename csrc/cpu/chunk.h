@@ -1,4 +1,4 @@
-// What a task sees of its row, and a sum that has the same bits on every instruction set.
+// The part of a row that a task handles, and a sum that has the same bits on every instruction set.
 #pragma once
 #include "kernels.h"
 #include "philox_simd.h"
@@ -21,7 +21,7 @@ struct Chunk {
   }
 };
 
-// One vector register; the vector type keeps sums in registers where compilers leave an array of floats in memory.
+// The floats of one vector register. The vector type keeps sums in registers; compilers leave an array in memory.
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
 #elif defined(__AVX__)
@@ -30,12 +30,13 @@ constexpr int kWidth = 8;
 constexpr int kWidth = 4;
 #endif
 typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(alignof(float)), may_alias));
-constexpr int kRunning = 32, kVectors = kRunning / kWidth;
+constexpr int kRunning = 32;                  // running sums of a Sum: two of the widest registers, to hide latency
+constexpr int kVectors = kRunning / kWidth;
 
 TF_HD Vector vector_at(const float* values, int v) { return reinterpret_cast<const Vector*>(values)[v]; }
 
-// A sum over a chunk: 32 running sums whatever the width, so all instruction sets give the same bits. The elements after
-// the last whole group of 32 go to `rest`.
+// A sum over a chunk: kRunning running sums at any width, so all instruction sets give the same bits. Elements after
+// the last whole group of kRunning go to `rest`.
 struct Sum {
   Vector running[kVectors] = {};
   double rest = 0;

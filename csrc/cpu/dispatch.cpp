@@ -1,4 +1,4 @@
-// The choice of the instruction set: the widest one that the machine has, or the one that a test asks for.
+// Chooses the instruction set: the widest that the machine has, or the one that a test asks for.
 #include "kernels.h"
 
 #include <cstring>
@@ -12,7 +12,7 @@ extern const Kernels kernels_avx2, kernels_avx512;
 
 namespace {
 
-// The named table, or the widest (name null); null where the machine cannot run it.
+// The kernels of that name, or the widest for a null name; null if the machine cannot run them.
 const Kernels* find(const char* name) {
   const auto wanted = [name](const char* isa) { return !name || !std::strcmp(name, isa); };
 #ifdef TF_X86

@@ -1,7 +1,7 @@
 // Compiled once per instruction set with -DTF_ISA=<name>: plain loops, vectorised by the compiler.
 //
-// Everything but the table has internal linkage, and no standard-library template is used: either could leak wide
-// instructions into symbols that the linker shares with the narrow build.
+// Everything but the list of kernels has internal linkage, and no standard-library template is used: either could put
+// wide instructions into symbols that the linker shares with the narrow build.
 #include "loss.h"
 
 #define TF_JOIN_(a, b) a##b

@@ -1,13 +1,13 @@
-// CPU kernels: raw pointers, no torch. The per-ISA file is compiled once per instruction set; kernels() picks a table.
+// CPU kernels: raw pointers, no torch. kernels.cpp is compiled once per instruction set; kernels() picks one of them.
 //
-// A task is one chunk of one row. Sums are kept per chunk and added in order by the caller, so results do not depend on
-// how tasks are spread over threads.
+// A task is one chunk of one row. The caller adds the chunks' sums in order, so results do not depend on how tasks are
+// spread over threads.
 #pragma once
 #include "../step.h"
 
 namespace tempflow::cpu {
 
-constexpr int64_t kChunk = 1024;                        // elements: the buffers of a task stay in the first-level cache
+constexpr int64_t kChunk = 1024;                        // elements: a task's buffers (4 KiB each) stay in the L1 cache
 inline int64_t chunks_of(int64_t d) { return (d + kChunk - 1) / kChunk; }
 
 struct SampleArgs {                                     // branch_step; with k = 0, euler_step
@@ -39,7 +39,7 @@ struct GuideArgs {
 
 struct LogProbArgs {
   Rows latents_next, latents, velocity;
-  const double* table;                                  // [T, kColumns]
+  const double* coefficients;                           // [T, kColumns]
   const int64_t* steps;                                 // [R]
   double* sum_squares;                                  // [R, chunks] of x' - m (forward)
   const float* grad;                                    // [R] (backward)
@@ -52,9 +52,9 @@ struct LossArgs {
   const void* branches;                                 // [R, K, D]
   int64_t branch_row_stride, branch_stride;
   float guidance_scale;
-  const double* table;                                  // [T, kColumns]
+  const double* coefficients;                           // [T, kColumns]
   const int64_t* steps;                                 // [R]
-  double* products;                                     // [R, K, chunks] of shift (x' + centre)             (pass 1)
+  double* products;                                     // [R, K, chunks] of shift (x' + centre)            (pass 1)
   double* sum_squares_ref;                              // [R, chunks] of v - v_ref                         (pass 1)
   const float* log_ratio_grad;                          // [R, K]                                           (pass 2)
   double kl_factor;                                     // beta / R                                         (pass 2)
@@ -75,6 +75,6 @@ struct Kernels {
 };
 
 const Kernels& kernels();
-bool force_isa(const char* name);                       // false, and no change, where the machine lacks it
+bool force_isa(const char* name);                       // false and no change if the machine lacks it
 
 }  // namespace tempflow::cpu

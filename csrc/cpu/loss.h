@@ -5,14 +5,16 @@
 namespace tempflow::cpu {
 namespace {
 
-TF_HD Step step_of(const double* table, int64_t step) { return Step(table + step * kColumns); }
+constexpr int kGroup = 4;                               // branches handled together: shared values are loaded once
+
+TF_HD Step step_of(const double* coefficients, int64_t step) { return Step(coefficients + step * kColumns); }
 
 template <class T>
 void log_prob(const LogProbArgs& args, int64_t begin, int64_t end) {
   alignas(64) float residual[kChunk];
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
-    const Step step = step_of(args.table, args.steps[chunk.row]);
+    const Step step = step_of(args.coefficients, args.steps[chunk.row]);
     const T *next = chunk.in<T>(args.latents_next), *x = chunk.in<T>(args.latents), *v = chunk.in<T>(args.velocity);
 #pragma omp simd
     for (int64_t i = 0; i < chunk.size; ++i)
@@ -25,7 +27,7 @@ template <class T>
 void log_prob_backward(const LogProbArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
-    const Step step = step_of(args.table, args.steps[chunk.row]);
+    const Step step = step_of(args.coefficients, args.steps[chunk.row]);
     const T *next = chunk.in<T>(args.latents_next), *x = chunk.in<T>(args.latents), *v = chunk.in<T>(args.velocity);
     T* out = static_cast<T*>(args.grad_velocity) + chunk.row * args.d + chunk.first;
     const float factor = static_cast<float>(args.grad[chunk.row] * step.velocity_factor(args.d));
@@ -35,7 +37,7 @@ void log_prob_backward(const LogProbArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// Guided velocity rounded to its dtype: a stored velocity_old of the same policy is then equal to it, bit for bit.
+// Guided velocity, rounded to its dtype: bit for bit the velocity_old that the same policy stored.
 template <class T>
 const float* policy_velocity(float* __restrict buffer, const LossArgs& args, const Chunk& chunk) {
   const T *cond = chunk.in<T>(args.velocity), *uncond = chunk.in<T>(args.velocity_uncond);
@@ -51,7 +53,7 @@ const T* branch_of(const LossArgs& args, const Chunk& chunk, int64_t k) {
   return static_cast<const T*>(args.branches) + chunk.row * args.branch_row_stride + k * args.branch_stride + chunk.first;
 }
 
-// The sums of shift (x' + centre) of branches k .. k + G - 1: what they share is loaded once.
+// The sums of shift (x' + centre) of branches k .. k + G - 1; shift and centre are loaded once.
 template <int G, class T>
 TF_HD void sum_products(const LossArgs& args, const Chunk& chunk, int64_t k, const float* shift, const float* centre) {
   Sum sums[G];
@@ -78,7 +80,7 @@ template <class T>
 void chunk_products(const LossArgs& args, int64_t task) {
   alignas(64) float buffer[kChunk], shift[kChunk], centre[kChunk];
   const Chunk chunk(task, args.d);
-  const Step step = step_of(args.table, args.steps[chunk.row]);
+  const Step step = step_of(args.coefficients, args.steps[chunk.row]);
   const T *x = chunk.in<T>(args.latents), *old = chunk.in<T>(args.velocity_old), *ref = chunk.in<T>(args.velocity_ref);
   const float* velocity = policy_velocity<T>(buffer, args, chunk);
 #pragma omp simd
@@ -88,7 +90,7 @@ void chunk_products(const LossArgs& args, int64_t task) {
     centre[i] = step.centre(shift[i], load(x[i]), v_old);
   }
   int64_t k = 0;
-  for (; k + 4 <= args.k; k += 4) sum_products<4, T>(args, chunk, k, shift, centre);
+  for (; k + kGroup <= args.k; k += kGroup) sum_products<kGroup, T>(args, chunk, k, shift, centre);
   for (; k + 2 <= args.k; k += 2) sum_products<2, T>(args, chunk, k, shift, centre);
   if (k < args.k) sum_products<1, T>(args, chunk, k, shift, centre);
   if (!ref) return;
@@ -97,7 +99,7 @@ void chunk_products(const LossArgs& args, int64_t task) {
   args.sum_squares_ref[task] = sum_of_squares(shift, chunk.size);
 }
 
-// Adds weight (x' - mean) of G branches to sum.
+// Adds weight (x' - mean) of each of G branches to sum.
 template <int G, class T>
 TF_HD void add_residuals(float* __restrict sum, const T* const* branches, const float* weights, const float* __restrict mean,
                          int64_t size) {
@@ -110,17 +112,18 @@ TF_HD void add_residuals(float* __restrict sum, const T* const* branches, const 
   }
 }
 
-// The branches of a chunk whose ratio the loss depends on: of clipped ones nothing is read. Four wait for each other.
+// Adds the branches of a chunk in groups of kGroup, then of 2 and 1. A branch whose ratio is clipped has a weight of 0
+// and is not read.
 template <class T>
 void add_branches(float* sum, const LossArgs& args, const Chunk& chunk, double factor, const float* mean) {
-  const T* waiting[4];
-  float weights[4];
+  const T* waiting[kGroup];
+  float weights[kGroup];
   int count = 0;
   for (int64_t k = 0; k < args.k; ++k) {
     weights[count] = static_cast<float>(args.log_ratio_grad[chunk.row * args.k + k] * factor);
     waiting[count] = branch_of<T>(args, chunk, k);
-    if (weights[count] != 0 && ++count == 4) {
-      add_residuals<4>(sum, waiting, weights, mean, chunk.size);
+    if (weights[count] != 0 && ++count == kGroup) {
+      add_residuals<kGroup>(sum, waiting, weights, mean, chunk.size);
       count = 0;
     }
   }
@@ -128,12 +131,12 @@ void add_branches(float* sum, const LossArgs& args, const Chunk& chunk, double f
   if (count & 1) add_residuals<1>(sum, waiting + (count & 2), weights + (count & 2), mean, chunk.size);
 }
 
-// Pass 2: d loss / d v = sum over k of (d loss / d log r) velocity_factor (x' - m), and the KL's share.
+// Pass 2: d loss / d v = sum over k of (d loss / d log r) velocity_factor (x' - m), plus the gradient of the KL.
 template <class T>
 void chunk_gradient(const LossArgs& args, int64_t task) {
   alignas(64) float buffer[kChunk], mean[kChunk], sum[kChunk];
   const Chunk chunk(task, args.d);
-  const Step step = step_of(args.table, args.steps[chunk.row]);
+  const Step step = step_of(args.coefficients, args.steps[chunk.row]);
   const double factor = step.velocity_factor(args.d);
   const T *x = chunk.in<T>(args.latents), *ref = chunk.in<T>(args.velocity_ref);
   const float* velocity = policy_velocity<T>(buffer, args, chunk);
@@ -154,11 +157,11 @@ void loss_products(const LossArgs& args, int64_t begin, int64_t end) {
 
 template <class T>
 void loss_gradient(const LossArgs& args, int64_t begin, int64_t end) {
-  for (int64_t task = end - 1; task >= begin; --task)   // backwards: the last chunks of pass 1 are still in cache
+  for (int64_t task = end - 1; task >= begin; --task)   // backwards: the last chunks of pass 1 are still in the cache
     chunk_gradient<T>(args, task);
 }
 
-// Both passes over memory in one, for derivatives that are known beforehand.
+// Both passes in one, for derivatives that are known in advance: each chunk is read from memory once.
 template <class T>
 void loss_at_once(const LossArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {

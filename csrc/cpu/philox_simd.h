@@ -1,9 +1,9 @@
-// Philox words for a run of quads, as Box-Muller wants them: words 0 and 2 of quad first + i are radius[2 i] and
-// radius[2 i + 1], words 1 and 3 are angle[2 i] and angle[2 i + 1].
+// Philox words for consecutive quads, in the order that Box-Muller reads: words 0 and 2 of quad first + i are
+// radius[2 i] and radius[2 i + 1], words 1 and 3 are angle[2 i] and angle[2 i + 1].
 //
-// Compilers do not find the fast form of the 32 x 32 -> 64 bit products by themselves, so it is written with intrinsics:
-// words live in 64-bit lanes whose upper halves may hold junk (the multiply reads lower halves only), and a round is two
-// multiplies, two shifts and two three-way xors. What is constant along a row makes half of rounds 1 and 2 scalar.
+// Compilers do not find the fast form of the 32 x 32 -> 64 bit products, so it is written with intrinsics: words are in
+// 64-bit lanes whose upper halves may hold junk (the multiply reads only the lower halves), and a round is two
+// multiplies, two shifts and two three-way xors. Half of rounds 1 and 2 is constant along a row and therefore scalar.
 // Everything else in the kernels is plain loops.
 #pragma once
 #include "../noise.h"
@@ -14,7 +14,7 @@
 namespace tempflow::cpu {
 namespace {
 
-constexpr int kQuadStep = 32;   // the number of quads is a multiple of this
+constexpr int kQuadStep = 32;   // the number of quads is a multiple of this: kChains registers of the widest kWordLanes
 
 #if defined(__AVX512F__)
 using Words = __m512i;
@@ -48,9 +48,9 @@ TF_HD void put(uint32_t* p, Words a) { _mm256_storeu_si256(reinterpret_cast<__m2
 #if defined(__AVX2__)
 void philox_words(uint32_t* __restrict radius, uint32_t* __restrict angle, uint32_t first, int quads,
                   const Counter& counter) {
-  constexpr int kChains = 4;    // independent, to hide the latency of the multiply
+  constexpr int kChains = 4;    // independent chains of products, to hide the latency of the multiply
   const Words multiply0 = splat(kMultiply0), multiply1 = splat(kMultiply1);
-  // The scalar halves: c * multiply1 of round 1 makes a and b, a * multiply0 of round 2 makes parts of c and d.
+  // The scalar halves: c * multiply1 of round 1 gives a and b, a * multiply0 of round 2 gives parts of c and d.
   uint32_t k0 = counter.key_low, k1 = counter.key_high;
   const uint32_t a1 = multiply_high(kMultiply1, counter.id_low) ^ counter.branch_step ^ k0, b1 = kMultiply1 * counter.id_low;
   const Words mix_c1 = splat(counter.id_high ^ k1), mix_a2 = splat(b1 ^ (k0 + kWeyl0));
@@ -69,7 +69,7 @@ void philox_words(uint32_t* __restrict radius, uint32_t* __restrict angle, uint3
     }
     uint32_t key0 = k0, key1 = k1;
 #pragma GCC unroll 7
-    for (int round = 3; round < 10; ++round, key0 += kWeyl0, key1 += kWeyl1) {
+    for (int round = 3; round < kRounds; ++round, key0 += kWeyl0, key1 += kWeyl1) {
       const Words mix0 = splat(key0), mix1 = splat(key1);
 #pragma GCC unroll 4
       for (int u = 0; u < kChains; ++u) {
@@ -80,7 +80,7 @@ void philox_words(uint32_t* __restrict radius, uint32_t* __restrict angle, uint3
         d[u] = product0;
       }
     }
-    // The last round on pairs of words, as they are stored.
+    // The last round works on pairs of words, as they are stored.
     const Words mix = splat(static_cast<uint64_t>(key1) << 32 | key0);
 #pragma GCC unroll 4
     for (int u = 0; u < kChains; ++u) {

@@ -1,14 +1,14 @@
-// The moves of a rollout: guidance, Euler step, branches with their noise, initial noise. Part of kernels.cpp.
+// The steps of a rollout: guidance, Euler step, branches with their noise, initial noise. Part of kernels.cpp.
 #pragma once
 #include "chunk.h"
 
 namespace tempflow::cpu {
 namespace {
 
-// Elements whose noise is finished together. Their stores come between the arithmetic of other blocks, which hides them.
+// Elements whose noise is completed together. The arithmetic of other blocks hides the stores of one.
 constexpr int kBlock = 4 * kQuadStep;
 
-// The noise of a chunk, ready for Box-Muller.
+// The random words of a chunk, ready for Box-Muller.
 struct NoiseWords {
   alignas(64) uint32_t radius[kChunk / 2], angle[kChunk / 2];
 
@@ -17,7 +17,7 @@ struct NoiseWords {
     philox_words(radius, angle, static_cast<uint32_t>(chunk.first / 4), quads, counter);
   }
 
-  // Normals of the block that begins at element `first` of the chunk.
+  // The normals of the block that begins at element `first` of the chunk.
   TF_HD void normals(float* __restrict out, int64_t first) const {
     const uint32_t *r = radius + first / 2, *a = angle + first / 2;
 #pragma omp simd
@@ -29,7 +29,7 @@ TF_HD int64_t block_size(const Chunk& chunk, int64_t first) {
   return chunk.size - first < kBlock ? chunk.size - first : kBlock;
 }
 
-// A row's elements as floats: in place where they are, in the buffer otherwise.
+// A row's elements as floats: in place if they are floats, otherwise in the buffer.
 TF_HD const float* as_floats(const float* values, float*, int64_t) { return values; }
 template <class T>
 const float* as_floats(const T* values, float* __restrict buffer, int64_t size) {
@@ -39,7 +39,7 @@ const float* as_floats(const T* values, float* __restrict buffer, int64_t size) 
 }
 
 template <class T>
-struct Velocity {                                       // of a chunk, guided where there is an unconditional one
+struct Velocity {                                       // of a chunk; guided if there is an unconditional one
   const T *cond, *uncond;
   float scale;
   TF_HD float operator[](int64_t i) const {
@@ -59,7 +59,7 @@ void guide_rows(const GuideArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// One branch of a chunk: mean + s eps. Returns the sum of eps^2, eps being that of the sample as stored.
+// One branch of a chunk: mean + s eps. Returns the sum of eps^2, where eps belongs to the sample as stored.
 template <class T>
 double emit_branch(T* __restrict out, const float* __restrict mean, float s, const Chunk& chunk, const Counter& counter) {
   const NoiseWords words(chunk, counter);

@@ -1,10 +1,10 @@
-// branch_step: the trunk's Euler move, K branches with their noise and log-densities, in one pass over the data.
+// branch_step: the trunk's Euler step and K branches with their noise and log-densities, in one pass over the data.
 #include "log_density.h"
 
 namespace tempflow::cuda {
 namespace {
 
-// Normals of the elements of a tile.
+// The normals of the elements of a tile.
 template <int lanes>
 __device__ __forceinline__ void normals(float (&eps)[lanes], int64_t first, const Counter& counter) {
 #pragma unroll
@@ -16,7 +16,7 @@ __device__ __forceinline__ void normals(float (&eps)[lanes], int64_t first, cons
   }
 }
 
-// A thread forms its means once; then K branches leave them.
+// A thread computes its means once and draws K branches from them.
 template <class T>
 __global__ void __launch_bounds__(kThreads) branch_step_kernel(BranchArgs args, Grid grid) {
   constexpr int lanes = kLanes<T>;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) branch_step_kernel(BranchArgs args, 
     for (int i = 0; i < lanes; ++i) sample[i] = fma1(step.s32, eps[i], mean[i]);
     const Pack stored = packed<T>(sample);
     tile.write(row_of<T>(args.branches, branch + k, args.d), stored);
-    if constexpr (sizeof(T) < sizeof(float)) {   // not where eps put it: the density is that of the rounded value
+    if constexpr (sizeof(T) < sizeof(float)) {   // the density is that of the rounded value
 #pragma unroll
       for (int i = 0; i < lanes; ++i) eps[i] = (load(element<T>(stored, i)) - mean[i]) * inverse;
     }

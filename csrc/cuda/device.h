@@ -1,7 +1,7 @@
-// What kernels are made of: the elements of a thread, sums over a block, the step of a row.
+// Building blocks of the kernels: the elements of a thread, sums over a block, the step of a row.
 //
-// Rules for kernels: every thread reaches every barrier (mask work, never return early); full-mask shuffles only; what is
-// one number per row is formed in double by few threads, what is one per element in float.
+// Rules for kernels: every thread reaches every barrier (mask work, never return early); shuffles take the full mask;
+// what exists once per row is computed in double by few threads, what exists once per element in float.
 #pragma once
 #include <type_traits>
 
@@ -13,10 +13,10 @@ namespace tempflow::cuda {
 template <class T>
 constexpr int kLanes = kAccess / sizeof(T);
 
-// kLanes elements as they stand in memory.
+// kLanes elements as they are in memory.
 struct alignas(kAccess) [[gnu::may_alias]] Pack { uint32_t words[kAccess / 4]; };
 
-// One access of 128 bits: of an assignment nvcc makes four. No kernel reads what it has written so.
+// One access of 128 bits; nvcc turns an assignment into four. No kernel reads back what it writes this way.
 __device__ __forceinline__ void write_pack(void* to, const Pack& pack) {
 #if defined(__CUDA_ARCH__)
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(pack.words[0]),
@@ -67,7 +67,7 @@ struct Grid {
   TF_HD int64_t size() const { return n * blocks; }
 };
 
-// Whether every one of these rows begins at a multiple of kAccess bytes and is made of whole packs.
+// Whether each of these rows begins at a multiple of kAccess bytes and consists of whole packs.
 template <class T, class... More>
 bool packable(int64_t d, const More&... rows) {
   return d % kLanes<T> == 0 &&
@@ -80,7 +80,7 @@ Grid grid_of(int64_t n, int64_t d, const More&... rows) {
   return {n, d, static_cast<uint32_t>((d + elements - 1) / elements), packable<T>(d, rows...)};
 }
 
-// The elements of one thread: kLanes neighbours of a row, of which `count` exist. Absent ones read as 0.
+// The elements of one thread: kLanes neighbours in a row, of which `count` exist. The others read as 0.
 template <class T>
 struct Tile {
   int64_t row, first;
@@ -136,7 +136,7 @@ struct Tile {
     }
   }
 
-  // Out is T, or float in a kernel that reads something narrower.
+  // Out is T, or float in a kernel that reads a narrower type.
   template <class Out>
   __device__ __forceinline__ void write(Out* row_start, const float (&values)[kLanes<T>]) const {
 #pragma unroll
@@ -144,48 +144,53 @@ struct Tile {
   }
 };
 
-// A row of a contiguous tensor with `d` elements of type T in a row.
+// A row of a contiguous tensor [*, d] of type T.
 template <class T>
 __device__ __forceinline__ T* row_of(void* data, int64_t row, int64_t d) {
   return static_cast<T*>(data) + row * d;
 }
 
+constexpr uint32_t kNanBits = 0x7fc00000u;   // a quiet NaN
+
+// The step of a row; NaN, with no access out of bounds, if `coefficients` has no such step.
 __device__ __forceinline__ Step step_of(const StepOfRow& rows, int64_t row) {
   const int64_t index = rows.steps ? rows.steps[row] : 0;
   const bool known = index >= 0 && index < rows.num_steps;
-  Step step(rows.table + (known ? index : 0) * kColumns);
+  Step step(rows.coefficients + (known ? index : 0) * kColumns);
   if (!known) {
-    step.a32 = step.b32 = step.s32 = as_float(0x7fc00000u);
+    step.a32 = step.b32 = step.s32 = as_float(kNanBits);
     step.b = step.s = static_cast<double>(step.b32);
   }
   return step;
 }
 
+constexpr unsigned kAllLanes = 0xffffffffu;  // the mask of a full warp
+
 template <class V>
 __device__ __forceinline__ V warp_sum(V v) {
 #pragma unroll
-  for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  for (int offset = kWarpSize / 2; offset > 0; offset >>= 1) v += __shfl_xor_sync(kAllLanes, v, offset);
   return v;
 }
 
-// The sum of the partial sums of one row's blocks, for all lanes of the warp that calls it.
+// The sum of the partial sums of one row's blocks, in all lanes of the calling warp.
 __device__ __forceinline__ double sum_of(const float* partial, uint32_t blocks) {
   double sum = 0;
-  for (uint32_t i = threadIdx.x % 32; i < blocks; i += 32) sum += static_cast<double>(partial[i]);
+  for (uint32_t i = threadIdx.x % kWarpSize; i < blocks; i += kWarpSize) sum += static_cast<double>(partial[i]);
   return warp_sum(sum);
 }
 
-// out[i * stride] = the sum of value(i) over the threads of the block, i = 0 .. count - 1, in an order that never changes.
+// out[i * stride] = the sum of value(i) over the threads of the block, for i = 0 .. count - 1. The order is fixed.
 template <class Value>
 __device__ __forceinline__ void block_sums(float* out, int64_t stride, int64_t count, Value value) {
-  constexpr int kGroup = 32;
+  constexpr int kGroup = 32;                 // sums between two barriers; one thread adds up one of them
   __shared__ float sums[kGroup][kWarps];
   const int thread = static_cast<int>(threadIdx.x);
   for (int64_t first = 0; first < count; first += kGroup) {
     const int size = count - first < kGroup ? static_cast<int>(count - first) : kGroup;
     for (int i = 0; i < size; ++i) {
       const float sum = warp_sum(value(first + i));
-      if (thread % 32 == 0) sums[i][thread / 32] = sum;
+      if (thread % kWarpSize == 0) sums[i][thread / kWarpSize] = sum;
     }
     __syncthreads();
     if (thread < size) {

@@ -1,4 +1,4 @@
-// What the CUDA bodies share: the device and stream of a call, and the arguments that many kernels take.
+// Shared by the CUDA bodies: the device and stream of a call, and the arguments that many kernels take.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 
@@ -11,7 +11,7 @@ namespace tempflow::cuda {
 
 using torch::stable::new_empty;
 
-// Makes the device of a tensor the current one for as long as it lives.
+// Makes the device of a tensor the current one during its lifetime.
 struct OnDeviceOf {
   torch::stable::accelerator::DeviceGuard guard;
   void* stream;
@@ -21,19 +21,22 @@ struct OnDeviceOf {
 
  private:
   static int32_t index_of(const Tensor& t) {
-    STD_TORCH_CHECK(t.is_cuda(), "tempflow_fast: the first tensor must be on the GPU where others are");
+    STD_TORCH_CHECK(t.is_cuda(), "tempflow_fast: the first tensor must be on the same GPU as the others");
     return t.get_device_index();
   }
 };
 
 inline void check_launch(const char* op, const char* error) { STD_TORCH_CHECK(!error, op, ": ", error); }
 
-inline Guided guided(const char* op, const Tensor& velocity, const OptionalTensor& uncond, double scale, const Tensor& like) {
-  return {rows(op, "velocity", velocity, like), rows(op, "velocity_uncond", uncond, like), static_cast<float>(scale)};
+inline Guided guided(const char* op, const Tensor& velocity, const OptionalTensor& velocity_uncond,
+                     double guidance_scale, const Tensor& like) {
+  return {rows(op, "velocity", velocity, like), rows(op, "velocity_uncond", velocity_uncond, like),
+          static_cast<float>(guidance_scale)};
 }
 
-inline StepOfRow step_of_row(const char* op, const Tensor& table, const Tensor& steps, const Tensor& like) {
-  return {checked_table(op, table, like), table.size(0), checked_integers(op, "steps", steps, like.size(0), like)};
+inline StepOfRow step_of_row(const char* op, const Tensor& coefficients, const Tensor& steps, const Tensor& like) {
+  return {checked_coefficients(op, coefficients, like), coefficients.size(0),
+          checked_integers(op, "steps", steps, like.size(0), like)};
 }
 
 inline Noise noise(const char* op, const Tensor& seed, const Tensor& trajectory_ids, int64_t n, const Tensor& like) {
@@ -41,6 +44,8 @@ inline Noise noise(const char* op, const Tensor& seed, const Tensor& trajectory_
           checked_integers(op, "trajectory_ids", trajectory_ids, n, like)};
 }
 
-inline Tensor floats(const Tensor& like, std::vector<int64_t> shape) { return new_empty(like, shape, ScalarType::Float); }
+inline Tensor floats(const Tensor& like, std::vector<int64_t> shape) {
+  return new_empty(like, shape, ScalarType::Float);
+}
 
 }  // namespace tempflow::cuda

@@ -1,8 +1,8 @@
 // Runs kernel source on the CPU, for tests: one fiber per thread of a block, blocks one after another.
 //
-// Barriers and shuffles are real meeting points, and a warp runs as far ahead of the others as they let it, so wrong
-// indices, tails, reductions and missing barriers show (the latter when blocks and threads take turns in the opposite
-// order, too); memory order does not.
+// Barriers and shuffles really wait, and a warp runs as far ahead of the others as they allow. So wrong indices, tails
+// and reductions show, and so do missing barriers (some of them only when blocks and threads run in the opposite order).
+// Errors of memory order do not show.
 #pragma once
 #include <ucontext.h>
 
@@ -38,7 +38,7 @@ struct Wait {                            // of a thread for a barrier to open
 
 struct Block {
   std::vector<ucontext_t> fibers;
-  std::vector<std::unique_ptr<char[]>> stacks;  // not filled with zeros, as vectors would be
+  std::vector<std::unique_ptr<char[]>> stacks;  // a vector would fill them with zeros
   std::vector<char> done;
   std::vector<double> exchanged[2];
   std::vector<Barrier> warps;
@@ -52,8 +52,8 @@ struct Block {
 
   explicit Block(int threads)
       : fibers(threads), stacks(threads), done(threads),
-        exchanged{std::vector<double>(threads), std::vector<double>(threads)}, warps((threads + 31) / 32),
-        waits(threads) {
+        exchanged{std::vector<double>(threads), std::vector<double>(threads)},
+        warps((threads + kWarpSize - 1) / kWarpSize), waits(threads) {
     for (auto& stack : stacks) stack.reset(new char[kStackBytes]);
   }
 
@@ -69,13 +69,13 @@ struct Block {
     }
   }
 
-  // The value that another lane of the caller's (full) warp passed in. Two sets of values take turns: a lane can be at
-  // the next exchange before another has read this one's, but not at the one after it.
+  // The value that another lane of the caller's (full) warp passes in. Two sets of values take turns: a lane can reach
+  // the next exchange before another lane has read this one's values, but not the one after that.
   double exchange(double value, int lane) {
-    Barrier& warp = warps[current / 32];
-    double* values = exchanged[warp.generation % 2].data() + current / 32 * 32;
-    values[current % 32] = value;
-    wait(warp, 32);
+    Barrier& warp = warps[current / kWarpSize];
+    double* values = exchanged[warp.generation % 2].data() + current / kWarpSize * kWarpSize;
+    values[current % kWarpSize] = value;
+    wait(warp, kWarpSize);
     return values[lane];
   }
 
@@ -93,7 +93,7 @@ inline Block*& active() {
   return block;
 }
 
-// Whether blocks and threads run from the last to the first: a result that depends on it is a race.
+// Whether blocks and threads run from the last to the first: a result that depends on this order has a race.
 inline bool& backwards() {
   static bool value = false;
   return value;
@@ -104,7 +104,7 @@ inline int& num_launches() {
   return value;
 }
 
-// Called before a launch, with the number of those before it.
+// Called before each launch with the number of earlier launches.
 inline std::function<void(int)>& before_launch() {
   static std::function<void(int)> hook;
   return hook;
@@ -117,10 +117,10 @@ inline void Block::run_fiber() {
   block.pause();
 }
 
-// Until all of its threads are done or wait for other warps; returns how often one of them ran.
+// Runs a warp until all its threads are done or wait for other warps; returns how often one of them ran.
 inline int Block::run_warp(int warp) {
-  const int threads = static_cast<int>(fibers.size()), first = warp * 32;
-  const int size = threads - first < 32 ? threads - first : 32;
+  const int threads = static_cast<int>(fibers.size()), first = warp * kWarpSize;
+  const int size = threads - first < kWarpSize ? threads - first : kWarpSize;
   int turns = 0;
   for (int before = -1; before != turns;) {
     before = turns;
@@ -174,7 +174,8 @@ void run_blocks(int64_t blocks, int threads, Kernel kernel) {
 
 }  // namespace tempflow::cuda::emulation
 
-#define threadIdx (::tempflow::cuda::emulation::Index{static_cast<unsigned>(::tempflow::cuda::emulation::active()->current)})
+#define threadIdx \
+  (::tempflow::cuda::emulation::Index{static_cast<unsigned>(::tempflow::cuda::emulation::active()->current)})
 #define blockIdx (::tempflow::cuda::emulation::active()->block)
 
 inline void __syncthreads() {
@@ -185,7 +186,7 @@ inline void __syncthreads() {
 template <class V>
 V __shfl_xor_sync(unsigned, V value, int mask) {
   auto& block = *tempflow::cuda::emulation::active();
-  return static_cast<V>(block.exchange(static_cast<double>(value), (block.current % 32) ^ mask));
+  return static_cast<V>(block.exchange(static_cast<double>(value), (block.current % tempflow::cuda::kWarpSize) ^ mask));
 }
 
 inline void __threadfence() {}

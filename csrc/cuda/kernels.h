@@ -1,14 +1,17 @@
 // CUDA kernels: raw pointers and a stream, no torch and no CUDA headers, so any nvcc compiles them next to any torch.
 //
-// Every pointer of an argument struct is a device pointer. Launchers return null or an error text; none of them waits
-// for the device or asks it for a value. Scratch memory is the caller's, and its contents do not matter.
+// Every pointer in an argument struct is a device pointer. Launchers return null or an error text; none of them waits
+// for the device or reads a value from it. The caller provides the scratch memory, whose contents do not matter.
 #pragma once
 #include "../step.h"
 
 namespace tempflow::cuda {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kAccess = 16;                // bytes: what a thread moves at once
+constexpr int kWarpSize = 32;
+// A block is kThreads threads, each of which moves the neighbouring elements of one access of kAccess bytes, the widest.
+// More elements per thread would leave small latents with too few blocks to fill a GPU.
+constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
+constexpr int kAccess = 16;
 
 inline int64_t size_of(Dtype dtype) { return dtype == kFloat ? 4 : 2; }
 
@@ -23,10 +26,10 @@ struct Guided {                            // v_uncond + scale (v_cond - v_uncon
   float scale;
 };
 
-struct StepOfRow {                         // the step of each row; one that is not in the table makes NaN
-  const double* table;                     // [T, kColumns]
+struct StepOfRow {                         // the step of each row; one that `coefficients` lacks gives NaN
+  const double* coefficients;              // [T, kColumns]
   int64_t num_steps;                       // T
-  const int64_t* steps;                    // [R], or null: row 0 of the table for all
+  const int64_t* steps;                    // [R], or null: row 0 of `coefficients` for all
 };
 
 struct Noise {
@@ -102,6 +105,6 @@ const char* branch_step(Dtype dtype, const BranchArgs& args, void* stream);
 const char* initial_noise(const NoiseArgs& args, void* stream);
 const char* log_prob(Dtype dtype, const LogProbArgs& args, void* stream);
 const char* log_prob_backward(Dtype dtype, const LogProbArgs& args, void* stream);
-const char* policy_loss(Dtype dtype, const LossArgs& args, void* stream);   // writes nothing where R is 0
+const char* policy_loss(Dtype dtype, const LossArgs& args, void* stream);   // writes nothing if R is 0
 
 }  // namespace tempflow::cuda

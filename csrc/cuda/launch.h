@@ -1,4 +1,4 @@
-// launch(): a kernel on a stream, and the only place where the CUDA runtime is met.
+// launch(): runs a kernel on a stream. Only this file uses the CUDA runtime.
 //
 // With TF_EMULATE the same kernel source runs on the CPU (emulate.h), which is how it is tested where there is no GPU.
 #pragma once
@@ -11,10 +11,12 @@
 
 namespace tempflow::cuda {
 
+constexpr int64_t kMaxBlocks = 0x7fffffff;   // CUDA's limit for the first dimension of a grid
+
 template <class... P, class... A>
 const char* launch(void (*kernel)(P...), int64_t blocks, int threads, void* stream, A... args) {
   if (blocks == 0) return nullptr;
-  if (blocks > 0x7fffffff) return "more elements than one launch can cover";
+  if (blocks > kMaxBlocks) return "more elements than one launch can cover";
 #if defined(TF_EMULATE)
   emulation::run_blocks(blocks, threads, [&] { kernel(args...); });
   (void)stream;

@@ -12,9 +12,9 @@ __global__ void log_density_kernel(const float* partial, uint32_t blocks, StepOf
   if (threadIdx.x == 0) out[row] = static_cast<float>(step_of(rows, row).log_density(sum / static_cast<double>(d)));
 }
 
-const char* launch_log_density(const float* partial, const Grid& grid, const StepOfRow& rows, int64_t num_rows, float* out,
-                               void* stream) {
-  return launch(log_density_kernel, num_rows, 32, stream, partial, grid.blocks, rows, grid.d, out);
+const char* launch_log_density(const float* partial, const Grid& grid, const StepOfRow& rows, int64_t num_rows,
+                               float* out, void* stream) {
+  return launch(log_density_kernel, num_rows, kWarpSize, stream, partial, grid.blocks, rows, grid.d, out);
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
-// log_prob and its gradient: one pass over the data each; the forward adds its blocks' sums in a second launch.
+// log_prob and its gradient, each in one pass over the data. The forward adds its blocks' sums in a second launch.
 #include "log_density.h"
 
 namespace tempflow::cuda {
 namespace {
 
-// x' - m of the elements of a tile, 0 where there are none.
+// x' - m of the elements of a tile; 0 beyond the end of the row.
 template <class T>
 __device__ __forceinline__ void residuals(float (&out)[kLanes<T>], const Tile<T>& tile, const LogProbArgs& args,
                                           const Step& step) {

@@ -5,12 +5,12 @@ namespace tempflow::cuda {
 namespace {
 
 LogProbArgs log_prob_args(const char* op, const Tensor& latents_next, const Tensor& latents, const Tensor& velocity,
-                          const Tensor& table, const Tensor& steps) {
+                          const Tensor& coefficients, const Tensor& steps) {
   LogProbArgs args{};
   args.latents_next = rows(op, "latents_next", latents_next, latents);
   args.latents = rows(op, "latents", latents, latents);
   args.velocity = rows(op, "velocity", velocity, latents);
-  args.step = step_of_row(op, table, steps, latents);
+  args.step = step_of_row(op, coefficients, steps, latents);
   args.n = latents.size(0);
   args.d = latents.size(1);
   return args;
@@ -18,12 +18,12 @@ LogProbArgs log_prob_args(const char* op, const Tensor& latents_next, const Tens
 
 }  // namespace
 
-Tensor log_prob(const Tensor latents_next, const Tensor latents, const Tensor velocity, const Tensor table,
+Tensor log_prob(const Tensor latents_next, const Tensor latents, const Tensor velocity, const Tensor coefficients,
                 const Tensor steps) {
   const char* op = "log_prob";
   const OnDeviceOf here(latents);
   const Dtype dtype = dtype_of(op, latents);
-  LogProbArgs args = log_prob_args(op, latents_next, latents, velocity, table, steps);
+  LogProbArgs args = log_prob_args(op, latents_next, latents, velocity, coefficients, steps);
   Tensor out = floats(latents, {args.n}), partial = floats(latents, {args.n, blocks_of(args.d, dtype)});
   args.partial = partial.mutable_data_ptr<float>();
   args.log_prob = out.mutable_data_ptr<float>();
@@ -32,10 +32,10 @@ Tensor log_prob(const Tensor latents_next, const Tensor latents, const Tensor ve
 }
 
 Tensor log_prob_backward(const Tensor grad, const Tensor latents_next, const Tensor latents, const Tensor velocity,
-                         const Tensor table, const Tensor steps) {
+                         const Tensor coefficients, const Tensor steps) {
   const char* op = "log_prob_backward";
   const OnDeviceOf here(latents);
-  LogProbArgs args = log_prob_args(op, latents_next, latents, velocity, table, steps);
+  LogProbArgs args = log_prob_args(op, latents_next, latents, velocity, coefficients, steps);
   Tensor out = new_empty(velocity, std::vector<int64_t>{args.n, args.d});
   args.grad = checked_floats(op, "grad", grad, args.n, latents);
   args.grad_velocity = out.mutable_data_ptr();
@@ -45,14 +45,14 @@ Tensor log_prob_backward(const Tensor grad, const Tensor latents_next, const Ten
 
 LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_uncond, const Tensor latents,
                        const Tensor branches, const Tensor velocity_old, const OptionalTensor velocity_ref,
-                       const Tensor advantages, const Tensor table, const Tensor steps, double guidance_scale,
+                       const Tensor advantages, const Tensor coefficients, const Tensor steps, double guidance_scale,
                        double clip_range, double beta, bool with_gradient) {
   const char* op = "policy_loss";
   const OnDeviceOf here(velocity);
   const Dtype dtype = dtype_of(op, velocity);
   check_branches(op, branches, velocity);
   const int64_t n = velocity.size(0), d = velocity.size(1), k = branches.size(1);
-  // Without rows no kernel runs, and the statistics are 0.
+  // Without rows no kernel runs and the statistics are 0.
   const auto statistic = [&] {
     return n ? floats(velocity, {}) : torch::stable::new_zeros(velocity, std::vector<int64_t>{}, ScalarType::Float);
   };
@@ -67,7 +67,7 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
                       rows(op, "velocity_ref", velocity_ref, velocity),
                       branches.const_data_ptr(), branches.stride(0), branches.stride(1),
                       checked_floats(op, "advantages", advantages, n * k, velocity),
-                      step_of_row(op, table, steps, velocity), Clip(clip_range), beta,
+                      step_of_row(op, coefficients, steps, velocity), Clip(clip_range), beta,
                       partial.mutable_data_ptr<float>(), static_cast<RowStatistics*>(row_statistics.mutable_data_ptr()),
                       static_cast<uint32_t*>(finished.mutable_data_ptr()), loss.mutable_data_ptr<float>(),
                       clip_fraction.mutable_data_ptr<float>(), kl.mutable_data_ptr<float>(),

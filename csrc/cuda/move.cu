@@ -1,4 +1,4 @@
-// guided_velocity, euler_step and initial_noise: one pass over the data each.
+// guided_velocity, euler_step and initial_noise, each in one pass over the data.
 #include "device.h"
 
 namespace tempflow::cuda {

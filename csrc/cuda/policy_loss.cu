@@ -1,21 +1,21 @@
-// policy_loss and its gradient in two launches: the sums behind log r, then, from these, the loss and d loss / d v.
+// policy_loss and its gradient in two launches: first the sums behind log r, then the loss and d loss / d v.
 //
-// No ratio is known before the whole row has been seen, except that of a policy which has not changed, as in the first
-// update on a rollout: it is 1. So the first launch also writes the gradient that belongs to ratios of 1, and the second
-// leaves it alone in rows where it has found nothing changed: their data are read once.
+// A ratio is known only after the whole row has been read, unless the policy has not changed, as in the first update on
+// a rollout: then it is 1. So the first launch also writes the gradient for ratios of 1, and the second launch keeps it
+// in rows where nothing has changed. The data of those rows are read once.
 //
-// Rows of a policy that has changed are read twice. The second launch goes through them in the opposite order: what the
-// first one read last is still in the L2 cache, and of up to a cache's worth of rows nothing comes from memory twice.
-// Each of its blocks adds up the partial sums of its row itself (a few KB), which saves a launch and a wait between the
-// two.
+// Rows of a changed policy are read twice. The second launch takes the rows in the opposite order: what the first launch
+// read last is still in the L2 cache, so rows that fit in the cache come from memory only once. Each block of the second
+// launch adds up the partial sums of its row (a few KB), which saves a third launch between the two.
 #include "device.h"
 
 namespace tempflow::cuda {
 namespace {
 
-constexpr int kGroup = 32;                 // branches whose weights stand in shared memory at a time
+constexpr int kGroup = 32;                 // branches whose weights are in shared memory at a time: one per lane
+constexpr int kBlocksPerMultiprocessor = 4;   // bounds a kernel to 64 registers; ptxas alone aims at 48 and spills
 
-// Guided velocity rounded to its dtype: a stored velocity_old of the same policy is then equal to it, bit for bit.
+// Guided velocity, rounded to its dtype: bit for bit the velocity_old that the same policy stored.
 template <class T>
 __device__ __forceinline__ void read_policy_velocity(float (&v)[kLanes<T>], const Tile<T>& tile, const LossArgs& args) {
   tile.read(v, args.velocity);
@@ -33,34 +33,34 @@ __device__ __forceinline__ int group_size(const LossArgs& args, int64_t first) {
   return args.k - first < kGroup ? static_cast<int>(args.k - first) : kGroup;
 }
 
-// The partial sums of branch k of a row, one per block; k = K: those of (v - v_ref)^2; k = K + 1: how many threads saw
-// something that an unchanged policy does not make.
+// The partial sums of branch k of a row, one per block. k = K: those of (v - v_ref)^2. k = K + 1: the number of threads
+// that found a change in the policy.
 __device__ __forceinline__ float* partial_of(const LossArgs& args, int64_t row, int64_t k, uint32_t blocks) {
   return args.partial + (row * (args.k + 2) + k) * blocks;
 }
 
-// Of x' - m in the gradient, times the derivative of a branch's surrogate with respect to log r.
+// The factor of x' - m in the gradient, up to the derivative of a branch's surrogate with respect to log r.
 __device__ __forceinline__ double gradient_factor(const LossArgs& args, const Step& step) {
   return step.noise_weight / static_cast<double>(args.n * args.k) * step.velocity_factor(args.d);
 }
 
-// Of v - v_ref in the gradient.
+// The factor of v - v_ref in the gradient.
 __device__ __forceinline__ float kl_weight_of(const LossArgs& args, const Step& step) {
   return static_cast<float>(args.beta / static_cast<double>(args.n) * step.b * step.velocity_factor(args.d));
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) loss_sums_kernel(LossArgs args, Grid grid) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) loss_sums_kernel(LossArgs args, Grid grid) {
   constexpr int lanes = kLanes<T>;
   __shared__ float weights[kGroup];
   __shared__ float kl_weight;
   const Tile<T> tile(grid, blockIdx.x);
   const Step step = step_of(args.step, tile.row);
   if (blockIdx.x == 0 && threadIdx.x == 0) *args.finished = 0;
-  // Before the rows are read: divisions in double need registers.
+  // Computed before the rows are read, because divisions in double need registers.
   const double factor = threadIdx.x < kGroup ? gradient_factor(args, step) : 0;
   if (threadIdx.x == 0) kl_weight = kl_weight_of(args, step);
-  // b (v - v_old); where nothing has changed, which makes that 0, instead the gradient that belongs to ratios of 1.
+  // b (v - v_old). If nothing has changed, that is 0, and `kept` holds the gradient for ratios of 1 instead.
   float kept[lanes];
   float v[lanes], old[lanes], x[lanes], centre[lanes];
   bool same = args.gradient != nullptr;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 4) loss_sums_kernel(LossArgs args, G
 #pragma unroll
   for (int i = 0; i < lanes; ++i) {
     kept[i] = step.shift(v[i], old[i]);
-    centre[i] = step.centre(kept[i], x[i], old[i]);    // -m where nothing has changed
+    centre[i] = step.centre(kept[i], x[i], old[i]);    // -m if nothing has changed
     same &= kept[i] == 0;
   }
   if (args.velocity_ref.data) {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 4) loss_sums_kernel(LossArgs args, G
 #pragma unroll
     for (int i = 0; i < lanes; ++i) kept[i] = same ? kl_weight * (v[i] - ref[i]) : kept[i];
   }
-  bool changed = !same;                    // or by a NaN among the samples
+  bool changed = !same;                    // a NaN among the samples counts, too
   for (int64_t first = 0; first < args.k; first += kGroup) {
     const int thread = static_cast<int>(threadIdx.x), size = group_size(args, first);
     if (thread < size) {
@@ -111,9 +111,9 @@ __global__ void __launch_bounds__(kThreads, 4) loss_sums_kernel(LossArgs args, G
   if (!changed) tile.write(args.gradient + tile.row * args.d, kept);
 }
 
-// What a group of branches of a row hands from the warps that form it to the block.
+// Results for a group of branches of a row, which the warps leave for the block.
 struct GroupTerms {
-  float weight[kGroup];                    // of x' - m in the gradient
+  float weight[kGroup];                    // the factor of x' - m in the gradient
   double loss[kGroup];
   bool clipped[kGroup];
 };
@@ -121,9 +121,9 @@ struct GroupTerms {
 // One warp per branch; `first` is the first branch of the group.
 __device__ __forceinline__ void form_terms(GroupTerms& terms, const LossArgs& args, const Step& step, int64_t row,
                                            int64_t first, int size, uint32_t blocks, bool leader) {
-  for (int i = threadIdx.x / 32; i < size; i += kWarps) {
+  for (int i = threadIdx.x / kWarpSize; i < size; i += kWarps) {
     const double log_ratio = step.log_ratio(sum_of(partial_of(args, row, first + i, blocks), blocks), args.d);
-    if (threadIdx.x % 32) continue;
+    if (threadIdx.x % kWarpSize) continue;
     const int64_t branch = row * args.k + first + i;
     const Surrogate surrogate(log_ratio, static_cast<double>(args.advantages[branch]), args.clip);
     terms.weight[i] = static_cast<float>(gradient_factor(args, step) * surrogate.derivative);
@@ -133,20 +133,20 @@ __device__ __forceinline__ void form_terms(GroupTerms& terms, const LossArgs& ar
   }
 }
 
-// The last row to finish adds up all of them, in their order. Called by the first block of each row.
+// The row that finishes last adds up all rows, in their order. Called by the first block of each row.
 __device__ __forceinline__ void finish_row(const LossArgs& args, int64_t row, const RowStatistics& statistics) {
   __shared__ bool last;
   if (threadIdx.x == 0) {
     args.rows[row] = statistics;
-    __threadfence();                       // before the count, so that whoever counts to R sees all rows
+    __threadfence();                       // before the count, so that the block that counts to R sees all rows
     last = atomicAdd(args.finished, 1u) == static_cast<uint32_t>(args.n) - 1;
     __threadfence();
   }
   __syncthreads();
-  if (!last || threadIdx.x >= 32) return;
+  if (!last || threadIdx.x >= kWarpSize) return;
   RowStatistics sum{};
 #pragma unroll 1
-  for (int64_t r = threadIdx.x; r < args.n; r += 32) {
+  for (int64_t r = threadIdx.x; r < args.n; r += kWarpSize) {
     const volatile RowStatistics& other = args.rows[r];
     sum.loss += other.loss;
     sum.kl += other.kl;
@@ -159,10 +159,10 @@ __device__ __forceinline__ void finish_row(const LossArgs& args, int64_t row, co
   *args.clip_fraction = static_cast<float>(sum.num_clipped / static_cast<double>(args.n * (args.k ? args.k : 1)));
 }
 
-// `blocks` is that of the first launch; without a gradient this one has a single block per row. The bound allows 64
-// registers; by itself ptxas aims at 48 and spills.
+// `blocks` is the number of blocks per row of the first launch; without a gradient, this launch has one block per row.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) loss_gradient_kernel(LossArgs args, Grid grid, uint32_t blocks) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    loss_gradient_kernel(LossArgs args, Grid grid, uint32_t blocks) {
   constexpr int lanes = kLanes<T>;
   __shared__ GroupTerms terms;
   __shared__ float kl_weight;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 4) loss_gradient_kernel(LossArgs arg
   const Step step = step_of(args.step, tile.row);
   const bool leader = tile.block == 0;
   const bool done = !args.gradient || sum_of(partial_of(args, tile.row, args.k + 1, blocks), blocks) == 0;
-  if (done && !leader) return;             // the whole block does: no barrier waits for it
+  if (done && !leader) return;             // the whole block returns, so no barrier waits for it
   if (threadIdx.x == 0) kl_weight = kl_weight_of(args, step);
   __syncthreads();
 
@@ -206,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, 4) loss_gradient_kernel(LossArgs arg
   if (!done) tile.write(args.gradient + tile.row * args.d, gradient);
   if (!leader) return;
   if (args.velocity_ref.data)
-    statistics.kl = step.kl(sum_of(partial_of(args, tile.row, args.k, blocks), blocks), args.d) / static_cast<double>(args.n);
+    statistics.kl =
+        step.kl(sum_of(partial_of(args, tile.row, args.k, blocks), blocks), args.d) / static_cast<double>(args.n);
   finish_row(args, tile.row, statistics);
 }
 
@@ -217,7 +218,8 @@ const char* policy_loss(Dtype dtype, const LossArgs& args, void* stream) {
     using T = decltype(zero);
     const Rows branches{args.branches, args.branch_stride}, branch_rows{args.branches, args.branch_row_stride};
     const Grid grid = grid_of<T>(args.n, args.d, args.velocity.cond, args.velocity.uncond, args.latents,
-                                 args.velocity_old, args.velocity_ref, branches, branch_rows, Rows{args.gradient, args.d});
+                                 args.velocity_old, args.velocity_ref, branches, branch_rows,
+                                 Rows{args.gradient, args.d});
     const char* error = launch(loss_sums_kernel<T>, grid.size(), kThreads, stream, args, grid);
     Grid second = grid;
     if (!args.gradient) second.blocks = 1;

@@ -14,36 +14,38 @@ Tensor guided_velocity(const Tensor velocity, const Tensor velocity_uncond, doub
 }
 
 Tensor euler_step(const Tensor latents, const Tensor velocity, const OptionalTensor velocity_uncond,
-                  double guidance_scale, const Tensor table, int64_t step) {
+                  double guidance_scale, const Tensor coefficients, int64_t step) {
   const char* op = "euler_step";
   const OnDeviceOf here(latents);
   const int64_t n = latents.size(0), d = latents.size(1);
-  Tensor next = new_empty(latents, std::vector<int64_t>{n, d});
+  Tensor latents_next = new_empty(latents, std::vector<int64_t>{n, d});
   const EulerArgs args{rows(op, "latents", latents, latents),
                        guided(op, velocity, velocity_uncond, guidance_scale, latents),
-                       checked_step(op, table, step, latents), next.mutable_data_ptr(), n, d};
+                       checked_step(op, coefficients, step, latents), latents_next.mutable_data_ptr(), n, d};
   check_launch(op, euler_step(dtype_of(op, latents), args, here.stream));
-  return next;
+  return latents_next;
 }
 
 SampleResult branch_step(const Tensor latents, const Tensor velocity, const OptionalTensor velocity_uncond,
-                         double guidance_scale, const Tensor table, int64_t step, int64_t num_branches,
+                         double guidance_scale, const Tensor coefficients, int64_t step, int64_t num_branches,
                          const Tensor seed, const Tensor trajectory_ids) {
   const char* op = "branch_step";
   check_num_branches(op, num_branches);
   const OnDeviceOf here(latents);
   const Dtype dtype = dtype_of(op, latents);
   const int64_t n = latents.size(0), d = latents.size(1);
-  Tensor next = new_empty(latents, std::vector<int64_t>{n, d});
+  Tensor latents_next = new_empty(latents, std::vector<int64_t>{n, d});
   Tensor branches = new_empty(latents, std::vector<int64_t>{n, num_branches, d});
-  Tensor log_prob = floats(latents, {n, num_branches}), partial = floats(latents, {n, num_branches, blocks_of(d, dtype)});
+  Tensor log_prob = floats(latents, {n, num_branches});
+  Tensor partial = floats(latents, {n, num_branches, blocks_of(d, dtype)});
   const BranchArgs args{rows(op, "latents", latents, latents),
                         guided(op, velocity, velocity_uncond, guidance_scale, latents),
-                        checked_step(op, table, step, latents), static_cast<uint32_t>(step),
-                        noise(op, seed, trajectory_ids, n, latents), next.mutable_data_ptr(), branches.mutable_data_ptr(),
-                        partial.mutable_data_ptr<float>(), log_prob.mutable_data_ptr<float>(), n, num_branches, d};
+                        checked_step(op, coefficients, step, latents), static_cast<uint32_t>(step),
+                        noise(op, seed, trajectory_ids, n, latents), latents_next.mutable_data_ptr(),
+                        branches.mutable_data_ptr(), partial.mutable_data_ptr<float>(),
+                        log_prob.mutable_data_ptr<float>(), n, num_branches, d};
   check_launch(op, branch_step(dtype, args, here.stream));
-  return {next, branches, log_prob};
+  return {latents_next, branches, log_prob};
 }
 
 Tensor initial_noise(const Tensor trajectory_ids, const Tensor seed, int64_t numel) {

@@ -39,7 +39,7 @@ def cuda(request, program) -> Iterator[Emulator]:
 
 
 def assert_same(got: Tensor, want: Tensor) -> None:
-    """Equal bits where this machine has fma and the compiled CPU bodies; the last bit may differ elsewhere."""
+    """Equal bits if this machine has fma and the compiled CPU bodies; otherwise the last bit may differ."""
     if native.cpu_isa() in ("avx2", "avx512"):
         assert torch.equal(got, want)
     else:
@@ -99,7 +99,7 @@ def loss_inputs(case: Case, beta: float = 0.04, *, with_ref: bool = True) -> tup
 
 
 def assert_policy_loss(cuda: Emulator, case: Case) -> None:
-    """Every output of the loss is near the oracle's, and the statistics are the same without a gradient."""
+    """Every output of the loss is close to the oracle's, and the statistics are the same without a gradient."""
     dtype = case.velocity.dtype
     loss, log_ratio, clip_fraction, kl, gradient = cuda.policy_loss(*loss_inputs(case), True)
     want = oracle(case, 1e-3, 0.04)
@@ -128,7 +128,7 @@ def unchanged(cuda: Emulator, case: Case) -> Case:
 @DTYPES
 @GUIDED
 def test_policy_loss_where_a_policy_has_changed_in_part(cuda, dtype, guided):
-    """Rows that have not changed at all, in one element of their second block, or in all but that block."""
+    """Rows that have changed nowhere, in one element of the second block, or everywhere except in that block."""
     case = make_case(dtype, 2051, guided)
     old = unchanged(cuda, case).velocity_old
     old[1, 2050], old[2, :2048] = case.velocity_old[1, 2050] + 1, case.velocity_old[2, :2048]
@@ -139,7 +139,7 @@ def test_policy_loss_where_a_policy_has_changed_in_part(cuda, dtype, guided):
 @DTYPES
 @GUIDED
 def test_rows_of_an_unchanged_policy_are_read_once(program, dtype, guided):
-    """A second launch that finds nothing but NaN where the rows were changes nothing; others need them again."""
+    """If the rows are NaN before the second launch, unchanged rows keep their results and changed ones do not."""
     cuda, forgetful = Emulator(program), Emulator(program, "forgetful")
     case = unchanged(cuda, make_case(dtype, 2051, guided))
     got, want = forgetful.policy_loss(*loss_inputs(case), True), cuda.policy_loss(*loss_inputs(case), True)
@@ -183,7 +183,7 @@ def test_an_unchanged_policy_has_ratio_one(cuda):
 
 @DTYPES
 def test_rows_may_stand_anywhere(cuda, dtype):
-    """Rows with gaps between whole packs, a repeated row, rows that begin off a pack: the bits of contiguous copies."""
+    """Rows with gaps of whole packs, a repeated row, and unaligned rows give the bits of contiguous copies."""
     buffer = torch.randn(4, 3, 48).to(dtype)
     latents, velocity, uncond = buffer[:, 1, 16:], buffer[:1, 0, :32].expand(4, 32), buffer[:, 2, 3:35]
     branches, table_steps = buffer[:, :2, 16:], STEPS[:4]
@@ -207,7 +207,7 @@ def test_rows_may_be_further_apart_than_32_bits_tell(cuda):
 
 @DTYPES
 def test_rows_may_begin_on_a_pack_and_lose_it(cuda, dtype):
-    """The first row is aligned, by its distance the next one is not: of latents, then of branches alone."""
+    """The first row is aligned and the next is not: first rows of latents, then only of branches."""
     loose, branches = torch.randn(4, 33).to(dtype)[:, :32], torch.randn(4, 2, 33).to(dtype)[..., :32]
     velocity, old = torch.randn(2, 4, 32).to(dtype)
     state = (velocity, None, 1.0, ROWS, 2)

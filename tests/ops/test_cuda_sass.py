@@ -11,13 +11,13 @@ from support.sass import ARCHITECTURES, TABLE, knows, measure, nvcc_release
 
 NVCC, CUOBJDUMP = shutil.which("nvcc"), find_cuobjdump()
 WANTED = json.loads(TABLE.read_text())
-# What a kernel does not do: the noise is written but not read, the sums of the first launches are a few floats.
+# Kernels without wide accesses: noise is written but not read, and the sums of first launches are a few floats.
 NO_WIDE_LOADS = ("initial_noise_kernel", "log_density_kernel")
 NO_WIDE_STORES = ("log_density_kernel", "log_prob_kernel")
 
 
 def assert_lean(kernels: dict[str, Kernel]) -> None:
-    """No local memory, no atomics on floats, and 128 bits per access wherever latents are moved."""
+    """No local memory, no atomics on floats, and 128-bit accesses wherever latents are moved."""
     for name, facts in kernels.items():
         assert all(facts[key] == 0 for key in NOT_USED), (name, facts)
         assert (facts["loads_128"] > 0) == (not name.startswith(NO_WIDE_LOADS)), (name, facts)

@@ -1,4 +1,4 @@
-"""The compiled sources beyond the ops' values: the library and its Philox."""
+"""The compiled library is there, and its Philox gives the published words."""
 
 from __future__ import annotations
 

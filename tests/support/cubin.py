@@ -1,4 +1,4 @@
-"""What the machine code of an NVIDIA GPU holds, as cuobjdump shows it: of nvcc's kernels and of Triton's."""
+"""Facts about NVIDIA machine code, from nvcc or from Triton, as cuobjdump shows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 Kernel = dict[str, int]
 
 NOT_USED = ("stack_bytes", "spill_bytes", "local_accesses", "float_atomics")
-"""Facts that are 0 for every kernel: registers are enough, and sums repeat bit for bit."""
+"""Facts that must be 0 for every kernel: registers suffice, and sums repeat bit for bit."""
 
 RESOURCES = re.compile(r"^ Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", re.MULTILINE)
 FUNCTION = re.compile(r"^\s*Function : (\S+)\n(.*?)(?=^\s*Function : |\Z)", re.DOTALL | re.MULTILINE)
@@ -21,16 +21,16 @@ MEMORY = re.compile(r"\b((?:LDG|STG|LDL|STL|RED|ATOM)[.A-Z0-9]*)")
 
 
 def find_cuobjdump() -> str | None:
-    """The disassembler, which comes with CUDA and with Triton, or None."""
+    """The path of the disassembler, which comes with CUDA and with Triton, or None."""
     triton = importlib.util.find_spec("triton")
     bundled = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else None
     return shutil.which("cuobjdump") or (shutil.which("cuobjdump", path=str(bundled)) if bundled else None)
 
 
 def inspect(cubin: bytes, cuobjdump: str) -> dict[str, Kernel]:
-    """Every function of a cubin.
+    """The facts of every function in a cubin.
 
-    Spilled registers are part of the stack (or, as "local", of a fixed place); who knows their bytes may say so.
+    Spilled registers are part of the stack (or of "local" memory). A caller that knows their bytes can fill them in.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)

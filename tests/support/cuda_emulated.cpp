@@ -1,11 +1,11 @@
 // Runs the launchers of csrc/cuda on the CPU (emulate.h) for test_cuda_emulated.py.
 //
 // A request on stdin is the launcher's name, the dtype and its arguments in the order of the argument struct, as tokens:
-// "i 5" and "f 0.5" numbers, "n" a null pointer, "p 64" a pointer to 64 bytes that follow the line, "z 64" one to 64 zeros
-// of which only those that are read take memory. The answer on stdout is the error text's length, the number of launches,
-// the text, then the bytes behind every "p". Each of these buffers is an allocation of its own and exactly as long as
-// told, so that the address sanitizer sees every access beside it. Arguments: "backwards" runs blocks and threads so,
-// "forgetful" fills the rows that a launcher is given with NaN after its first launch.
+// "i 5" and "f 0.5" are numbers, "n" is a null pointer, "p 64" a pointer to 64 bytes that follow the line, "z 64" a
+// pointer to 64 zeros, of which only those that are read take memory. The answer on stdout is the length of the error
+// text, the number of launches, the text, and the bytes behind every "p". Each of these buffers is a separate allocation
+// of exactly the given length, so that the address sanitizer sees every access outside of it. Arguments: "backwards" runs
+// blocks and threads in the opposite order, "forgetful" fills a launcher's rows with NaN after its first launch.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -101,9 +101,9 @@ struct Request {
     return {cond, uncond, static_cast<float>(number())};
   }
   StepOfRow step_of_row() {
-    const double* table = pointer<const double>();
+    const double* coefficients = pointer<const double>();
     const int64_t num_steps = integer();
-    return {table, num_steps, pointer<const int64_t>()};
+    return {coefficients, num_steps, pointer<const int64_t>()};
   }
   Noise noise() {
     const int64_t* seed = pointer<const int64_t>();
@@ -111,7 +111,7 @@ struct Request {
   }
 };
 
-// Braces evaluate their elements in order, so each line reads the tokens as they come.
+// Elements in braces are evaluated in order, so each line reads the tokens in their order.
 const char* run(Request& r) {
   const Dtype dtype = static_cast<Dtype>(r.dtype);
   if (r.name == "guided_velocity")

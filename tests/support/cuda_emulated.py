@@ -20,7 +20,7 @@ KERNEL_THREADS, ACCESS_BYTES = 256, 16
 
 
 def build(compiler: str, program: Path, has_fma: bool) -> None:
-    """Compile the kernels for the CPU; without fma the last bits of results may differ from those of other bodies."""
+    """Compiles the kernels for the CPU; without fma, the last bits of results may differ from those of other bodies."""
     flags = ["-std=c++17", "-O1", "-DTF_EMULATE", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     flags += ["-Wno-clobbered", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *["-mfma"] * has_fma]
     source = ROOT / "tests/support/cuda_emulated.cpp"
@@ -32,27 +32,28 @@ def blocks_of(numel: int, dtype: torch.dtype) -> int:
 
 
 def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory full of NaN (or of large numbers), which a kernel has to write before it reads."""
+    """Memory full of NaN (or of large integers), which a kernel has to write before it reads."""
     return torch.full(shape, torch.nan if dtype.is_floating_point else 2**30, dtype=dtype)
 
 
 class Zeros(NamedTuple):
-    """Rows of zeros as far apart as `stride` says, of which only what is read takes memory."""
+    """Rows of zeros at a distance of `stride` elements; only what is read takes memory."""
 
     num_rows: int
     stride: int
 
 
 class Emulator:
-    """Calls launchers; every argument is copied to the process, and results are new tensors.
+    """Calls launchers. Every argument is copied to the process, and results are new tensors.
 
     Args:
-        program: as `build` made it.
-        options: "backwards": blocks and threads run so; "forgetful": a second launch finds the rows full of NaN.
+        program: the output of `build`.
+        options: "backwards" runs blocks and threads in the opposite order; "forgetful" fills the rows with NaN before
+            the second launch.
     """
 
     num_launches = 0
-    """Of the last call."""
+    """The launches of the last call."""
 
     def __init__(self, program: Path, *options: str) -> None:
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # leaks of a test program say nothing
@@ -64,7 +65,13 @@ class Emulator:
         self.process.communicate()
 
     def launch(self, name: str, dtype: torch.dtype, *arguments: object) -> None:
-        """Arguments in the order of the launcher's argument struct; tensors are changed as the kernel changed them."""
+        """Calls a launcher, which changes the tensors in place.
+
+        Args:
+            name: the launcher's name.
+            dtype: the latents' dtype.
+            arguments: in the order of the launcher's argument struct.
+        """
         tokens, buffers = [], []
         for argument in arguments:
             kind = "i" if isinstance(argument, int) else "f" if isinstance(argument, float) else "p"
@@ -96,48 +103,51 @@ class Emulator:
         return out
 
     def euler_step(
-        self, latents: Tensor | Zeros, velocity: Tensor, uncond: Tensor | None, scale: float, table: Tensor, step: int
-    ) -> Tensor:
+        self, latents: Tensor | Zeros, velocity: Tensor, uncond: Tensor | None, scale: float, coefficients: Tensor,
+        step: int,
+    ) -> Tensor:  # fmt: skip
         out = scratch(*velocity.shape, dtype=velocity.dtype)
-        state = (*rows(latents), *rows(velocity), *rows(uncond), scale, table[step].clone())
+        state = (*rows(latents), *rows(velocity), *rows(uncond), scale, coefficients[step].clone())
         self.launch("euler_step", velocity.dtype, *state, out, *velocity.shape)
         return out
 
     def branch_step(
-        self, latents: Tensor, velocity: Tensor, uncond: Tensor | None, scale: float, table: Tensor, step: int,
+        self, latents: Tensor, velocity: Tensor, uncond: Tensor | None, scale: float, coefficients: Tensor, step: int,
         num_branches: int, seed: Tensor, trajectory_ids: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         (n, d), dtype = latents.shape, latents.dtype
-        moved, branches = scratch(n, d, dtype=dtype), scratch(n, num_branches, d, dtype=dtype)
+        latents_next, branches = scratch(n, d, dtype=dtype), scratch(n, num_branches, d, dtype=dtype)
         partial, log_prob = scratch(n, num_branches, blocks_of(d, dtype)), scratch(n, num_branches)
-        state = (*rows(latents), *rows(velocity), *rows(uncond), scale, table[step].clone(), step)
+        state = (*rows(latents), *rows(velocity), *rows(uncond), scale, coefficients[step].clone(), step)
         noise = (seed.clone(), trajectory_ids.clone())
-        self.launch("branch_step", dtype, *state, *noise, moved, branches, partial, log_prob, n, num_branches, d)
-        return moved, branches, log_prob
+        self.launch("branch_step", dtype, *state, *noise, latents_next, branches, partial, log_prob, n, num_branches, d)
+        return latents_next, branches, log_prob
 
     def initial_noise(self, trajectory_ids: Tensor, seed: Tensor, numel: int) -> Tensor:
         out = scratch(len(trajectory_ids), numel)
         self.launch("initial_noise", torch.float32, seed.clone(), trajectory_ids.clone(), out, *out.shape)
         return out
 
-    def log_prob(self, latents_next: Tensor, latents: Tensor, velocity: Tensor, table: Tensor, steps: Tensor) -> Tensor:
+    def log_prob(
+        self, latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficients: Tensor, steps: Tensor
+    ) -> Tensor:
         (n, d), dtype = latents.shape, latents.dtype
         out, partial = scratch(n), scratch(n, blocks_of(d, dtype))
-        state = (*rows(latents_next), *rows(latents), *rows(velocity), table.clone(), len(table), steps.clone())
+        state = (*rows(latents_next), *rows(latents), *rows(velocity), *step_of_row(coefficients, steps))
         self.launch("log_prob", dtype, *state, partial, out, None, None, n, d)
         return out
 
     def log_prob_backward(
-        self, grad: Tensor, latents_next: Tensor, latents: Tensor, velocity: Tensor, table: Tensor, steps: Tensor
+        self, grad: Tensor, latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficients: Tensor, steps: Tensor
     ) -> Tensor:
         out = scratch(*latents.shape, dtype=latents.dtype)
-        state = (*rows(latents_next), *rows(latents), *rows(velocity), table.clone(), len(table), steps.clone())
+        state = (*rows(latents_next), *rows(latents), *rows(velocity), *step_of_row(coefficients, steps))
         self.launch("log_prob_backward", latents.dtype, *state, None, None, grad.clone(), out, *latents.shape)
         return out
 
     def policy_loss(
         self, velocity: Tensor, uncond: Tensor | None, latents: Tensor, branches: Tensor, old: Tensor,
-        ref: Tensor | None, advantages: Tensor, table: Tensor, steps: Tensor, scale: float, clip_range: float,
+        ref: Tensor | None, advantages: Tensor, coefficients: Tensor, steps: Tensor, scale: float, clip_range: float,
         beta: float, with_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         (n, k, d), dtype = branches.shape, branches.dtype
@@ -146,7 +156,7 @@ class Emulator:
         memory = (scratch(n, k + 2, blocks_of(d, dtype)), scratch(n, 3, dtype=torch.float64))
         self.launch(
             "policy_loss", dtype, *rows(velocity), *rows(uncond), scale, *rows(latents), *rows(old), *rows(ref),
-            *rows(branches), branches.stride(1), advantages.clone(), table.clone(), len(table), steps.clone(),
+            *rows(branches), branches.stride(1), advantages.clone(), *step_of_row(coefficients, steps),
             clip_range, beta, *memory, scratch(1, dtype=torch.int32), loss, clip_fraction, kl, log_ratio, gradient,
             n, k, d,
         )  # fmt: skip
@@ -154,12 +164,17 @@ class Emulator:
 
 
 def memory_of(tensor: Tensor) -> Tensor:
-    """All that the tensor's storage holds, as one dimension."""
+    """The tensor's whole storage in one dimension."""
     return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
 
 
 def rows(tensor: Tensor | Zeros | None) -> tuple[Tensor | Zeros | None, int, int]:
-    """The tokens of Rows: a copy of the tensor's memory, where its first row begins there, and its stride."""
+    """The tokens of Rows: a copy of the tensor's memory, the offset of its first row, and its stride."""
     if isinstance(tensor, Zeros):
         return tensor, 0, tensor.stride
     return (None, 0, 0) if tensor is None else (memory_of(tensor).clone(), tensor.storage_offset(), tensor.stride(0))
+
+
+def step_of_row(coefficients: Tensor, steps: Tensor) -> tuple[Tensor, int, Tensor]:
+    """The tokens of StepOfRow: copies of the coefficients and of the rows' steps, with the number of steps between."""
+    return coefficients.clone(), len(coefficients), steps.clone()

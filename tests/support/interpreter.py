@@ -1,4 +1,4 @@
-"""Three mends for Triton's interpreter (3.7 to 3.9): bfloat16 and fma rounded as hardware does, and less waiting."""
+"""Three fixes for Triton's interpreter (3.7 to 3.9): bfloat16 and fma round as in hardware, and it runs faster."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 
 
 def mend() -> None:
-    """Make what runs in the interpreter fit for the tolerances of a GPU."""
+    """Makes the interpreter's results meet the tolerances of a GPU."""
     _round_to_nearest()
     _round_fma_once()
     _patch_the_language_once()
 
 
 def _round_to_nearest() -> None:
-    """float32 to bfloat16 as hardware does it: the interpreter cuts the bits off."""
+    """Rounds float32 to bfloat16 as hardware does; the interpreter truncates."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -30,7 +30,7 @@ def _round_to_nearest() -> None:
 
 
 def _round_fma_once() -> None:
-    """float32 fma with one rounding: interpreters before 3.9 multiply, round and add."""
+    """Rounds a float32 fma once; interpreters before 3.9 multiply, round and add."""
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     usual = InterpreterBuilder.create_fma
@@ -44,7 +44,7 @@ def _round_fma_once() -> None:
 
 
 def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """x y + z of float32 arrays in one rounding.
+    """x y + z of float32 arrays with one rounding.
 
     The product is exact in float64, and the sum is rounded to odd there, which a second rounding cannot spoil.
     """
@@ -58,8 +58,8 @@ def fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _patch_the_language_once() -> None:
-    """Skip what the interpreter does at every call of a device function, for half of its time: putting its functions
-    into triton.language, where they are since the launch began."""
+    """Halves the interpreter's time: it patches triton.language once per launch, not at every call of a device
+    function."""
     from triton.runtime import interpreter
 
     usual, patched, known = interpreter._patch_lang, set(), {id(interpreter.tl), id(interpreter.tl.core)}

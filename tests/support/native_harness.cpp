@@ -1,4 +1,4 @@
-// Gives test_native.py what no op shows: Philox words of both C++ forms.
+// Gives test_native.py what no op returns: the Philox words of both C++ forms.
 #include "../../csrc/cpu/philox_simd.h"
 
 #include <vector>
