@@ -58,5 +58,5 @@ def test_blocks_are_compiled_one_by_one_and_captured_or_refused(device, tmp_path
     for _ in range(3):
         assert_equal(draw(policy, graphs, steps=2, prompts=PROMPTS[:1]), eager)
     assert graphs.num_replays > 0
-    with pytest.raises(ValueError, match="compile_blocks: network must be .* in a ModuleList, got Sequential without"):
+    with pytest.raises(ValueError, match=r"compile_blocks: network must be .* in a ModuleList, got Sequential without"):
         compile_blocks(TinyPolicy().network)

@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+TEXTS = ["a photo of a cow", "two red dogs", "a bus"]
+NO_METADATA: list[dict] = [{}, {}, {}]
+
 WORDS = ["a", "photo", "of", "red", "blue", "cow", "bus", "object", "colored", "-", "two", "dogs"]
 
 
