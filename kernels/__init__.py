@@ -1,11 +1,11 @@
-"""Triton bodies of the ops in tempflow_fast/ops/, for GPUs; imported only where Triton is.
+"""Triton bodies of the ops in tempflow_fast/ops/, for GPUs; imported only where Triton is installed.
 
-    launch.py   how many elements a program takes, and the launch itself
-    rows.py     what every kernel shares: its place, its rows, its step, sums of partial sums
-    noise.py    the Gaussian numbers of csrc/noise.h
-    sample.py   guided_velocity, euler_step, branch_step, initial_noise
-    density.py  log_prob and its backward
-    loss.py     policy_loss
+launch.py   how many elements a program takes, and the launch
+rows.py     shared by all kernels: their place, rows, steps and sums of partial sums
+noise.py    the noise of csrc/noise.h
+sample.py   guided_velocity, euler_step, branch_step, initial_noise
+density.py  log_prob and its backward
+loss.py     policy_loss
 """
 
 import triton

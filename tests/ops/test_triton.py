@@ -21,12 +21,12 @@ from tempflow_fast import linear_sigmas, ops, step_table
 from tempflow_fast.ops import native
 
 pytest.importorskip("triton")
-# Every op and dtype at a size below, at and above a program's; all bodies share the other cases of test_ops.py.
+# Every op and dtype at sizes below, at and above that of a program; all bodies share the other cases of test_ops.py.
 SELECTION = "not -63- and not -1- and not (4097 and (fp16 or plain))"
 
 
 def save_native_results(path: Path) -> None:
-    """What the compiled CPU body gives for a few inputs, with them."""
+    """Saves a few inputs and the results of the compiled CPU body for them."""
     table, cases = step_table(linear_sigmas(8, 3.0)), []
     for dtype, numel in ((torch.float32, 1027), (torch.bfloat16, 2056), (torch.float16, 37)):
         generator = torch.Generator().manual_seed(numel)
@@ -55,17 +55,17 @@ def test_in_the_interpreter(tmp_path):
     assert " skipped" not in done.stdout or "TEMPFLOW_TEST_NATIVE" not in environment
 
 
-# 16-byte accesses of data: each row, or a group of branches, that a kernel reads and writes. A float32 gradient of
-# 16-bit data takes two per thread. finish_kernel touches partial sums alone.
+# 16-byte loads and stores: one per row, or per group of branches, that a kernel reads or writes. A float32 gradient of
+# 16-bit data takes two stores per thread. log_density_kernel only reads partial sums.
 WIDE = {
-    "guided_kernel": (2, 1),
-    "euler_kernel": (3, 1),
-    "branch_kernel": (3, 2),
+    "guided_velocity_kernel": (2, 1),
+    "euler_step_kernel": (3, 1),
+    "branch_step_kernel": (3, 2),
     "initial_noise_kernel": (0, 1),
-    "squares_kernel": (3, 0),
-    "backward_kernel": (3, 1),
-    "products_kernel": (7, 1),
-    "loss_kernel": (8, 1),
+    "log_prob_kernel": (3, 0),
+    "log_prob_backward_kernel": (3, 1),
+    "loss_sums_kernel": (7, 1),
+    "loss_gradient_kernel": (8, 1),
 }
 
 
@@ -74,7 +74,7 @@ def test_compiled_for_gpus():
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS)
     assert done.returncode == 0, done.stderr[-4000:]
     figures = json.loads(done.stdout)
-    assert set(figures) == set(WIDE) | {"finish_kernel"}
+    assert set(figures) == set(WIDE) | {"log_density_kernel"}
     for kernel, variants in figures.items():
         for variant, targets in variants.items():
             for target, found in targets.items():
@@ -82,9 +82,9 @@ def test_compiled_for_gpus():
                 assert not any(found[fact] for fact in NOT_USED), where
                 # Three or four programs of 256 threads on a multiprocessor: enough accesses in flight (docs/gpu.md).
                 assert found["registers"] <= 80, where
-                if kernel in WIDE and "odd" not in variant:  # there, accesses are of single elements
+                if kernel in WIDE and "odd" not in variant:  # odd rows are accessed element by element
                     loads, stores = WIDE[kernel]
-                    stores += kernel in ("products_kernel", "loss_kernel") and variant == "bfloat16"
+                    stores += kernel in ("loss_sums_kernel", "loss_gradient_kernel") and variant == "bfloat16"
                     assert (found["loads_128"], found["stores_128"]) == (loads, stores), where
         assert set(variants["float32"]) == {"sm_80", "sm_90", "sm_100", "gfx942"}
     committed = json.loads((ROOT / "kernels/registers.json").read_text())

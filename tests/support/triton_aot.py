@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for GPUs that are not here and prints what their machine code holds, as JSON.
+"""Compiles every Triton kernel for GPUs that this machine lacks and prints facts about the machine code as JSON.
 
     cd tests && python -m support.triton_aot            for test_triton.py, which compares it with the table
     cd tests && python -m support.triton_aot --write    writes the table, kernels/registers.json
@@ -37,7 +37,7 @@ ROWS, BRANCHES, NUMEL = 2, 6, 65536  # SD3.5 Medium at 512 px
 
 
 class Driver:
-    """As much of a driver as the compiler asks for."""
+    """The parts of a driver that the compiler uses."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.get_current_target = lambda: target
@@ -46,7 +46,7 @@ class Driver:
 
 
 def compile_ops(dtype: torch.dtype, numel: int, full: bool) -> dict[str, Any]:
-    """The compiled kernels of all ops, by name; `full`: with guidance, reference velocity and gradient."""
+    """The compiled kernels of all ops, by name; `full` includes guidance, reference velocity and gradient."""
     compiled = {}
 
     def compile_only(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: int) -> None:
@@ -61,21 +61,22 @@ def compile_ops(dtype: torch.dtype, numel: int, full: bool) -> dict[str, Any]:
     branches = torch.empty(ROWS, BRANCHES, numel, dtype=dtype)
     if not full:
         u, ref = None, None
-    table, steps, ids = step_table(linear_sigmas(10)).coefficients(), torch.zeros(ROWS).long(), torch.arange(ROWS)
-    kernels.euler_step(x, v, u, 4.5, table, 3)
-    kernels.branch_step(x, v, u, 4.5, table, 3, BRANCHES, torch.tensor(0), ids)
-    kernels.policy_loss(v, u, x, branches, old, ref, torch.empty(ROWS, BRANCHES), table, steps, 4.5, 1e-4, 0.1, full)
+    coefficients = step_table(linear_sigmas(10)).coefficients()
+    steps, ids, advantages = torch.zeros(ROWS).long(), torch.arange(ROWS), torch.empty(ROWS, BRANCHES)
+    kernels.euler_step(x, v, u, 4.5, coefficients, 3)
+    kernels.branch_step(x, v, u, 4.5, coefficients, 3, BRANCHES, torch.tensor(0), ids)
+    kernels.policy_loss(v, u, x, branches, old, ref, advantages, coefficients, steps, 4.5, 1e-4, 0.1, full)
     if full:
         kernels.guided_velocity(v, u, 4.5)
-        kernels.log_prob(branches[:, 0], x, v, table, steps)
-        kernels.log_prob_backward(torch.empty(ROWS), branches[:, 0], x, v, table, steps)
+        kernels.log_prob(branches[:, 0], x, v, coefficients, steps)
+        kernels.log_prob_backward(torch.empty(ROWS), branches[:, 0], x, v, coefficients, steps)
         if dtype == torch.float32:
             kernels.initial_noise(ids, torch.tensor(0), numel)
     return compiled
 
 
 def inspect_amd(code: str) -> Kernel:
-    """What cubin.inspect tells of a kernel, for an AMD GPU, from its assembly."""
+    """The facts of cubin.inspect for a kernel of an AMD GPU, from its assembly."""
 
     def number(name: str) -> int:
         return int(re.search(rf"\.{name}:\s*(\d+)", code).group(1))
@@ -86,7 +87,7 @@ def inspect_amd(code: str) -> Kernel:
     return {
         "registers": number("vgpr_count"),
         "stack_bytes": number("private_segment_fixed_size"),
-        "spill_bytes": number("vgpr_spill_count"),  # scalar ones go to lanes of vector registers
+        "spill_bytes": number("vgpr_spill_count"),  # spilled scalar registers go to lanes of vector registers
         "local_accesses": count("scratch_(?:load|store)"),
         "float_atomics": count(r"(?:global|buffer|flat)_atomic_\w*f(?:16|32|64)"),
         "loads_128": count("(?:global|buffer)_load_dwordx4"),
@@ -103,7 +104,7 @@ def inspected(compiled: Any, target: GPUTarget) -> Kernel:
 
 
 def inspect_all() -> dict[str, dict[str, dict[str, Kernel]]]:
-    """kernel -> variant -> target -> figures. The variants beside the dtypes compile without optional arguments."""
+    """kernel -> variant -> target -> facts. The variants are dtypes, and one without the optional arguments."""
     figures: dict[str, Any] = collections.defaultdict(lambda: collections.defaultdict(dict))
     with ThreadPoolExecutor() as pool:  # the disassembler takes as long as the compiler
         for name, target in TARGETS.items():
@@ -124,7 +125,7 @@ def inspect_all() -> dict[str, dict[str, dict[str, Kernel]]]:
 
 
 def registers(figures: dict[str, Any]) -> dict[str, Any]:
-    """What kernels/registers.json holds."""
+    """The contents of kernels/registers.json."""
     table = {
         kernel: {
             variant: {target: found["registers"] for target, found in targets.items()}

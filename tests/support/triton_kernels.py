@@ -1,6 +1,6 @@
-"""The Triton kernels in Triton's interpreter, beyond what test_ops.py asks of every body; test_triton.py runs this.
+"""The Triton kernels in Triton's interpreter, beyond the tests of every body in test_ops.py; test_triton.py runs this.
 
-What the compiled CPU body gives stands in the file that TEMPFLOW_TEST_NATIVE names, since one process has one body.
+A process has one body, so the results of the compiled CPU body come from the file that TEMPFLOW_TEST_NATIVE names.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ def loss_arguments(dtype: torch.dtype, rows: int, num_branches: int, numel: int)
 
 @pytest.mark.parametrize(
     ("rows", "num_branches", "numel"),
-    [(2, 1, 5), (1, 7, 2049), (loss.PAIRS + 1, 3, 9), (1, 1, 1024 * loss.CHUNK + 3)],
+    [(2, 1, 5), (1, 7, 2049), (loss.PAIRS + 1, 3, 9), (1, 1, 1024 * loss.PARTIALS + 3)],
     ids=["one branch", "odd branches", "many rows", "many blocks"],
 )
 def test_policy_loss_of_any_counts(rows, num_branches, numel):
-    """K of one and not a multiple of GROUP, more log-ratios than PAIRS, more partial sums than CHUNK."""
+    """K of one and not a multiple of GROUP, more log-ratios than PAIRS, more partial sums than PARTIALS."""
     arguments = loss_arguments(torch.float32, rows, num_branches, numel)
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
     got = torch.ops.tempflow_fast.policy_loss(*arguments)
@@ -101,10 +101,10 @@ def test_policy_loss_of_any_counts(rows, num_branches, numel):
 
 
 def test_rows_of_an_unchanged_policy_are_read_once(monkeypatch):
-    """Rows that are full of NaN before the second launch change nothing, but where one element has changed."""
+    """Rows filled with NaN before the second launch change nothing, except where one element has changed."""
 
     def forgetful(kernel, *arguments, **constants):
-        if kernel is loss.loss_kernel:
+        if kernel is loss.loss_gradient_kernel:
             for tensor in data:
                 tensor.fill_(torch.nan)
         launch.launch(kernel, *arguments, **constants)
@@ -136,7 +136,7 @@ def test_a_sample_that_is_no_number_spoils_its_row_of_an_unchanged_policy():
 
 
 def test_log_densities_of_many_rows_and_blocks():
-    """More rows than SUMS; more partial sums than CHUNK."""
+    """More rows than DENSITIES; more partial sums than PARTIALS."""
     for rows, numel in ((33, 5), (1, 1024 * 65)):
         generator = torch.Generator().manual_seed(rows)
         child, x, v = (torch.randn(rows, numel, generator=generator) for _ in range(3))
@@ -147,8 +147,8 @@ def test_log_densities_of_many_rows_and_blocks():
 
 @pytest.mark.parametrize(("num_rows", "distance"), [(2, 2**31), (3, 2**30)], ids=["distance", "product"])
 def test_rows_may_be_further_apart_than_32_bits_tell(tmp_path, num_rows, distance):
-    """Neither the distance of rows has to fit, nor its product with their number. They are those of a file of which
-    only what is read takes memory."""
+    """Neither the distance of rows nor its product with their number has to fit. The rows are in a file, of which only
+    what is read takes memory."""
     with open(tmp_path / "rows", "wb") as file:
         file.truncate(2 * (2**31 + 2049))
     memory = torch.from_file(str(tmp_path / "rows"), size=2**31 + 2049, dtype=torch.bfloat16)
@@ -173,7 +173,7 @@ def test_one_launch_or_two_where_sums_of_a_row_meet(monkeypatch):
 
 
 def test_a_step_on_the_device_that_the_table_lacks_gives_nan():
-    """Its value is not looked at on the host, and must not become an address."""
+    """The host does not read its value, which must not become an address."""
     arguments = loss_arguments(torch.float32, 2, 2, 9)
     velocity, latents, branches = arguments[0], arguments[2], arguments[3]
     for wrong in (-1, 8, 2**40):
