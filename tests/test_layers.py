@@ -13,7 +13,7 @@ PACKAGE = ROOT / "tempflow_fast"
 # One row per room, or per file at the root. A room may import what is above its own row, nothing on it or below;
 # the modules of a room may import one another.
 LAYERS = (
-    ("choices", "errors", "quiet", "version"),
+    ("choices", "errors", "geneval", "quiet", "version"),
     ("batching", "files", "kernels", "shapes"),
     ("ops",),
     ("policies", "rewards"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..rewards.geneval.names import TASKS
+from ..geneval import TASKS
 from ..rewards.geneval.table import paper_table, score_table
 from .intervals import Interval
 from .result import Evaluation

@@ -123,10 +123,10 @@ def test_relations_of_boxes_of_twenty_pixels(dx, dy, expected):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({}, "must hold objects to include"),
-        ({"include": [{"class": "cow"}]}, "must have a class and a count"),
-        ({"include": [{"class": "cow", "count": 0}]}, "must have a class and a count"),
-        ({"include": [{"class": "cow", "count": 1, "color": "teal"}]}, "color must be one of red, .*, got 'teal'"),
+        ({}, "metadata must be an entry with objects to include"),
+        ({"include": [{"class": "cow"}]}, "must be an entry with a class and a count"),
+        ({"include": [{"class": "cow", "count": 0}]}, "must be an entry with a class and a count"),
+        ({"include": [{"class": "cow", "count": 1, "color": "teal"}]}, "color must be one of black, .*, got 'teal'"),
         ({"include": [{"class": "cow", "count": 1, "position": ["left of", 0]}]}, "relation to an object named before"),
         (
             {"include": [{"class": "cow", "count": 1}, {"class": "bus", "count": 1, "position": ["near", 0]}]},

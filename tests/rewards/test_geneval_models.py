@@ -195,5 +195,5 @@ def test_a_detector_of_other_classes_is_refused(homes, tmp_path):
         homes["detector"], num_labels=5, ignore_mismatched_sizes=True
     )
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model must know COCO's 80 classes, got 5"):
+    with pytest.raises(ValueError, match="model must be one of COCO's 80 classes, got 5 classes"):
         Detector(str(tmp_path))

@@ -113,10 +113,10 @@ def test_digests_know_what_asks_for_the_same():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 0}, "count and a weight must be positive"),
-        ({"count": 1, "ratio": {"colors": 0}}, "count and a weight must be positive"),
-        ({"count": 1, "ratio": {"colour": 1}}, "ratio must be about .* got colour"),
-        ({"count": 1, "ratio": {"single_object": 1}}, "single_object must have weight 0"),
+        ({"count": 0}, "count must be positive, got 0"),
+        ({"count": 1, "ratio": {"colors": 0}}, "ratio must be positive for at least one task"),
+        ({"count": 1, "ratio": {"colour": 1}}, "task of ratio must be one of .*, got 'colour' .did you mean colors"),
+        ({"count": 1, "ratio": {"single_object": 1}}, "single_object of ratio must be 0, since"),
     ],
 )
 def test_wrong_arguments_for_training_prompts_are_named(arguments, message):

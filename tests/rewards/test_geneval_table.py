@@ -19,5 +19,5 @@ def test_the_table_is_the_mean_of_the_tasks():
     assert table["overall"]["image_accuracy"] == pytest.approx(1 / 3)
     assert table["overall"]["prompt_accuracy"] == pytest.approx(2 / 3)
     assert "| two_object | 3 | 0.00% | 1 | 0.00% |" in markdown(table)
-    with pytest.raises(ValueError, match="one entry per image"):
+    with pytest.raises(ValueError, match="one number per image, got 1 for 6"):
         score_table(metadata, [1])

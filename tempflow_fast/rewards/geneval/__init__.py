@@ -23,10 +23,7 @@ CLIP = "openai/clip-vit-large-patch14"
 
 
 class GenEval:
-    """1 where the official protocol calls an image correct, else 0.
-
-    `metadata` are entries of GenEval's JSONL.
-    """
+    """1 if the official protocol calls an image correct, else 0."""
 
     name = "geneval"
     range = (0.0, 1.0)
@@ -47,21 +44,46 @@ class GenEval:
             clip: a CLIP model, directory or hub name.
             shorter_side: pixels to which the shorter side is resized for the detector.
             dtype: float32, bfloat16 or float16, of both models.
-            batch_size: images that the detector sees at once.
+            batch_size: images per call of the detector.
+
+        Raises:
+            ValueError: if a model does not fit or the dtype is unknown.
+            OSError: if something cannot be loaded.
         """
         self._eyes = _eyes(detector, clip, shorter_side, dtype, batch_size)
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        """Scores, float64 [R], of images [R, 3, H, W]; ValueError for metadata of another form."""
+        """Scores, float64 [R] on the host.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1], on any device.
+            prompts: R texts.
+            metadata: R entries of GenEval's JSONL.
+
+        Raises:
+            ValueError: if the metadata have another form.
+        """
         verdicts = self.verdicts(images, metadata)
         return torch.tensor([self.score(verdict) for verdict in verdicts], dtype=torch.float64)
 
     def score(self, verdict: Verdict) -> float:
-        """The reward of a verdict."""
+        """The reward of a verdict.
+
+        Args:
+            verdict: on one image.
+        """
         return float(verdict.correct)
 
     def verdicts(self, images: Tensor, metadata: Sequence[dict[str, Any]]) -> list[Verdict]:
-        """What the rules say of each image, with reasons; ValueError for metadata of another form."""
+        """The verdict on each image, with reasons.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1].
+            metadata: R entries of GenEval's JSONL.
+
+        Raises:
+            ValueError: if the metadata have another form.
+        """
         for entry in metadata:
             check(entry)  # before anything is detected
         found = self._eyes.detections(images)
@@ -72,28 +94,32 @@ class GenEval:
 
 
 class GenEvalStrict(GenEval):
-    """1 where an image holds exactly the wanted numbers of objects, in their colours and places, else 0."""
+    """1 if an image holds exactly the wanted numbers of objects, in their colours and places, else 0."""
 
     name = "geneval_strict"
     exact = True
 
 
 class GenEvalPartial(GenEval):
-    """The strict form with credit for what is nearly right, as Flow-GRPO trains: the mean over what a prompt asks for.
+    """The strict form with partial credit, with which Flow-GRPO trains: the mean over everything a prompt asks for.
 
-    A number earns 1 - |found - wanted| / wanted, not below 0; a colour and a place count once the number is right.
+    A number earns 1 - |found - wanted| / wanted, at least 0; a colour and a place count only if the number is right.
     """
 
     name = "geneval_partial"
     exact = True
 
     def score(self, verdict: Verdict) -> float:
-        """The credit."""
+        """The credit of a verdict.
+
+        Args:
+            verdict: on one image.
+        """
         return verdict.credit
 
 
 class _Eyes:
-    """Detector and colour namer; it remembers the last images, which several forms may ask about."""
+    """Detector and colour namer; it keeps the last detections, which several forms may ask for."""
 
     def __init__(self, detector: detectors.Detector, clip: ClipModel, batch_size: int) -> None:
         self.detector, self.name_colors, self.batch_size = detector, ColorNamer(clip), batch_size

@@ -1,36 +1,34 @@
 """GenEval's rules (arXiv 2310.11513, and the constants of its public evaluation): from detections to a verdict.
 
-Two forms, told apart by `exact`. The official one asks whether the wanted objects are among the most confident ones
-of their class, and whether nothing that is excluded is there. The strict one, by which Flow-GRPO (arXiv 2505.05470)
-trains, asks for exactly the wanted number of each class, and its `credit` pays for what is nearly right.
+There are two forms, selected by `exact`. The official one asks whether the wanted objects are among the most confident
+ones of their class, and whether excluded ones are absent. The strict one, with which Flow-GRPO (arXiv 2505.05470)
+trains, asks for exactly the wanted number of each class, and its `credit` rewards what is nearly right.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from .names import COLORS, RELATIONS
+from ... import geneval
+from ...errors import fail, require, unknown
+from ...geneval import RELATIONS
+from .names import COLORS
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
-"""Confidence above which a detection is an object; counting must be surer."""
+"""Confidence above which a detection counts as an object; higher for counting."""
 MAX_OBJECTS = 16
-"""Most confident objects of a class that are looked at."""
-POSITION_SLACK = 0.1
-"""Part of the summed sizes of two objects by which their centres may differ and still be level."""
-MIN_DIRECTION = 0.5
-"""Sine or cosine from which an object is to that side of another: within 60 degrees of the axis."""
+"""How many of the most confident objects of a class are considered."""
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object that a detector saw."""
+    """One object that a detector found."""
 
     kind: str
     """A name of `OBJECTS`."""
@@ -39,23 +37,23 @@ class Detection:
     box: Box
     """Left, top, right, bottom in pixels."""
     mask: Tensor | None = None
-    """bool [H, W], where the detector gives one."""
+    """bool [H, W]; None if the detector gives no masks."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say of an image."""
+    """The judgement of an image."""
 
     correct: bool
     credit: float
-    """How much of it is right, in [0, 1]; 1 where it is exactly right."""
+    """How much of it is right, in [0, 1]; 1 if it is exactly right."""
     reasons: tuple[str, ...]
-    """What is wrong, a phrase each."""
+    """What is wrong, one phrase per fault."""
 
 
 Objects = dict[str, list[Detection]]
 ColorNamer = Callable[[Sequence[Detection], str], list[str]]
-"""The colours of objects of one class, a name of `COLORS` each."""
+"""Takes objects of one class and the class; returns a name of `COLORS` for each."""
 
 
 def judged(
@@ -66,11 +64,11 @@ def judged(
     Args:
         detections: in any order.
         metadata: an entry of GenEval's JSONL: `include`, optionally `exclude`, and `tag`.
-        name_colors: asked only where a colour is wanted and the number of objects is right.
-        exact: the strict form.
+        name_colors: called only if a colour is wanted and the number of objects is right.
+        exact: use the strict form.
 
     Raises:
-        ValueError: for metadata of another form.
+        ValueError: if the metadata have another form.
     """
     check(metadata)
     objects = _confident(detections, COUNTING_THRESHOLD if metadata.get("tag") == "counting" else THRESHOLD)
@@ -108,38 +106,43 @@ def judged(
 
 
 def relations(box: Box, anchor: Box) -> set[str]:
-    """Which of `RELATIONS` a box has to an anchor box: none, one, or two where it stands diagonally."""
-    moved, offsets = [], []
-    for low, high in ((0, 2), (1, 3)):
-        offset = (box[low] + box[high] - anchor[low] - anchor[high]) / 2
-        sizes = abs(box[high] - box[low]) + abs(anchor[high] - anchor[low])
-        offsets.append(offset)
-        moved.append(math.copysign(max(abs(offset) - POSITION_SLACK * sizes, 0), offset))
-    if max(map(abs, moved)) < 1e-3:
-        return set()
-    dx, dy = (distance / math.hypot(*offsets) for distance in moved)
-    sides = (dx < -MIN_DIRECTION, dx > MIN_DIRECTION, dy < -MIN_DIRECTION, dy > MIN_DIRECTION)
-    return {relation for relation, holds in zip(RELATIONS, sides, strict=True) if holds}
+    """Which of `RELATIONS` a box has to an anchor box: none, one or, diagonally, two of them.
+
+    Args:
+        box: of the object.
+        anchor: of the other object.
+    """
+    axes = ((0, 2), (1, 3))
+    offset = [(box[low] + box[high] - anchor[low] - anchor[high]) / 2 for low, high in axes]
+    sizes = [abs(box[high] - box[low]) + abs(anchor[high] - anchor[low]) for low, high in axes]
+    return geneval.relations(offset, sizes)
 
 
 def check(metadata: Mapping[str, Any]) -> None:
-    """ValueError unless `metadata` is an entry of GenEval's form."""
+    """Refuses metadata that are not an entry of GenEval's form.
+
+    Args:
+        metadata: of one image.
+
+    Raises:
+        ValueError: naming the field.
+    """
     include = metadata.get("include")
     if not isinstance(include, Sequence) or not include:
-        raise ValueError(f"geneval: metadata must hold objects to include, got {dict(metadata)}")
+        fail("geneval", "metadata", "an entry with objects to include", dict(metadata))
     for place, entry in enumerate([*include, *metadata.get("exclude", [])]):
-        if not isinstance(entry.get("class"), str) or not isinstance(entry.get("count"), int) or entry["count"] < 1:
-            raise ValueError(f"geneval: each object must have a class and a count >= 1, got {entry}")
+        counted = isinstance(entry.get("class"), str) and isinstance(entry.get("count"), int) and entry["count"] >= 1
+        require(counted, "geneval", "each object", "an entry with a class and a count >= 1", entry)
         if entry.get("color", COLORS[0]) not in COLORS:
-            raise ValueError(f"geneval: color must be one of {', '.join(COLORS)}, got {entry['color']!r}")
+            unknown("geneval", "color", entry["color"], COLORS)
         if "position" in entry:
             relation, anchor = entry["position"]
-            if relation not in RELATIONS or not 0 <= anchor < min(place, len(include)):
-                raise ValueError(f"geneval: position must be a relation to an object named before, got {entry}")
+            fits = relation in RELATIONS and 0 <= anchor < min(place, len(include))
+            require(fits, "geneval", "position", "a relation to an object named before", entry)
 
 
 def _confident(detections: Iterable[Detection], threshold: float) -> Objects:
-    """The detections above the threshold by class, surest first, at most `MAX_OBJECTS` of each."""
+    """The detections above the threshold by class, the most confident first, at most `MAX_OBJECTS` of each."""
     objects: Objects = {}
     for found in sorted(detections, key=lambda detection: -detection.score):
         same = objects.setdefault(found.kind, [])
@@ -149,12 +152,12 @@ def _confident(detections: Iterable[Detection], threshold: float) -> Objects:
 
 
 def _all_related(seen: Sequence[Detection], relation: str, anchors: Sequence[Detection] | None) -> bool:
-    """Does every object stand in `relation` to every anchor? Not if the anchors themselves are wrong."""
+    """Whether every object has the relation to every anchor; false if the anchors themselves are wrong."""
     return anchors is not None and all(
         relation in relations(found.box, anchor.box) for found in seen for anchor in anchors
     )
 
 
 def _closeness(number: int, wanted: int) -> float:
-    """1 - |number - wanted| / wanted, not below 0."""
+    """1 - |number - wanted| / wanted, at least 0."""
     return max(0.0, 1 - abs(number - wanted) / wanted)

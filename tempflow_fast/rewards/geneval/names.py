@@ -1,4 +1,4 @@
-"""The words of GenEval: its object classes in the order of COCO's detectors, and its colours."""
+"""The words of GenEval for photographs: its object classes, in the order of COCO's detectors, and its colours."""
 
 from __future__ import annotations
 
@@ -16,5 +16,3 @@ OBJECTS = tuple(
     .split(", ")
 )
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-RELATIONS = ("left of", "right of", "above", "below")

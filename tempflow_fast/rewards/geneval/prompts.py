@@ -1,9 +1,9 @@
-"""Training prompts in GenEval's form, none of which GenEval evaluates with.
+"""Training prompts in GenEval's form, none of which GenEval's evaluation uses.
 
     python -m tempflow_fast.rewards.geneval.prompts --count 50000 --output geneval_train.jsonl
 
-The package holds no prompt of the evaluation, only a digest of what each asks for. Two prompts that differ in the order
-of their objects alone ask for the same, and so do "A left of B" and "B right of A".
+The package contains no prompt of the evaluation, only a digest of what each asks for. Two prompts that differ only in
+the order of their objects ask for the same, and so do "A left of B" and "B right of A".
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import fail, require, unknown
 from ...files import written_aside
-from .names import COLORS, OBJECTS, RELATIONS, TASKS
+from ...geneval import NUMBERS, OPPOSITE, RELATIONS, TASKS, plural
+from .names import COLORS, OBJECTS
 
 DIGESTS = Path(__file__).with_name("evaluation_digests.txt")
 RATIO = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1, "single_object": 0}
-"""How often training sees each task: Flow-GRPO's (arXiv 2505.05470), by how hard they were for its model. Every
-single object of COCO is an evaluation prompt, so there is none left to train on."""
-NUMBERS = {2: "two", 3: "three", 4: "four"}
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+"""How often training sees each task: Flow-GRPO's ratio (arXiv 2505.05470), which follows how hard the tasks were for
+its model. Every single object of COCO is an evaluation prompt, so none is left to train on."""
 
 Entry = dict[str, Any]
 
@@ -36,28 +36,34 @@ def training_prompts(
     """Random entries `{"tag", "include", ["exclude"], "prompt"}`.
 
     Args:
-        count: how many; a small task repeats itself once all its prompts were drawn.
-        seed: decides them.
+        count: how many; a small task repeats itself once all its prompts are drawn.
+        seed: decides which.
         ratio: task -> weight.
-        exclude: further entries to leave out, beside the evaluation's.
+        exclude: entries to leave out, in addition to those of the evaluation.
 
     Raises:
-        ValueError: for an unknown task, weights that leave nothing, or a task without a prompt left.
+        ValueError: if a task is unknown, the count or all weights are 0, or a task has no prompt left.
     """
-    if unknown := set(ratio) - set(TASKS):
-        raise ValueError(f"training_prompts: ratio must be about {', '.join(TASKS)}, got {', '.join(sorted(unknown))}")
+    for task in ratio:
+        if task not in TASKS:
+            unknown("training_prompts", "task of ratio", task, TASKS)
     tasks = [task for task in TASKS if ratio.get(task, 0) > 0]
-    if count < 1 or not tasks:
-        raise ValueError(f"training_prompts: count and a weight must be positive, got {count} and {dict(ratio)}")
-    if ratio.get("single_object", 0) > 0:
-        raise ValueError("training_prompts: single_object must have weight 0, since all its prompts are evaluated")
+    require(count >= 1, "training_prompts", "count", "positive", count)
+    require(bool(tasks), "training_prompts", "ratio", "positive for at least one task", dict(ratio))
+    single = ratio.get("single_object", 0)
+    expected = "0, since the evaluation uses all its prompts"
+    require(single == 0, "training_prompts", "single_object of ratio", expected, single)
     rng, banned = random.Random(seed), evaluation_digests() | {digest(entry) for entry in exclude}
     chosen = rng.choices(tasks, [ratio[task] for task in tasks], k=count)
     return [_drawn(task, rng, banned) for task in chosen]
 
 
 def digest(entry: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that are equal for entries which ask for the same."""
+    """16 hexadecimal digits, equal for entries that ask for the same.
+
+    Args:
+        entry: of GenEval's JSONL.
+    """
     include = entry["include"]
     asked = sorted([item["class"], item["count"], item.get("color", "")] for item in include)
     places = []
@@ -82,7 +88,7 @@ def _drawn(task: str, rng: random.Random, banned: frozenset[str] | set[str], att
         entry = _MAKERS[task](rng)
         if digest(entry) not in banned:
             return entry
-    raise ValueError(f"training_prompts: {task} must have a prompt that is not excluded, got none in {attempts} draws")
+    fail("training_prompts", "exclude", f"less than all prompts of {task}", f"all that were drawn {attempts} times")
 
 
 def _entry(tag: str, include: Sequence[Entry], text: str, **more: list[Entry]) -> Entry:
@@ -106,7 +112,7 @@ def _two(rng: random.Random) -> Entry:
 def _counting(rng: random.Random) -> Entry:
     kind, count = rng.choice(OBJECTS), rng.choice(list(NUMBERS))
     include, exclude = ([{"class": kind, "count": number}] for number in (count, count + 1))
-    return _entry("counting", include, f"{NUMBERS[count]} {_plural(kind)}", exclude=exclude)
+    return _entry("counting", include, f"{NUMBERS[count]} {plural(kind)}", exclude=exclude)
 
 
 def _colors(rng: random.Random) -> Entry:
@@ -141,13 +147,12 @@ def _a(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def _plural(kind: str) -> str:
-    """GenEval's own plural, which knows two endings and so writes of two benchs."""
-    return kind + ("es" if kind.endswith("s") else "s")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes training prompts as JSONL."""
+    """Writes training prompts as JSONL.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+    """
     parser = argparse.ArgumentParser(description="Write training prompts in GenEval's form.")
     parser.add_argument("--count", type=int, default=50_000, help="how many (default: 50000)")
     parser.add_argument("--seed", type=int, default=0, help="decides them (default: 0)")

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .names import TASKS
+from ...errors import require
+from ...geneval import TASKS
 
 Table = dict[str, dict[str, float]]
 
@@ -15,15 +16,19 @@ def score_table(metadata: Sequence[Mapping[str, Any]], correct: Sequence[float])
     """The published table of R images: for each task and `overall` accuracy, num_images, num_prompts, prompt_accuracy.
 
     Args:
-        metadata: R entries; images of one prompt have equal ones.
-        correct: R times 1 or 0.
+        metadata: R entries; images of one prompt have equal entries.
+        correct: R numbers, 1 or 0.
 
     Returns:
-        A row per task that occurs, in the order of `TASKS`. `accuracy` of `overall` is the mean of the tasks', and its
-        `image_accuracy` the mean of all images. `prompt_accuracy` counts a prompt with one right image.
+        One row per task that occurs, in the order of `TASKS`. The `accuracy` of `overall` is the mean over the tasks,
+        and its `image_accuracy` the mean over all images. `prompt_accuracy` counts prompts with at least one correct
+        image.
+
+    Raises:
+        ValueError: if there is no image, or not one number per image.
     """
-    if len(metadata) != len(correct) or not len(metadata):
-        raise ValueError(f"score_table: correct must have one entry per image, got {len(correct)} for {len(metadata)}")
+    fits = len(metadata) == len(correct) > 0
+    require(fits, "score_table", "correct", "one number per image", f"{len(correct)} for {len(metadata)}")
     keys = [json.dumps(entry, sort_keys=True) for entry in metadata]
     rows: Table = {}
     for task in TASKS:
@@ -37,7 +42,11 @@ def score_table(metadata: Sequence[Mapping[str, Any]], correct: Sequence[float])
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, accuracies in percent."""
+    """The table as Markdown, accuracies in percent.
+
+    Args:
+        table: as `score_table` returns it.
+    """
     lines = ["| task | images | accuracy | prompts | with a right image |", "| --- | ---: | ---: | ---: | ---: |"]
     for task, row in table.items():
         numbers = (row["num_images"], row["accuracy"], row["num_prompts"], row["prompt_accuracy"])
@@ -54,14 +63,14 @@ PAPER = {
     "position": "Position",
     "color_attr": "Attr. binding",
 }
-"""Columns of the table in papers, in their order."""
+"""The columns of the table in papers, in order."""
 
 
 def paper_table(tables: Mapping[str, Table]) -> str:
-    """The table of papers as Markdown: a row per model, a column per task, accuracies in [0, 1].
+    """The table of papers as Markdown: one row per model, one column per task, accuracies in [0, 1].
 
     Args:
-        tables: name of the row -> what `score_table` found; a task that it has not is a dash.
+        tables: name of the row -> what `score_table` returned; a missing task is a dash.
     """
     lines = [f"| | {' | '.join(PAPER.values())} |", "| --- |" + " ---: |" * len(PAPER)]
     for name, table in tables.items():
