@@ -1,4 +1,4 @@
-"""Rewards: one file each, found by name, added up with weights."""
+"""Rewards: one file each, found by name, summed with weights."""
 
 from __future__ import annotations
 

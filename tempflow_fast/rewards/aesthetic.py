@@ -16,9 +16,9 @@ from .weights import fill, read_weights, score_head
 
 
 class Aesthetic:
-    """How well people liked such images, about 1 to 10; the prompt plays no part.
+    """How well people like an image, about 1 to 10; the prompt plays no part.
 
-    The head was trained on this one CLIP model: with another it gives numbers without a meaning.
+    The head was trained on this CLIP model; with another one its scores mean nothing.
     """
 
     name = "aesthetic"
@@ -31,7 +31,13 @@ class Aesthetic:
         dtype: str = "float32",
         batch_size: int = 64,
     ) -> None:
-        """Loads the head, "owner/name:file" on the hub or a file such as sac+logos+ava1-l14-linearMSE.pth, and CLIP.
+        """Loads the head and CLIP.
+
+        Args:
+            head: "owner/name:file" on the hub, or a file such as sac+logos+ava1-l14-linearMSE.pth.
+            model: the CLIP model, a directory or hub name.
+            dtype: float32, bfloat16 or float16, of CLIP.
+            batch_size: images per call of CLIP.
 
         Raises:
             ValueError: if the head does not fit.
@@ -43,7 +49,13 @@ class Aesthetic:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        """Scores, float32 [R], of images [R, 3, H, W], on their device."""
+        """Scores, float32 [R], on the images' device.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1], on any device.
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+        """
         head = self.head.to(images.device)
         scores = [
             head(self.clip.image_embeddings(clip_pixels(images[rows], self.clip.image_size)))

@@ -1,4 +1,4 @@
-"""Rewards in a thread of their own, so that pieces are scored while the next ones are decoded."""
+"""Rewards in a separate thread, so that pieces are scored while the next ones are decoded."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import require
 from .base import RewardError, Scores
 from .weighted import WeightedReward
 
 
 class BackgroundScorer:
-    """Scores the pieces it is given, one after another, beside its caller.
+    """Scores pieces one after another, while its caller continues.
 
         with BackgroundScorer(reward) as scorer:
             for rows in pieces:
                 scorer.submit(policy.decode(latents[rows]), prompts[rows], metadata[rows])
             scores = scorer.collect()
 
-    A thread is enough: torch, the image libraries and the network let go of the interpreter while they work. On an
-    accelerator the thread has a stream of its own, which waits for the work that makes a piece and for nothing else.
+    A thread is enough: torch, the image libraries and the network release the interpreter lock while they work. On an
+    accelerator the thread has its own stream, which waits only for the work that makes a piece.
+
+    Args:
+        reward: scores the pieces.
     """
 
     def __init__(self, reward: WeightedReward) -> None:
         self.seconds_busy = 0.0
-        """Time that rewards took, whether or not anybody waited for it."""
+        """Time that rewards took, whether or not anything waited for it."""
         self._reward = reward
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._pieces: list[tuple[int, Future[Scores]]] = []
@@ -37,10 +41,15 @@ class BackgroundScorer:
         self._stream: torch.cuda.Stream | None = None
 
     def submit(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
-        """Hands over images [R, 3, H, W] with their prompts and metadata; returns at once.
+        """Hands over a piece and returns at once.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1], on any device.
+            prompts: R texts.
+            metadata: R entries of the prompt set.
 
         Raises:
-            RewardError: if an earlier piece has failed by now.
+            RewardError: if an earlier piece has failed.
         """
         for first, piece in self._pieces:
             if piece.done() and piece.exception():
@@ -53,14 +62,16 @@ class BackgroundScorer:
         self._num_images += len(images)
 
     def collect(self) -> Scores:
-        """The scores of all pieces since the last call, in the order they were submitted; waits for them.
+        """Waits for the scores of all pieces since the last call.
+
+        Returns:
+            The scores in the order of submission.
 
         Raises:
             RewardError: naming the reward and the sample, counted over all pieces.
             ValueError: if nothing was submitted.
         """
-        if not self._pieces:
-            raise ValueError("collect: pieces must have been submitted, got none")
+        require(bool(self._pieces), "collect", "pieces", "submitted before", "none")
         pieces, self._pieces, self._num_images = self._pieces, [], 0
         scores = []
         for first, piece in pieces:
@@ -76,7 +87,7 @@ class BackgroundScorer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drops the pieces not yet begun; after an error nobody waits for the one under way."""
+        """Drops the pieces not yet started; after an error, does not wait for the one in progress."""
         self._thread.shutdown(wait=error is None, cancel_futures=True)
 
     def _score(

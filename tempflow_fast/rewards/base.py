@@ -1,4 +1,4 @@
-"""What the rest of the package knows of a reward: the protocol, its scores, and how one fails."""
+"""What the rest of the package knows about a reward: the protocol, its scores, and how it fails."""
 
 from __future__ import annotations
 
@@ -14,21 +14,33 @@ from torch import Tensor
 class Reward(Protocol):
     """Scores images; higher is better. Any callable of this signature is one.
 
-    It may say more of itself in two attributes: `name`, for messages and logs, and `range`, the lowest and the highest
-    score that it can give (see `range_of`).
+    It may have two attributes: `name`, for messages and logs, and `range`, the lowest and the highest score that it can
+    give (see `range_of`).
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        """Rewards [R], finite floats, of images [R, 3, H, W] in [0, 1], which may live on any device.
+        """Scores images, each one independently of the others in the batch.
 
-        `prompts` and `metadata` have one entry per image; metadata is {} where the prompt set has none. An image is
-        judged by itself: its score does not depend on the others of the batch.
+        Args:
+            images: [R, 3, H, W] in [0, 1], on any device.
+            prompts: R texts.
+            metadata: R entries of the prompt set, {} where it has none.
+
+        Returns:
+            Rewards [R], finite floats.
         """
         ...
 
 
 class RewardError(RuntimeError):
-    """A reward that could not score a sample. It ends a run, since a failure is never a score."""
+    """A reward could not score a sample. It ends a run, since a failure is never a score.
+
+    Args:
+        name: of the reward.
+        sample: its index in the batch.
+        prompt: of the sample.
+        reason: why it has no score.
+    """
 
     def __init__(self, name: str, sample: int, prompt: str, reason: str) -> None:
         super().__init__(f'reward "{name}" failed on sample {sample} (prompt {prompt!r}): {reason}')
@@ -36,7 +48,12 @@ class RewardError(RuntimeError):
 
 
 class FinalError(Exception):
-    """Raised by a reward that has done its own retrying: `sample`, counted in its call, failed for good."""
+    """A permanent failure, raised by a reward that does its own retrying.
+
+    Args:
+        sample: the index of the failed sample in the call.
+        reason: why it has no score.
+    """
 
     def __init__(self, sample: int, reason: str) -> None:
         super().__init__(reason)
@@ -45,10 +62,10 @@ class FinalError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What R images scored, reward by reward."""
+    """The scores of R images, reward by reward."""
 
     parts: dict[str, Tensor]
-    """Name -> [R], float64 on the host; as the reward gave them, without their weight."""
+    """Name -> [R], float64 on the host: as the reward gave them, unweighted."""
     weights: dict[str, float]
     """Name -> weight."""
 
@@ -58,33 +75,64 @@ class Scores:
         return self.weighted_sum(lambda part: part)
 
     def weighted_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weighted sum of `function` of each part: of each reward's own advantages, say, rather than of rewards."""
+        """The weighted sum of a function of each reward's scores, for example of each reward's advantages.
+
+        Args:
+            function: takes the scores [R] of one reward.
+
+        Returns:
+            The sum, of the shape that `function` returns.
+        """
         terms = [self.weights[name] * function(part) for name, part in self.parts.items()]
         return sum(terms[1:], terms[0])
 
     @staticmethod
     def joined(pieces: Sequence[Scores]) -> Scores:
-        """The scores of the images of all `pieces`, in that order."""
+        """The scores of several batches as one.
+
+        Args:
+            pieces: of the same rewards.
+
+        Returns:
+            The scores of the images of all pieces, in that order.
+        """
         names = pieces[0].parts
         return Scores({name: torch.cat([piece.parts[name] for piece in pieces]) for name in names}, pieces[0].weights)
 
     def reordered(self, order: Tensor) -> Scores:
-        """The scores of the images `order`, int64 [R] on the host."""
+        """The scores in another order.
+
+        Args:
+            order: int64 [R], the images to take.
+        """
         return Scores({name: part[order.to(part.device)] for name, part in self.parts.items()}, self.weights)
 
 
 def range_of(reward: Reward) -> tuple[float, float]:
-    """The lowest and the highest score that `reward` can give; infinite where it declares none."""
+    """The lowest and the highest score that a reward can give; infinite if it does not declare them.
+
+    Args:
+        reward: any reward.
+    """
     return getattr(reward, "range", (-math.inf, math.inf))
 
 
 def name_of(reward: Reward) -> str:
-    """The name by which messages and logs know `reward`."""
+    """The name of a reward in messages and logs.
+
+    Args:
+        reward: any reward.
+    """
     return getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
 
 
 def declared(low: float, high: float) -> Callable[[Reward], Reward]:
-    """Decorates a reward function with its range."""
+    """Decorates a reward function with its range.
+
+    Args:
+        low: the lowest score.
+        high: the highest score.
+    """
 
     def decorate(reward: Reward) -> Reward:
         reward.range = (low, high)  # type: ignore[attr-defined]
@@ -94,7 +142,12 @@ def declared(low: float, high: float) -> Callable[[Reward], Reward]:
 
 
 def one_line(value: object, limit: int = 300) -> str:
-    """`value` for a message: in one line, cut at `limit` characters."""
+    """A value as one line of a message.
+
+    Args:
+        value: anything.
+        limit: number of characters at which the line is cut.
+    """
     text = " ".join(str(value).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

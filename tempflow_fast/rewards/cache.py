@@ -1,4 +1,4 @@
-"""Scores remembered by what was scored."""
+"""A cache of scores, by what was scored."""
 
 from __future__ import annotations
 
@@ -11,23 +11,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import fail, integer
+from ..errors import integer, require
 from .base import FinalError, Metadata, Reward, range_of
 
 
 class CachedReward:
-    """A reward that scores equal images of equal prompts once; for rewards slower than hashing an image."""
+    """A reward that scores equal images of equal prompts once, for rewards slower than hashing an image."""
 
     def __init__(self, reward: Reward, num_entries: int) -> None:
-        """Keeps the last `num_entries` scores used; ValueError for fewer than one, or what is no whole number."""
-        if integer("CachedReward", "num_entries", num_entries) < 1:
-            fail("CachedReward", "num_entries", ">= 1", num_entries)
+        """Wraps a reward.
+
+        Args:
+            reward: scores what is not in the cache.
+            num_entries: number of scores to keep, those used last.
+
+        Raises:
+            ValueError: if `num_entries` is not a positive integer.
+        """
+        num_entries = integer("CachedReward", "num_entries", num_entries)
+        require(num_entries >= 1, "CachedReward", "num_entries", ">= 1", num_entries)
         self.reward, self.num_entries = reward, num_entries
         self.range = range_of(reward)
         self._scores: OrderedDict[bytes, float] = OrderedDict()
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        """Scores [R], float64; the reward is called with the images that are new, each once."""
+        """Scores, float64 [R]; the reward is called once, with the images that are new.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1], on any device.
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+
+        Raises:
+            FinalError: from the reward, counted in this call.
+            ValueError: if the reward returns another number of scores.
+        """
         keys = [_key(*row) for row in zip(images.detach().cpu(), prompts, metadata, strict=True)]
         known = {key: self._scores[key] for key in keys if key in self._scores}
         first_of = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
@@ -37,8 +55,8 @@ class CachedReward:
             except FinalError as error:
                 raise FinalError(rows[error.sample], str(error)) from error
             new = torch.as_tensor(new).detach().to("cpu", torch.float64)
-            if new.shape != (len(rows),):
-                raise ValueError(f"scores must be [{len(rows)}], one per image, got {list(new.shape)}")
+            expected = f"[{len(rows)}], one per image"
+            require(new.shape == (len(rows),), "CachedReward", "scores", expected, list(new.shape))
             known |= {keys[row]: score for row, score in zip(rows, new.tolist(), strict=True)}
         self._remember({key: known[key] for key in keys})
         return torch.tensor([known[key] for key in keys], dtype=torch.float64)

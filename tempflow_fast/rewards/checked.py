@@ -14,7 +14,7 @@ from .base import FinalError, Reward, RewardError, one_line, range_of
 from .deadline import OverdueError, within
 
 RANGE_SLACK = 0.01
-"""Part of a declared range by which half precision may leave it."""
+"""Fraction of a declared range by which half precision may exceed it."""
 
 
 def checked_scores(
@@ -25,11 +25,22 @@ def checked_scores(
     metadata: Sequence[dict[str, Any]],
     timeout: float | None,
 ) -> Tensor:
-    """Scores of images [R, 3, H, W], float64 [R] on the host: finite, in the declared range, one per image.
+    """The scores of one reward, checked: finite, in the declared range, one per image.
 
-    A batch that raises is tried again in halves, down to single images: memory that was short may then do, and what
-    still fails is known by its sample. A reward that retries by itself says so by `FinalError`. One that takes longer
-    than `timeout` seconds for a call is not called again, since the first call may still hold what it needs.
+    A batch that raises is retried in halves, down to single images: memory may then suffice, and what still fails is a
+    known sample. A reward that does its own retrying raises `FinalError`. A reward that exceeds its time limit is not
+    called again, since the first call may still hold what it needs.
+
+    Args:
+        name: of the reward, for messages.
+        reward: the one to call.
+        images: [R, 3, H, W] in [0, 1], on any device.
+        prompts: R texts.
+        metadata: R entries of the prompt set.
+        timeout: seconds for a call; None: no limit.
+
+    Returns:
+        Scores, float64 [R] on the host.
 
     Raises:
         RewardError: naming the reward and the first sample that failed, counted in `images`.
@@ -48,8 +59,8 @@ def checked_scores(
 def _in_time(
     reward: Reward, timeout: float | None, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
 ) -> Tensor:
-    """What `reward` says; OverdueError if it takes longer than `timeout` seconds."""
-    # Both belong to a thread, and the call gets one of its own.
+    """The scores of one call; OverdueError if it takes longer than `timeout` seconds."""
+    # Gradient mode and stream belong to a thread, and the call gets a separate one.
     stream = torch.cuda.current_stream(images.device) if images.is_cuda else None
 
     def call() -> Tensor:

@@ -14,7 +14,7 @@ from .pixels import clip_pixels
 
 
 class Clip:
-    """Cosine of the embeddings of image and prompt, in [-1, 1]; 100 times that is what papers print as CLIP score."""
+    """Cosine of the embeddings of image and prompt, in [-1, 1]; papers report 100 times this as CLIP score."""
 
     name = "clip"
     range = (-1.0, 1.0)
@@ -27,29 +27,49 @@ class Clip:
         Args:
             model: directory or hub name.
             dtype: float32, bfloat16 or float16.
-            batch_size: images at once.
+            batch_size: images, or texts, per call.
 
         Raises:
-            OSError: if it cannot be loaded.
+            ValueError: if the dtype is another one.
+            OSError: if something cannot be loaded.
         """
         self.clip, self.batch_size = self.load(model, dtype), batch_size
 
     def load(self, model: str, dtype: str) -> ClipModel:
-        """The weights and their tokenizer."""
+        """Loads the weights and their tokenizer.
+
+        Args:
+            model: directory or hub name.
+            dtype: as for the class.
+        """
         return ClipModel(model, dtype)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The model's input of images [R, 3, H, W]."""
+        """The model's input [R, 3, S, S].
+
+        Args:
+            images: [R, 3, H, W] in [0, 1].
+        """
         return clip_pixels(images, self.clip.image_size)
 
     def score(self, cosine: Tensor) -> Tensor:
-        """The reward [R] of cosines [R]."""
+        """The reward [R].
+
+        Args:
+            cosine: [R].
+        """
         return cosine
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        """Scores, float32 [R], of images [R, 3, H, W], on their device."""
-        texts = list(dict.fromkeys(prompts))  # the images of a group share theirs
+        """Scores, float32 [R], on the images' device.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1], on any device.
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+        """
+        texts = list(dict.fromkeys(prompts))  # the images of a group share a text
         pieces = equal_pieces(len(texts), self.batch_size)
         read = torch.cat([self.clip.text_embeddings(texts[rows], images.device) for rows in pieces])
         place = {text: number for number, text in enumerate(texts)}

@@ -1,4 +1,4 @@
-"""A CLIP model of transformers as rewards use it: embeddings of images and texts, each of length 1."""
+"""A CLIP model of transformers as rewards use it: embeddings of images and texts, normalised to length 1."""
 
 from __future__ import annotations
 
@@ -8,30 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import unknown
+from ..quiet import quiet
+from .weights import loaded
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The dtype of a model by name; ValueError for one that rewards do not run in."""
+    """The dtype of a reward's model.
+
+    Args:
+        name: float32, bfloat16 or float16.
+
+    Raises:
+        ValueError: for any other name.
+    """
     if name not in DTYPES:
-        raise ValueError(f"reward: dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+        unknown("reward", "dtype", name, DTYPES)
     return DTYPES[name]
 
 
 class ClipModel:
-    """Frozen weights and their tokenizer; they follow the images from device to device."""
+    """Frozen weights and their tokenizer; the weights move to the device of the images."""
 
+    @quiet("transformers")
     def __init__(self, model: str | Any, dtype: str = "float32", tokenizer: str | None = None) -> None:
-        """Loads `model`, a directory or hub name, or takes a `CLIPModel` whose tokenizer lies at `tokenizer`.
+        """Loads a model, or takes a loaded one.
+
+        Args:
+            model: directory or hub name, or a `CLIPModel`.
+            dtype: float32, bfloat16 or float16.
+            tokenizer: directory or hub name of the tokenizer; None: the model's.
 
         Raises:
-            ValueError: for an unknown dtype.
+            ValueError: if the dtype is unknown or weights are missing.
             OSError: if something cannot be loaded.
         """
         from transformers import AutoTokenizer, CLIPModel
 
         self.dtype = dtype_named(dtype)
-        network = CLIPModel.from_pretrained(model) if isinstance(model, str) else model
+        network = loaded(CLIPModel, model) if isinstance(model, str) else model
         self.network = network.to(self.dtype).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or model)
         self.image_size: int = self.network.config.vision_config.image_size
@@ -39,18 +56,27 @@ class ClipModel:
 
     @property
     def logit_scale(self) -> Tensor:
-        """What the similarity of a pair is multiplied by in training, []."""
+        """The factor of the similarity in training, []."""
         return self.network.logit_scale.float().exp()
 
     @torch.no_grad()
     def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """[R, E], float32, of preprocessed pixels [R, 3, S, S], on their device."""
+        """Embeddings of images, float32 [R, E], on their device.
+
+        Args:
+            pixels: [R, 3, S, S], preprocessed.
+        """
         network = self.network.to(pixels.device)
         return _unit(network.get_image_features(pixel_values=pixels.to(self.dtype)))
 
     @torch.no_grad()
     def text_embeddings(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
-        """[R, E], float32, of R texts, each cut at the model's length."""
+        """Embeddings of texts, float32 [R, E].
+
+        Args:
+            texts: R texts, which are cut at the model's length.
+            device: where to compute them.
+        """
         network = self.network.to(device)
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
@@ -60,6 +86,6 @@ class ClipModel:
 
 
 def _unit(features: Any) -> Tensor:
-    """Embeddings of length 1; transformers 5 wraps them."""
+    """Embeddings scaled to length 1; transformers 5 wraps them in an output."""
     embeddings = (features if isinstance(features, Tensor) else features.pooler_output).float()
     return embeddings / embeddings.norm(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Calls that may take only so long."""
+"""Calls with a time limit."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ Result = TypeVar("Result")
 
 
 class OverdueError(Exception):
-    """A call that has not returned in time. It may still be at work."""
+    """A call has not returned in time. It may still be running."""
 
 
 def within(seconds: float | None, call: Callable[[], Result]) -> Result:
-    """What `call` returns or raises.
+    """Calls a function with a time limit.
 
-    It runs in a thread of its own, since nothing else can be left alone when time runs out. Python does not wait for
-    that thread when it ends, as it would for one of a pool: what hangs must not hold up the end of a run.
+    It runs in a separate thread, the only thing that can be abandoned when time runs out. Unlike a pool's, this thread
+    is a daemon, so that a call that hangs does not keep Python from exiting.
 
     Args:
-        seconds: for the call; None: as long as it takes.
+        seconds: for the call; None: no limit.
         call: takes no arguments.
+
+    Returns:
+        What the call returns; what it raises is raised.
 
     Raises:
         OverdueError: if time runs out.

@@ -9,20 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import fail, require
 from . import wire
+from .base import one_line
 from .http import exchange
 from .jpeg import jpeg
 from .remote import Remote
 
 QUALITY = 75
-"""Of JPEG files, Pillow's default, as Flow-GRPO's client sends them."""
+"""Quality of the JPEG files: Pillow's default, as in Flow-GRPO's client."""
 
 
 class FlowGrpoServer(Remote):
     """A reward of a server made for Flow-GRPO.
 
-    Reading a pickle can run whatever the other side wants. This client reads numbers, texts and containers and refuses
-    anything else, which closes the known way in; who is between the two can still make up scores.
+    Reading a pickle can run any code that the other side chooses. This client reads numbers, texts and containers and
+    refuses everything else, which closes the known attack; anyone between client and server can still forge scores.
     """
 
     name = "flow_grpo_server"
@@ -31,48 +33,71 @@ class FlowGrpoServer(Remote):
     def __init__(
         self, urls: str | Sequence[str], trust_pickle: bool = False, field: str = "outputs", **settings: Any
     ) -> None:
-        """As `Remote`, but that such servers cannot be asked for their health.
+        """As `Remote`, except that such servers have no health check.
 
         Args:
             urls: of the servers.
             trust_pickle: must be true: the servers, and the network to them, are trusted with pickles.
             field: which scores of the answer to take: "outputs", or "scores" of a GenEval server.
-            settings: as `Remote`.
+            settings: as for `Remote`.
+
+        Raises:
+            ValueError: if `trust_pickle` is not true, and as `Remote`.
         """
-        if trust_pickle is not True:
-            reason = (
-                "trust_pickle must be true, since this format is a pickle, which can carry code: use your own servers"
-            )
-            raise ValueError(f"flow_grpo_server: {reason}; got {trust_pickle!r}")
+        expected = "true, since this format is a pickle, which can carry code: use it with your own servers"
+        require(trust_pickle is True, "flow_grpo_server", "trust_pickle", expected, repr(trust_pickle))
         self.field = field
         super().__init__(urls, **settings)
 
     def check(self) -> None:
-        """Nothing: these servers answer to scoring alone."""
+        """Does nothing: these servers only score."""
 
     def pack(self, levels: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> bytes:
-        """The body of a request, for servers that want prompts and for those that want metadata."""
+        """The body of a request, for servers that read prompts and for those that read metadata.
+
+        Args:
+            levels: uint8 [R, 3, H, W] on the host.
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+        """
         files = [jpeg(image, QUALITY) for image in levels]
         return pickle.dumps(
             {"images": files, "prompts": [*prompts], "meta_datas": [*metadata], "only_strict": False}, protocol=4
         )
 
     def ask(self, url: str, body: bytes, num: int) -> list[float]:
-        """One server's scores."""
+        """One server's scores.
+
+        Args:
+            url: of the server.
+            body: of the request.
+            num: number of images in it.
+
+        Raises:
+            ValueError: if the answer has another form.
+            PassingError, RefusalError: as `exchange`.
+        """
         answer = plain(exchange(url + "/", body, self.timeout))
         try:
             scores = [float(score) for score in answer[self.field]]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"answer must hold a list {self.field!r}") from error
+        except (KeyError, TypeError):
+            fail("flow_grpo_server", "answer", f"a mapping with a list {self.field!r}", one_line(answer))
         return wire.checked(scores, num)
 
 
 def plain(body: bytes) -> Any:
-    """A pickle of numbers, texts and containers; ValueError for one that holds, or asks for, anything else."""
+    """Reads a pickle without running any code.
+
+    Args:
+        body: a pickle of numbers, texts and containers.
+
+    Raises:
+        ValueError: if it holds, or asks for, anything else.
+    """
     try:
         return _Plain(io.BytesIO(body)).load()
     except Exception as error:
-        raise ValueError(f"answer must be a pickle of plain data: {error}") from error
+        fail("flow_grpo_server", "answer", "a pickle of plain data", f"one that is not: {error}")
 
 
 class _Plain(pickle.Unpickler):

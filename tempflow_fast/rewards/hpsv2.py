@@ -1,6 +1,6 @@
 """Human preference score v2 (arXiv 2306.09341). Weights of xswu/HPSv2: Apache-2.0.
 
-They are published in the layout of open_clip, and are renamed here into that of transformers.
+They are published in the layout of open_clip, and renamed here to that of transformers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from ..quiet import quiet
 from .clip import Clip
 from .clip_model import ClipModel
 from .pickscore import PROCESSOR
@@ -38,25 +39,36 @@ NAMES = {
 
 
 class HPSv2(Clip):
-    """Cosine of the embeddings of image and prompt, in [-1, 1], as the authors' package gives it: about 0.2 to 0.35."""
+    """Cosine of the embeddings of image and prompt, in [-1, 1], as in the authors' package: about 0.2 to 0.35."""
 
     name = "hpsv2"
 
     def __init__(
         self, weights: str = WEIGHTS, model: str = PROCESSOR, dtype: str = "float32", batch_size: int = 64
     ) -> None:
-        """As `Clip`.
+        """Loads the published weights.
 
         Args:
-            weights: published checkpoint, a file or "owner/name:file" on the hub; "" for a `model` that holds them.
+            weights: published checkpoint, a file or "owner/name:file" on the hub; "" if `model` already has them.
             model: directory or hub name of the CLIP model that they are a version of, in the layout of transformers.
-            dtype, batch_size: as `Clip`.
+            dtype: float32, bfloat16 or float16.
+            batch_size: images, or texts, per call.
+
+        Raises:
+            ValueError: if the weights do not fit.
+            OSError: if something cannot be loaded.
         """
         self.weights = weights
         super().__init__(model, dtype, batch_size)
 
+    @quiet("transformers")
     def load(self, model: str, dtype: str) -> ClipModel:
-        """The model with the published weights in place of its own."""
+        """Loads the model with the published weights instead of its own.
+
+        Args:
+            model: directory or hub name.
+            dtype: as for the class.
+        """
         if not self.weights:
             return ClipModel(model, dtype)
         from transformers import CLIPConfig, CLIPModel
@@ -66,12 +78,21 @@ class HPSv2(Clip):
         return ClipModel(network, dtype, tokenizer=model)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The model's input: the longer side resized, black bars beside the shorter one."""
+        """The model's input [R, 3, S, S]: the longer side resized, the shorter one padded with black bars.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1].
+        """
         return normalized(letterboxed(images, self.clip.image_size), CLIP_MEAN, CLIP_STD)
 
 
 def letterboxed(images: Tensor, size: int) -> Tensor:
-    """Images [R, 3, H, W] fitted into black squares [R, 3, size, size]."""
+    """Images fitted into black squares [R, 3, size, size].
+
+    Args:
+        images: [R, 3, H, W] in [0, 1].
+        size: side of the squares in pixels.
+    """
     height, width = images.shape[-2:]
     scale = size / max(height, width)
     height, width = round(height * scale), round(width * scale)
@@ -83,7 +104,11 @@ def letterboxed(images: Tensor, size: int) -> Tensor:
 
 
 def renamed(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """open_clip's weights of a CLIP model under the names of transformers."""
+    """open_clip's weights of a CLIP model under the names of transformers.
+
+    Args:
+        weights: name in open_clip -> tensor.
+    """
     for name, value in weights.items():
         stem, _, suffix = name.rpartition(".")
         if name in ("visual.proj", "text_projection"):
@@ -95,11 +120,11 @@ def renamed(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         elif name in NAMES or stem in NAMES:
             yield (NAMES[name] if name in NAMES else f"{NAMES[stem]}.{suffix}"), value
         elif name != "attn_mask":
-            yield name, value  # unknown: `fill` names it
+            yield name, value  # unknown: `fill` reports it
 
 
 def _block(layer: str, part: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """One tensor of a transformer block; queries, keys and values are stacked in one."""
+    """One tensor of a transformer block, in which queries, keys and values are stacked."""
     stem, _, suffix = part.rpartition(".")
     if part.startswith("attn.in_proj_"):
         for letter, piece in zip("qkv", value.chunk(3), strict=True):

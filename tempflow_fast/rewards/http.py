@@ -1,4 +1,4 @@
-"""One HTTP exchange with a reward server, and the faults that it may end in."""
+"""One HTTP exchange with a reward server, and how it can fail."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from .base import one_line
 
 CHUNK = 1 << 16
 MAX_ANSWER = 1 << 26
-"""Bytes; scores of a batch are thousands."""
-# Straight to the server: a proxy for the world would not know it.
+"""In bytes; the scores of a batch are thousands."""
+# Directly to the server: a proxy to the internet would not know it.
 _OPENER = build_opener(ProxyHandler({}))
 
 
 class PassingError(Exception):
-    """An exchange that failed in a way that may pass: worth another try."""
+    """A temporary failure of an exchange, which is worth a retry."""
 
 
 class RefusalError(Exception):
-    """A server that says the request itself is at fault: `sample`, or None."""
+    """A server refused a request.
+
+    Args:
+        reason: what the server says.
+        sample: the index of the sample at fault; None if the server names none.
+    """
 
     def __init__(self, reason: str, sample: int | None) -> None:
         super().__init__(reason)
@@ -30,16 +35,19 @@ class RefusalError(Exception):
 
 
 def exchange(url: str, body: bytes | None, timeout: float) -> bytes:
-    """The answer to a POST of `body`, or to a GET without one.
+    """One request and its answer.
 
     Args:
-        url: where to.
-        body: what to send.
-        timeout: seconds for the whole exchange, give or take one wait of a socket.
+        url: the address.
+        body: sent by POST; None: the request is a GET.
+        timeout: seconds for the whole exchange, plus at most one wait of a socket.
+
+    Returns:
+        The body of the answer.
 
     Raises:
-        PassingError: no connection, too slow, half an answer, a status of 500 or more.
-        RefusalError: a status of 400 to 499.
+        PassingError: if there is no connection, the answer is too slow or incomplete, or the status is 500 or more.
+        RefusalError: if the status is 400 to 499.
     """
     deadline = time.monotonic() + timeout
     try:
@@ -62,16 +70,16 @@ def _read(answer: HTTPResponse, deadline: float, timeout: float) -> bytes:
         pieces.append(piece)
         size += len(piece)
         if time.monotonic() > deadline:
-            raise PassingError(f"no whole answer within {timeout} s")
+            raise PassingError(f"no complete answer within {timeout} s")
         if size > MAX_ANSWER:
             raise PassingError(f"answer must be at most {MAX_ANSWER} bytes")
     if answer.length:
-        raise PassingError(f"half an answer: {answer.length} bytes are missing")
+        raise PassingError(f"incomplete answer: {answer.length} bytes are missing")
     return b"".join(pieces)
 
 
 def _told(error: HTTPError) -> tuple[str, int | None]:
-    """What the server says of its own fault."""
+    """The reason and the sample in the answer to a failed request."""
     try:
         text = error.read(CHUNK)
         answer = json.loads(text)

@@ -1,6 +1,6 @@
 """ImageReward (arXiv 2304.05977). Weights of THUDM/ImageReward: Apache-2.0; BLIP's architecture: BSD-3-Clause.
 
-They are published in the layout of BLIP's first code, and are renamed here into that of transformers.
+They are published in the layout of BLIP's first code, and renamed here to that of transformers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..batching import equal_pieces
+from ..quiet import quiet
 from .clip_model import dtype_named
 from .pixels import clip_pixels
 from .weights import fill, read_weights, score_head
 
 WEIGHTS = "THUDM/ImageReward:ImageReward.pt"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
-"""Of the raw scores over the authors' prompts."""
+"""Mean and standard deviation of the raw scores over the authors' prompts."""
 MAX_TOKENS = 35
 VISION = {"image_size": 224, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
 TEXT = {"vocab_size": 30524, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -39,23 +40,34 @@ RENAMINGS = (
 
 
 class BlipScorer(nn.Module):
-    """BLIP's image encoder, its text encoder that looks at the image, and the head that scores both."""
+    """BLIP's image encoder, its text encoder that attends to the image, and the head that scores both."""
 
     def __init__(self, vision: Mapping[str, int], text: Mapping[str, int]) -> None:
-        """`vision` and `text` are sizes by the names of BLIP's configurations in transformers."""
+        """Makes the network without weights.
+
+        Args:
+            vision: sizes of the image encoder, by the names of `BlipVisionConfig`.
+            text: sizes of the text encoder, by the names of `BlipTextConfig`.
+        """
         from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
         super().__init__()
         widths = {"intermediate_size": 4 * vision["hidden_size"], "layer_norm_eps": 1e-6}
         self.vision = BlipVisionModel(BlipVisionConfig(**{**widths, **vision}))
-        # A decoder in transformers' words: only as one do its layers look at the image.
+        # transformers calls it a decoder: only then do its layers attend to the image.
         seen = {"encoder_hidden_size": vision["hidden_size"], "is_decoder": True, "use_cache": False}
         widths = {"intermediate_size": 4 * text["hidden_size"], "max_position_embeddings": 512}
         self.text = BlipTextModel(BlipTextConfig(**{**widths, **seen, **text}), add_pooling_layer=False)
         self.head = score_head(text["hidden_size"])
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Raw scores [R] of pixels [R, 3, S, S] and tokens [R, L]."""
+        """Raw scores [R].
+
+        Args:
+            pixels: [R, 3, S, S], preprocessed.
+            input_ids: [R, L], the tokens of the prompts.
+            attention_mask: [R, L], 0 for padding.
+        """
         image = self.vision(pixel_values=pixels).last_hidden_state
         text = self.text(
             input_ids=input_ids,
@@ -73,6 +85,7 @@ class ImageReward:
     name = "imagereward"
     range = (-math.inf, math.inf)
 
+    @quiet("transformers")
     def __init__(
         self,
         weights: str = WEIGHTS,
@@ -88,8 +101,9 @@ class ImageReward:
             weights: a file, or "owner/name:file" on the hub.
             tokenizer: BERT's, a directory or hub name.
             dtype: float32, bfloat16 or float16.
-            batch_size: images at once.
-            vision, text: sizes of the two encoders.
+            batch_size: images per call.
+            vision: sizes of the image encoder.
+            text: sizes of the text encoder.
 
         Raises:
             ValueError: if the weights do not fit.
@@ -105,7 +119,13 @@ class ImageReward:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-        """Scores, float32 [R], of images [R, 3, H, W], on their device."""
+        """Scores, float32 [R], on the images' device.
+
+        Args:
+            images: [R, 3, H, W] in [0, 1], on any device.
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+        """
         network = self.network.to(images.device)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
@@ -118,7 +138,11 @@ class ImageReward:
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published weights under the names of `BlipScorer`."""
+    """The published weights under the names of `BlipScorer`.
+
+    Args:
+        weights: published name -> tensor.
+    """
     found = {}
     for name, value in weights.items():
         for pattern, replacement in RENAMINGS:

@@ -1,6 +1,6 @@
-"""How well an image compresses, or how badly: rewards that need no model, and show that training works at all.
+"""How well or how badly an image compresses: rewards that need no model, and show that training works at all.
 
-From DDPO (arXiv 2305.13301): size as JPEG of quality 95; /500 as in the public scripts of Flow-GRPO.
+From DDPO (arXiv 2305.13301): the size as a JPEG file of quality 95; divided by 500 as in Flow-GRPO's public scripts.
 """
 
 from __future__ import annotations
@@ -21,18 +21,35 @@ QUALITY = 95
 
 @declared(0.0, math.inf)
 def incompressibility(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-    """Kilobytes (1000 bytes) of each of images [R, 3, H, W] as a JPEG file, float64 [R]."""
+    """The size of each image as a JPEG file in kilobytes (1000 bytes), float64 [R].
+
+    Args:
+        images: [R, 3, H, W] in [0, 1], on any device.
+        prompts: R texts.
+        metadata: R entries of the prompt set.
+    """
     return torch.tensor([len(jpeg(image)) / 1000 for image in as_bytes(images).cpu()], dtype=torch.float64)
 
 
 @declared(-math.inf, 0.0)
 def compressibility(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
-    """Minus the size as a JPEG file in units of 500 kilobytes, float64 [R]."""
+    """Minus the size of each image as a JPEG file, in units of 500 kilobytes, float64 [R].
+
+    Args:
+        images: [R, 3, H, W] in [0, 1], on any device.
+        prompts: R texts.
+        metadata: R entries of the prompt set.
+    """
     return -incompressibility(images, prompts, metadata) / 500
 
 
 def jpeg(image: Tensor, quality: int = QUALITY) -> bytes:
-    """The JPEG file of a uint8 image [3, H, W] on the host."""
+    """An image as a JPEG file.
+
+    Args:
+        image: uint8 [3, H, W] on the host.
+        quality: of the JPEG format, 1 to 95.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()

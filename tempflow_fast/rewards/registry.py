@@ -1,4 +1,4 @@
-"""From what a user writes to a reward that can be called."""
+"""From a user's description to a callable reward."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from ..errors import fail, require, unknown
 from .base import Reward, name_of
 from .cache import CachedReward
 from .weighted import WeightedReward
@@ -33,34 +33,34 @@ REWARDS = {
     "shapes": "tempflow_fast.rewards.shapes:partial",
     "shapes_strict": "tempflow_fast.rewards.shapes:strict",
 }
-"""Reward name -> "module:attribute", imported on first use: a reward's libraries load only where it is asked for.
+"""Reward name -> "module:attribute", imported on first use: a reward's libraries load only if it is asked for.
 
-A class is called with the settings of the reward, and its instance is the reward; any other callable is one itself.
+A class is called with the reward's settings, and its instance is the reward; any other callable is a reward itself.
 """
 
 Spec = str | Reward | Mapping[str, Any]
 
 
 def get_reward(reward: Spec) -> WeightedReward:
-    """The reward that `reward` describes.
+    """The reward of a description.
 
     Args:
         reward: one of
             - a name of `REWARDS`, or "module:attribute";
             - several with weights: "pickscore=1.0,ocr=0.5";
             - a mapping, or its JSON, from names to weights or to settings: `{"pickscore": 0.5, "remote": {"weight":
-              1.0, "urls": ["http://127.0.0.1:18080"]}}`. Among the settings, `weight` (default 1), `cache` (number of
-              scores to remember by image, prompt and metadata), `timeout` (seconds for a call; null: no limit) and
-              `reward` (name, "module:attribute" or callable, where the key is a name of one's own) are understood for
-              every reward; the others go to its class;
+              1.0, "urls": ["http://127.0.0.1:18080"]}}`. Every reward has the settings `weight` (default 1), `cache`
+              (number of scores to keep, by image, prompt and metadata), `timeout` (seconds for a call; null: no limit)
+              and `reward` (name, "module:attribute" or callable, if the key is a name of your own); the others go to
+              its class;
             - a callable.
 
     Returns:
-        The weighted sum, each reward logged under its name. The same name with the same settings is loaded once in a
-        process: weights are large.
+        The weighted sum; each reward is logged under its name. The same name with the same settings is loaded once per
+        process, since weights are large.
 
     Raises:
-        ValueError: for an unknown name, one that cannot be imported, or settings that the reward refuses.
+        ValueError: if a name is unknown or cannot be imported, or a reward refuses its settings.
     """
     if isinstance(reward, WeightedReward):
         return reward
@@ -84,18 +84,18 @@ def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """Name -> weight or settings."""
     if isinstance(reward, Mapping):
         return reward
-    if not isinstance(reward, str) or not reward.strip():
-        raise ValueError(f"get_reward: reward must be a name, a mapping or a callable, got {reward!r}")
+    is_text = isinstance(reward, str) and bool(reward.strip())
+    require(is_text, "get_reward", "reward", "a name, a mapping or a callable", repr(reward))
     if reward.lstrip().startswith("{"):
         try:
             return json.loads(reward)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"get_reward: reward must be JSON where it begins with {{, got {reward!r}") from error
+        except json.JSONDecodeError:
+            fail("get_reward", "reward", "JSON if it begins with {", repr(reward))
     found: dict[str, Any] = {}
     for part in reward.split(","):
         name, separator, weight = (text.strip() for text in part.partition("="))
         if not name or name in found or (separator and not weight):
-            raise ValueError(f'get_reward: reward must be like "a=1.0,b=0.5" with each name once, got {reward!r}')
+            fail("get_reward", "reward", 'like "a=1.0,b=0.5" with each name once', repr(reward))
         found[name] = weight if separator else 1.0
     return found
 
@@ -103,16 +103,16 @@ def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
 def _number(name: str, setting: str, value: object) -> float:
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"get_reward: {setting} of {name} must be a number, got {value!r}") from error
+    except (TypeError, ValueError):
+        fail("get_reward", f"{setting} of {name}", "a number", repr(value))
 
 
 _memories: dict[tuple[int, int], CachedReward] = {}
 
 
 def _remembering(reward: Reward, num_entries: int) -> CachedReward:
-    """One memory for a reward, however often its description is read."""
-    # By identity: a callable of the user's need not be hashable. The memory holds it, so that its id stays its own.
+    """One cache per reward, however often its description is read."""
+    # By identity: a user's callable need not be hashable. The cache keeps it alive, so that its id is not reused.
     made = CachedReward(reward, num_entries)
     return _memories.setdefault((id(reward), num_entries), made)
 
@@ -122,28 +122,24 @@ def _load(target: str, settings: str) -> Reward:
     """The reward for a name or "module:attribute" with its settings as JSON."""
     found, options = _imported(target), json.loads(settings)
     if not isinstance(found, type):
-        if options:
-            raise ValueError(f"get_reward: reward {target} must be given no settings, got {', '.join(options)}")
+        require(not options, "get_reward", f"settings of {target}", "none", ", ".join(options))
         return found
     try:
         return found(**options)
     except (TypeError, ImportError, OSError) as error:
-        raise ValueError(f"get_reward: cannot make reward {target}: {error}") from error
+        fail("get_reward", "reward", "one that loads", f"{target}: {error}")
 
 
 def _imported(target: str) -> Callable[..., Any]:
     module_name, separator, attribute = REWARDS.get(target, target).partition(":")
     if not separator:
-        close = get_close_matches(target, REWARDS, n=1)
-        hint = f' (did you mean "{close[0]}"?)' if close else ""
-        known = ", ".join(sorted(REWARDS))
-        raise ValueError(f'get_reward: reward must be one of {known} or "module:function", got "{target}"{hint}')
+        unknown("get_reward", "reward", target, REWARDS, ' or "module:function"')
     if target not in REWARDS and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a script's path has its own folder, not the user's
+        sys.path.append(os.getcwd())  # the import path of a script has its folder, not the user's
     try:
         found = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f'get_reward: cannot load "{module_name}:{attribute}": {error}') from error
-    if not callable(found):
-        raise ValueError(f'get_reward: "{module_name}:{attribute}" must be a reward or its class, got {type(found)}')
+        fail("get_reward", "reward", "one that loads", f'"{module_name}:{attribute}": {error}')
+    got = f'"{module_name}:{attribute}" of {type(found)}'
+    require(callable(found), "get_reward", "reward", "a callable or a class of one", got)
     return found

@@ -1,8 +1,8 @@
 """Resizing images exactly as Pillow does, on any device.
 
-Image models were trained and published behind Pillow. Its resampling is a sum over neighbours with weights of 22 binary
-places, along rows and then along columns, each rounded to a byte; so it is two matrix products, whose sums of integers
-below 2^31 are exact in float64. (Where one side grows and the other shrinks, Pillow may take columns first.)
+Image models were trained and published with Pillow's resizing. Its resampling is a sum over neighbours with weights of
+22 binary places, along rows and then along columns, each rounded to a byte. So it is two matrix products, whose sums of
+integers below 2^31 are exact in float64. (If one side grows and the other shrinks, Pillow may do columns first.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 PRECISION = 2.0**22
+"""Scale of Pillow's integer weights."""
 
 
 def _bilinear(distance: float) -> float:
@@ -22,7 +23,7 @@ def _bilinear(distance: float) -> float:
 
 
 def _bicubic(distance: float, a: float = -0.5) -> float:
-    """Keys' kernel, with the parameter that Pillow takes."""
+    """Keys' cubic convolution kernel (1981), with Pillow's parameter."""
     x = abs(distance)
     if x < 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1
@@ -30,18 +31,29 @@ def _bicubic(distance: float, a: float = -0.5) -> float:
 
 
 FILTERS: dict[str, tuple[Callable[[float], float], float]] = {"bilinear": (_bilinear, 1.0), "bicubic": (_bicubic, 2.0)}
-"""Name -> kernel, and how far it reaches."""
+"""Name -> kernel, and its radius in pixels."""
 
 
 def resized(levels: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
-    """Images [..., H, W] of levels 0 to 255 as uint8 at another size, uint8 [..., height, width]."""
+    """Resizes images, to uint8 [..., height, width].
+
+    Args:
+        levels: uint8 [..., H, W].
+        height: of the result in pixels.
+        width: of the result in pixels.
+        mode: a name of `FILTERS`.
+    """
     return _rows(_rows(levels.mT, width, range(width), mode).mT, height, range(height), mode)
 
 
 def center_square(levels: Tensor, size: int) -> Tensor:
-    """Images [..., H, W] with the shorter side at `size` and the middle of the longer one, uint8 [..., size, size].
+    """Resizes the shorter side to `size` and crops the centre, to uint8 [..., size, size].
 
-    Of the longer side only that middle is computed: a sliver would be thousands of pixels long.
+    Only the centre of the longer side is computed: that of a narrow strip would be thousands of pixels long.
+
+    Args:
+        levels: uint8 [..., H, W].
+        size: side of the result in pixels.
     """
     height, width = levels.shape[-2:]
     if height <= width:
@@ -67,7 +79,7 @@ def _bytes(sums: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _weights(before: int, after: int, wanted: range, mode: str) -> Tensor:
-    """What each wanted one of `after` pixels takes of each of `before`, float64 [wanted, before]: weights x 2^22."""
+    """Weight of each of `before` pixels in each wanted one of `after` pixels, times 2^22: float64 [wanted, before]."""
     kernel, reach = FILTERS[mode]
     scale = before / after
     stretch = max(scale, 1.0)

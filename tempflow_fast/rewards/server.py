@@ -14,7 +14,7 @@ from .registry import Spec, get_reward
 from .weighted import WeightedReward
 
 MAX_BODY = 1 << 30
-"""Bytes of a request."""
+"""Largest request in bytes."""
 PORT = 18080
 
 
@@ -22,13 +22,13 @@ def serve_rewards(reward: Spec, host: str = "127.0.0.1", port: int = PORT) -> No
     """Serves a reward until Ctrl-C.
 
     Args:
-        reward: as `get_reward`.
-        host: address to listen at; 0.0.0.0 for other machines, which then all may ask: there is no password.
-        port: to listen at; 0: any free one.
+        reward: as for `get_reward`.
+        host: address to listen on; 0.0.0.0 admits other machines, all of them: there is no password.
+        port: port to listen on; 0: any free one.
 
     Raises:
-        ValueError: for an unknown reward.
-        OSError: if the port is taken.
+        ValueError: if the reward is unknown.
+        OSError: if the port is in use.
     """
     with RewardServer(get_reward(reward), host, port) as server:
         print(f"serving {server.reward.name} at {server.url}; Ctrl-C ends it", flush=True)
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: RewardServer
     timeout = 60
-    """Seconds that a silent client is waited for."""
+    """Seconds to wait for a silent client."""
 
     def do_GET(self) -> None:
         if self.path != "/health":
@@ -73,11 +73,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a line per batch helps nobody."""
+        """Does nothing: a line per batch would not help."""
 
 
 class RewardServer(ThreadingHTTPServer):
-    """Listens as soon as it is made; `serve_forever` answers. Requests are read side by side and scored in turn."""
+    """Listens once it is made; `serve_forever` answers. Requests are read concurrently and scored one at a time.
+
+    Args:
+        reward: scores the images.
+        host: address to listen on.
+        port: port to listen on; 0: any free one.
+    """
 
     daemon_threads = True
     handler: type[BaseHTTPRequestHandler] = Handler
@@ -88,12 +94,19 @@ class RewardServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The server's address."""
         host, port = self.server_address[:2]
         return f"http://{host}:{port}"
 
     def answer(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Status and answer to a request for scores."""
+        """Answers a request for scores.
+
+        Args:
+            body: of the request.
+
+        Returns:
+            Status and answer.
+        """
         try:
             images, prompts, metadata = wire.unpack_request(body)
         except ValueError as error:
@@ -108,7 +121,7 @@ class RewardServer(ThreadingHTTPServer):
         return 200, {"scores": scores.tolist()}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """Reports errors other than a client that disconnected."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"serve-rewards: {one_line(repr(error))}", file=sys.stderr)

@@ -92,6 +92,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_draws_only_what_is_missing(do
     assert main(command) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one_does(done, tmp_path):
     command = [*LAUNCH, "2", "-m", "tempflow_fast", "eval", "--directory", str(tmp_path / "two"), *OPTIONS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
@@ -201,7 +202,7 @@ def test_the_command_compares_and_refuses_other_noise_before_it_draws(done, tmp_
 def test_a_mistyped_reward_does_not_keep_its_directory(tmp_path, capsys):
     command = ["eval", "--images", "2", "--directory", str(tmp_path / "f"), "--rewards"]
     assert main([*command, "support.tiny:brihgtness"]) == 2
-    assert "cannot load" in capsys.readouterr().err
+    assert "must be one that loads" in capsys.readouterr().err
     assert main([*command, "support.tiny:brightness"]) == 0
     assert main([*command, "shapes"]) == 2
     assert "with the same rewards, got shapes, where" in capsys.readouterr().err

@@ -105,9 +105,9 @@ def test_8_bits_are_near_and_see_the_weights_as_they_are(adapter, tmp_path):
 def test_8_bits_that_are_not_to_be_had_are_refused(monkeypatch, tmp_path):
     policy = SD3Policy(sd3_pipeline(tmp_path))
     weight = policy.network.transformer_blocks[0].attn.to_q.weight
-    with pytest.raises(ValueError, match="kind must be supported by the device, got fp8 on cpu"), quantized(policy.network, "fp8"):
+    with pytest.raises(ValueError, match="supported by the device, got fp8 on cpu"), quantized(policy.network, "fp8"):
         pass
-    with pytest.raises(ValueError, match="must be a module with blocks of linear layers"), quantized(TinyPolicy().network, "int8"):
+    with pytest.raises(ValueError, match="with blocks of linear layers"), quantized(TinyPolicy().network, "int8"):
         pass
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ValueError, match="pip install torchao"), quantized(policy.network, "int8"):
@@ -172,6 +172,7 @@ def test_captured_low_precision_calls_see_the_weights_as_they_are(tmp_path):
     assert not device.violations
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_once_for_all_row_counts_and_never_for_training(tmp_path):
     policy = SD3Policy(sd3_pipeline(tmp_path))
     policy.add_lora(4)
@@ -196,6 +197,7 @@ def test_blocks_are_compiled_once_for_all_row_counts_and_never_for_training(tmp_
     assert [count - counts[0] for count in counts] == [0, *[kinds] * len(wholes), 2 * kinds]
 
 
+@pytest.mark.slow
 def test_dry_run_measures_a_compiled_network_without_compiling(tmp_path):
     policy, plain = SD3Policy(sd3_pipeline(tmp_path)), SD3Policy(sd3_pipeline(tmp_path))
     compile_blocks(policy.network)

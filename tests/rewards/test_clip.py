@@ -1,8 +1,10 @@
 """CLIP, PickScore and the aesthetic score on a tiny CLIP model with random weights."""
 
+import shutil
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.tiny_rewards import NO_METADATA, TEXTS, as_pil, photographs
 from torch import Tensor, nn
 
@@ -64,16 +66,25 @@ def test_the_aesthetic_score_is_its_head_on_an_embedding_of_length_one(clip, tmp
         half = get_reward({"aesthetic": {"head": str(tmp_path / "head.pth"), "model": directory, "dtype": dtype}})
         assert 0 < (half(images, TEXTS, NO_METADATA) - expected).abs().max() < 0.01
     save_file({**weights, "layers.7.bias": torch.zeros(2)}, tmp_path / "wide.safetensors")
-    with pytest.raises(ValueError, match=r"wide.safetensors must fit, got .*size mismatch for 7.bias"):
+    with pytest.raises(ValueError, match=r"weights must be .*wide.safetensors: .*size mismatch for 7.bias"):
         get_reward({"aesthetic": {"head": str(tmp_path / "wide.safetensors"), "model": directory}})
     del weights["layers.7.bias"]
     save_file(weights, tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match=r"must fit, got none for \['7.bias'\]"):
+    with pytest.raises(ValueError, match=r"must be those of the module, got .*, without \['7.bias'\]"):
         get_reward({"aesthetic": {"head": str(tmp_path / "short.safetensors"), "model": directory}})
 
 
 def test_an_unknown_dtype_is_refused(clip):
-    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
+    with pytest.raises(ValueError, match="dtype must be one of bfloat16, float16, float32, got 'int8'"):
         get_reward({"clip": {"model": clip[1], "dtype": "int8"}})
-    with pytest.raises(ValueError, match="cannot make reward clip"):
+    with pytest.raises(ValueError, match="reward must be one that loads, got clip: "):
         get_reward({"clip": {"model": clip[1] + "/nowhere"}})
+
+
+def test_a_model_without_some_weights_is_refused(clip, tmp_path):
+    shutil.copytree(clip[1], tmp_path / "clip")
+    weights = load_file(tmp_path / "clip/model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "clip/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model must be one with all weights of CLIPModel, .* \['visual_projection"):
+        get_reward({"clip": {"model": str(tmp_path / "clip")}})

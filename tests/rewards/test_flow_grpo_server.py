@@ -47,7 +47,7 @@ def test_flow_grpos_format_is_read_without_running_what_it_carries(tmp_path):
                 return (open, (str(tmp_path / "owned"), "w"))
 
         server.answer = pickle.dumps({"outputs": [Trap()] * 4})
-        with pytest.raises(RewardError, match=r"must be a pickle of plain data: it asks for _?io.open"):
+        with pytest.raises(RewardError, match=r"answer must be a pickle of plain data, got .*: it asks for _?io.open"):
             get_reward({"flow_grpo_server": settings})(images(), TEXTS, ENTRIES)
         assert not (tmp_path / "owned").exists()
     assert plain(pickle.dumps({"scores": [1.0, 0], "group": {"a": [True, None]}})) == {

@@ -64,7 +64,7 @@ def test_hpsv3_reads_the_published_layout_and_the_instruction(tmp_path, layout):
         half = get_reward({"hpsv3": {**settings, **own}})
         assert {value.dtype for value in half.rewards["hpsv3"].network.model.parameters()} == {dtype}
         assert 0 < (half(images, texts, NO_METADATA) - scores).abs().max() < 0.3 * scores.abs().max()
-    with pytest.raises(RewardError, match=r"sample 2 .*prompt must not hold <.Reward.>"):
+    with pytest.raises(RewardError, match=r"sample 2 .*prompt must be without <.Reward.>"):
         reward(images, [*texts[:2], "a <|Reward|>"], NO_METADATA)
 
 

@@ -1,5 +1,6 @@
 """Compressibility as a reward."""
 
+import pytest
 import torch
 
 from tempflow_fast.evaluation.compare import paired_differences
@@ -35,6 +36,7 @@ def test_the_file_holds_the_image():
     assert abs(shown.astype(int) - as_bytes(ramp).permute(1, 2, 0).numpy().astype(int)).max() <= 12
 
 
+@pytest.mark.slow
 def test_a_small_run_raises_it_and_the_watched_reward_falls(tmp_path):
     """docs/evaluation.md's run in little: files get larger, and what was asked for goes from the images.
 

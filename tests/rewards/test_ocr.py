@@ -37,7 +37,7 @@ def test_right_wrong_and_missing_text_as_the_real_reader_sees_it():
 @pytest.mark.filterwarnings('ignore:reward "ocr" failed')
 def test_a_prompt_without_a_text_is_named():
     pytest.importorskip("rapidocr", reason="the ocr extra is not installed")
-    with pytest.raises(RewardError, match=r'reward "ocr" failed on sample 1 .*must quote a text'):
+    with pytest.raises(RewardError, match=r'reward "ocr" failed on sample 1 .*must be one that quotes a text'):
         get_reward("ocr")(torch.zeros(2, 3, 8, 8), ['"x"', "a dog"], [{}, {}])
 
 
@@ -70,5 +70,5 @@ def test_edit_distance():
 def test_metadata_go_before_quotes():
     assert wanted_text('a "cat"', {"text": "dog"}) == "dog"
     assert wanted_text('a "cat" and a "cow"', {}) == "cat"
-    with pytest.raises(ValueError, match="must quote a text"):
+    with pytest.raises(ValueError, match="must be one that quotes a text"):
         wanted_text('an open "quote', {})

@@ -34,13 +34,13 @@ def test_a_passing_fault_is_tried_again(fault):
     ("fault", "reason"),
     [
         ("500", "status 500: out of memory"),
-        ("half", "half an answer: .* bytes are missing"),
-        ("count", "answer must hold 5 scores, got 4"),
+        ("half", "incomplete answer: .* bytes are missing"),
+        ("count", "scores must be 5 numbers, got 4"),
         ("nan", "scores must be finite, got nan"),
-        ("garbage", "answer must hold scores, got b'<html>'"),
+        ("garbage", "body must be JSON with scores, got b'<html>'"),
         ("close", "RemoteDisconnected"),
         ("slow", "timed out"),
-        ("dribble", "no whole answer within 0.3 s"),
+        ("dribble", "no complete answer within 0.3 s"),
     ],
 )
 def test_a_lasting_fault_ends_the_run_with_a_name_a_sample_and_a_reason(fault, reason):
@@ -89,13 +89,16 @@ def test_a_batch_goes_to_the_next_server_at_once():
 def test_a_server_that_is_gone_when_training_begins_is_named():
     with running(FaultyServer()) as server:
         url = server.url
-    with pytest.raises(ValueError, match=f"{url} must be a reward server that is up, got .*refused"):
+    with pytest.raises(ValueError, match=f"remote: urls must be reward servers that are up, got {url}: .*refused"):
         Remote(url)
     servers = FaultyServer(), FaultyServer(reward="shapes")
-    with running(*servers), pytest.raises(ValueError, match=r"must serve one reward, got .* numbered, .* shapes"):
+    with (
+        running(*servers),
+        pytest.raises(ValueError, match=r"must be servers of one reward, .* numbered, .* shapes"),
+    ):
         client(*servers)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    with running(server), pytest.raises(ValueError, match="must be a reward server that is up, got status 501"):
+    with running(server), pytest.raises(ValueError, match=r"reward servers that are up, got .* status 501"):
         Remote(f"http://127.0.0.1:{server.server_address[1]}")
 
 

@@ -36,8 +36,8 @@ def test_what_the_reward_refuses_is_not_asked_again_and_names_its_sample():
 def test_a_request_of_another_form_is_refused():
     with running(FaultyServer()) as server:
         for body, message in (
-            (b"nothing", "request must be as documented"),
-            (pickle.dumps({"images": []}), "request must be as documented"),
+            (b"nothing", "unpack_request: body must be as documented"),
+            (pickle.dumps({"images": []}), "unpack_request: body must be as documented"),
         ):
             request = urllib.request.Request(server.url + "/score", data=body)
             with pytest.raises(urllib.error.HTTPError) as caught:
