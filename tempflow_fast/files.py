@@ -1,4 +1,4 @@
-"""Files that are whole whenever they are there: written under another name, brought to the disk, then renamed."""
+"""Atomic file writes: a file is written under another name, synchronised to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 ASIDE = ".part-"
-"""Begins the name of what is being written or removed."""
+"""Prefix of the names of files that are being written or removed."""
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` for a file or a new directory, which takes the place of `path` after the block.
+    """Yields a path next to `path` for a file or a new directory, which replaces `path` after the block.
 
-    What stands at `path` afterwards is whole even if the machine loses power at any moment. A directory that is
-    replaced goes a moment earlier than its successor comes.
+    `path` is complete afterwards even if the machine loses power at any moment. A directory that is replaced is removed
+    a moment before its replacement is there.
+
+    Args:
+        path: the file or directory to write; its parent directories are created.
     """
     aside = path.with_name(f"{ASIDE}{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,18 +41,29 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Raises OSError if a file at `path` could not be written: before the work, not after it."""
+    """Checks before the work, rather than after it, that a file can be written.
+
+    Args:
+        path: the file; its parent directories are created.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "Is a directory", str(path))
     try:
         TemporaryFile(dir=path.parent).close()
-    except OSError as error:  # which names the file that was tried
+    except OSError as error:  # it names the temporary file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a directory, if it is there; a directory vanishes at once, however long its files take."""
+    """Removes a file or a directory, if it exists. A directory disappears at once, however long its files take.
+
+    Args:
+        path: the file or directory.
+    """
     if path.is_dir():
         leaving = path if path.name.startswith(ASIDE) else path.with_name(f"{ASIDE}removed-{path.name}")
         if leaving != path:
@@ -60,7 +74,12 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Writes indented JSON."""
+    """Writes indented JSON atomically.
+
+    Args:
+        path: the file.
+        data: anything that JSON can hold.
+    """
     with written_aside(path) as aside:
         aside.write_text(json.dumps(data, indent=2) + "\n")
 

@@ -1,1 +1,1 @@
-"""Prompts: sources (files and data sets -> entries), sets (which of them train and which are held out)."""
+"""Prompts: sources (from files and data sets to entries) and sets (which entries train and which are held out)."""

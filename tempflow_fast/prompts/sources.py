@@ -1,4 +1,4 @@
-"""Reading prompts: text files, JSONL files with metadata, data sets of Hugging Face's library."""
+"""Reading prompts: text files, JSONL files with metadata, and data sets of Hugging Face's library."""
 
 from __future__ import annotations
 
@@ -6,35 +6,39 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import unknown
+from ..errors import fail, require, unknown
 
 Entry = dict[str, Any]
 HUGGING_FACE = "hf:"
+"""Prefix of the sources that are data sets."""
 
 
 def read_prompts(source: str, column: str = "prompt") -> list[Entry]:
-    """Every prompt of a source with its metadata, in the source's order: `{"prompt": text, ...}`.
+    """Every prompt of a source with its metadata.
 
     Args:
-        source: a `.jsonl` file (an object a line, such as GenEval's evaluation_metadata.jsonl), another file (a prompt
-            a line, blank lines left out), or hf:PATH or hf:PATH:SPLIT for a data set by hub name or directory, also one
-            that the library's `save_to_disk` wrote.
-        column: the field that is the prompt; text files have no other.
+        source: a `.jsonl` file (one object per line, such as GenEval's evaluation_metadata.jsonl), another file (one
+            prompt per line; blank lines are skipped), or hf:PATH or hf:PATH:SPLIT for a data set by hub name or
+            directory, including one that the library's `save_to_disk` wrote.
+        column: the field that is the prompt; text files have no other field.
+
+    Returns:
+        Entries `{"prompt": text, ...}` in the source's order.
 
     Raises:
-        ValueError: naming the source and the line: no such file, no prompts, a line that is no object, no such field.
+        ValueError: naming the source and the line: if there is no such file, prompt or field, or a line is not a JSON
+            object.
     """
     if source.startswith(HUGGING_FACE):
         entries = _from_data_set(source.removeprefix(HUGGING_FACE), column)
     elif not Path(source).is_file():
-        raise ValueError(f"read_prompts: source must be a file or hf:NAME, got {source!r}, which is not there")
+        fail("read_prompts", "source", "an existing file or hf:NAME", repr(source))
     elif source.endswith(".jsonl"):
         entries = _from_jsonl(Path(source), column)
     else:
         lines = Path(source).read_text(encoding="utf-8").splitlines()
         entries = [{"prompt": line.strip()} for line in lines if line.strip()]
-    if not entries:
-        raise ValueError(f"read_prompts: source must hold at least one prompt, got none in {source!r}")
+    require(bool(entries), "read_prompts", "source", "one with at least one prompt", f"none in {source!r}")
     return entries
 
 
@@ -46,40 +50,38 @@ def _from_jsonl(path: Path, column: str) -> list[Entry]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"read_prompts: line {number} of {path} must be JSON: {error}") from error
-        if not isinstance(entry, dict):
-            raise ValueError(f"read_prompts: line {number} of {path} must be an object, got {line.strip()[:60]}")
-        entries.append(_entry(entry, column, f"line {number} of {path}"))
+            fail("read_prompts", f"line {number} of {path}", "JSON", f"{line.strip()[:60]!r}: {error}")
+        place = f"line {number} of {path}"
+        require(isinstance(entry, dict), "read_prompts", place, "a JSON object", line.strip()[:60])
+        entries.append(_entry(entry, column, place))
     return entries
 
 
 def _from_data_set(name: str, column: str) -> list[Entry]:
     try:
         import datasets
-    except ImportError as error:
-        raise ValueError(f"read_prompts: hf:{name} needs the library: pip install datasets") from error
+    except ImportError:
+        fail("read_prompts", "source", "a file without the library datasets (pip install datasets)", f"hf:{name}")
     path, _, split = name.partition(":")
+    is_single = (Path(path) / "state.json").is_file()  # as `save_to_disk` writes one set
+    expected = "without a split, since this data set has none"
+    require(not (is_single and split), "read_prompts", "source", expected, f"hf:{name}")
     try:
-        if (Path(path) / "state.json").is_file():  # one set as its `save_to_disk` leaves it, which has no splits
-            if split:
-                raise ValueError(f"it has no splits, got {split}")
-            rows = datasets.load_from_disk(path)
-        else:
-            rows = datasets.load_dataset(path, split=split or "train")
+        rows = datasets.load_from_disk(path) if is_single else datasets.load_dataset(path, split=split or "train")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"read_prompts: cannot load the data set {name!r}: {reason}") from error
+        fail("read_prompts", "source", "a data set that loads", f"{name!r}: {reason}")
     if column not in rows.column_names:
         unknown("read_prompts", "column", column, rows.column_names)
-    # Numbers and texts only: decoding a column of images would take hours and is no use to a reward.
+    # Numbers and texts only: decoding a column of images would take hours and be of no use to a reward.
     plain = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Value) or name == column]
     return [_entry(row, column, name) for row in rows.select_columns(plain)]
 
 
 def _entry(row: Entry, column: str, where: str) -> Entry:
-    """The row with its prompt under "prompt"."""
+    """The row with its prompt as the field "prompt"."""
     if column not in row:
         unknown("read_prompts", f"column of {where}", column, row)
-    if not isinstance(row[column], str) or not row[column].strip():
-        raise ValueError(f"read_prompts: {column} of {where} must be a text, got {row[column]!r}")
+    is_text = isinstance(row[column], str) and bool(row[column].strip())
+    require(is_text, "read_prompts", f"{column} of {where}", "a text", repr(row[column]))
     return {**row, "prompt": row[column]}

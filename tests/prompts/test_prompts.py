@@ -73,7 +73,7 @@ def test_data_sets_of_the_library(tmp_path):
     prompts = get_prompts(f"hf:{tmp_path / 'set'}", f"hf:{tmp_path / 'set'}:test")
     assert sorted(texts(prompts.training(0, 30, 0))) == sorted(NAMES)
     assert prompts.heldout(1, 0) == [{"prompt": "held out", "tag": "u", "size": 4}]
-    with pytest.raises(ValueError, match="cannot load the data set"):
+    with pytest.raises(ValueError, match="read_prompts: source must be a data set that loads, got"):
         get_prompts(f"hf:{tmp_path / 'set'}:nope")
 
 
@@ -86,7 +86,7 @@ def test_data_sets_that_the_library_saved(tmp_path):
     assert sorted(texts(prompts.training(0, 30, 0))) == sorted(NAMES)
     assert prompts.heldout(1, 0) == [{"prompt": NAMES[4], "tag": "all", "size": 4}]
     assert len(get_prompts(f"hf:{tmp_path / 'split'}", f"hf:{tmp_path / 'one'}").heldout(30, 0)) == 30
-    with pytest.raises(ValueError, match="it has no splits, got test"):
+    with pytest.raises(ValueError, match=r"source must be without a split, .* got hf:.*:test"):
         get_prompts(f"hf:{tmp_path / 'one'}:test")
 
 
@@ -102,7 +102,7 @@ def test_shapes_stay_the_draws_that_they_were():
         ("a.txt", "\n \n", "at least one prompt"),
         ("a.txt", "one\n", "two or more"),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "line 2 of .* must be JSON"),
-        ("a.jsonl", '["x"]\n', "line 1 of .* must be an object"),
+        ("a.jsonl", '["x"]\n', "line 1 of .* must be a JSON object"),
         ("a.jsonl", '{"prompt": " "}\n', "prompt of line 1 of .* must be a text, got ' '"),
         ("a.jsonl", '{"prompts": "x"}\n', r"column of line 1 of .* \(did you mean prompts\?"),
     ],
