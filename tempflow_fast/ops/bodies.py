@@ -1,14 +1,14 @@
-"""Which body serves the ops on which device: decided here, once, when the ops are defined.
+"""Decides which body serves the ops on which device, once, when the ops are defined.
 
 The environment variable TEMPFLOW_FAST_BODY decides:
 
-    (not set)   the compiled library where it has a body for the device, else Triton on GPUs, else the reference
-    native      the compiled library, whose absence is an error; the reference where it has no body
-    triton      Triton, whose absence is an error; the library stays unloaded, so CPUs are served by the reference
-                (or, with TRITON_INTERPRET=1, by Triton's interpreter)
-    reference   plain PyTorch alone
+    (not set)   the compiled library if it has a body for the device, else Triton on GPUs, else the reference
+    native      the compiled library, an error if it is missing; the reference for ops without a body in it
+    triton      Triton, an error if it is missing; the library is not loaded, so the reference serves CPUs
+                (or, with TRITON_INTERPRET=1, Triton's interpreter)
+    reference   only plain PyTorch
 
-float64 is always served by the reference.
+The reference always serves float64.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import ModuleType
 
 import torch
 
+from ..errors import require
 from . import native, reference
 
 BODIES = ("native", "triton", "reference")
@@ -35,20 +36,22 @@ OPS = (
 )
 
 why: dict[str, str] = {}
-"""Device type (cpu, cuda) -> why its ops have the body that they have."""
+"""Device type (cpu, cuda) -> why its ops have their body."""
 
-_filled: dict[tuple[str, str], str] = {}  # (op, dispatch key) -> body, where the library does not serve
+_filled: dict[tuple[str, str], str] = {}  # (op, dispatch key) -> body, for ops that the library does not serve
 _registrations = torch.library.Library("tempflow_fast", "IMPL")
 
 
 def settle() -> None:
-    """Load and register what TEMPFLOW_FAST_BODY asks for; called once, when all schemas are defined.
+    """Loads and registers the bodies that TEMPFLOW_FAST_BODY asks for; called once, when all schemas are defined.
 
-    Raises ValueError for another value of the variable, ImportError where a body that it names is missing.
+    Raises:
+        ValueError: the variable has an unknown value.
+        ImportError: the body that it names is missing.
     """
     wish = os.environ.get("TEMPFLOW_FAST_BODY", "")
-    if wish not in ("", *BODIES):
-        raise ValueError(f"TEMPFLOW_FAST_BODY must be native, triton or reference, got {wish!r}")
+    known = wish in ("", *BODIES)
+    require(known, "tempflow_fast", "TEMPFLOW_FAST_BODY", "native, triton or reference", repr(wish))
     if wish in ("", "native"):
         native.load(required=wish == "native")
     else:
@@ -58,7 +61,15 @@ def settle() -> None:
 
 
 def body(op: str, device_type: str) -> str:
-    """`native`, `triton` or `reference`: what serves `op` on `cpu` or `cuda` (ROCm is `cuda`, too)."""
+    """The body that serves an op on a device.
+
+    Args:
+        op: one of OPS.
+        device_type: `cpu` or `cuda`; ROCm is `cuda`, too.
+
+    Returns:
+        `native`, `triton` or `reference`.
+    """
     key = device_type.upper()
     if (op, key) in _filled:
         return _filled[op, key]
@@ -73,7 +84,7 @@ def _settle_gpu(wish: str) -> None:
         return
     why["cuda"] = problem or native.reason_without_cuda()
     if problem and wish in ("", "native"):
-        warnings.warn(f"tempflow_fast leaves its compiled CUDA kernels alone: {problem}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"tempflow_fast does not use its compiled CUDA kernels: {problem}", RuntimeWarning, stacklevel=4)
     if wish == "triton" or (not wish and torch_serves_gpus()):
         kernels, reason = _triton(required=wish == "triton")
         if kernels is not None:
@@ -89,7 +100,7 @@ def _settle_gpu(wish: str) -> None:
 
 def _fill(ops: list[str], key: str, name: str, module: ModuleType) -> None:
     with warnings.catch_warnings():
-        # Where the library's kernels are left alone, theirs are the places that are filled: torch need not say so, too.
+        # These bodies replace the library's kernels that are not used, which torch would warn about as well.
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         for op in ops:
             _registrations.impl(op, getattr(module, op), key)
@@ -102,19 +113,19 @@ def torch_serves_gpus() -> bool:
 
 
 def _library_problem() -> str:
-    """Why the library's CUDA kernels must not be used with this torch; empty where they may, or there are none."""
+    """Why the library's CUDA kernels must not be used with this torch; empty if they may, or if there are none."""
     built = native.build_info().get("cuda", "")
     if not built:
         return ""
     if torch.version.hip:
-        return f"they are for CUDA, torch {torch.__version__} for ROCm"
+        return f"they are for CUDA, but torch {torch.__version__} is for ROCm"
     if torch.version.cuda and int(built.partition(".")[0]) > int(torch.version.cuda.partition(".")[0]):
-        return f"nvcc {built} made them, and the driver may know no more than CUDA {torch.version.cuda} of this torch"
+        return f"nvcc {built} compiled them, and the driver may only support CUDA {torch.version.cuda}, as this torch"
     return ""
 
 
 def _triton(required: bool) -> tuple[ModuleType | None, str]:
-    """The package of Triton bodies, or None, and a sentence."""
+    """The package of Triton bodies, or None, and a sentence about it."""
     try:
         kernels = importlib.import_module("tempflow_fast.kernels")
     except ImportError as error:

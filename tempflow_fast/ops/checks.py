@@ -1,4 +1,7 @@
-"""Argument checks shared by the ops: every error names the op, the argument, what was expected and what came."""
+"""Argument checks shared by the ops. Every error names the op, the argument, what it must be and what it was.
+
+In all functions, `op` is the name of the op and `name` that of the argument, for the error.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,18 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
-    """View `tensor` as its leading dimensions and one dimension of elements, without a copy.
+    """Views a tensor as its leading dimensions and one dimension of elements, without a copy.
 
-    Rows may stand anywhere in memory; the elements of a row must be neighbours.
+    Rows may be anywhere in memory; each row must be contiguous.
+
+    Args:
+        op: the op.
+        name: the argument.
+        tensor: [*leading, *shape].
+        num_leading: how many dimensions to keep.
+
+    Returns:
+        [*leading, D].
     """
     _real(op, name, tensor)
     if tensor.dim() <= num_leading:
@@ -34,13 +46,13 @@ def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
 
 
 def _real(op: str, name: str, tensor: object) -> None:
-    """`tensor` must be one, of a type of numbers that the ops compute with."""
+    """Requires a tensor in one of the dtypes that the ops compute with."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
         fail(op, name, "a float32, bfloat16, float16 or float64 tensor", getattr(tensor, "dtype", type(tensor)))
 
 
 def like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Shape, dtype and device of `tensor` must be those of `other`."""
+    """Requires the shape, dtype and device of another argument."""
     if tensor.shape != other.shape:
         fail(op, name, f"{list(other.shape)} like {other_name}", list(tensor.shape))
     if tensor.dtype != other.dtype:
@@ -50,19 +62,19 @@ def like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> 
 
 
 def row_like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> Tensor:
-    """`tensor` flattened to [N, D], checked against `other`."""
+    """Flattens `tensor` to [N, D] after a check against `other`."""
     if isinstance(tensor, Tensor):
         like(op, name, tensor, other_name, other)
     return flat(op, name, tensor)
 
 
 def optional_row_like(op: str, name: str, tensor: Tensor | None, other_name: str, other: Tensor) -> Tensor | None:
-    """As `row_like`; None stays None."""
+    """The same as `row_like`, but None stays None."""
     return None if tensor is None else row_like(op, name, tensor, other_name, other)
 
 
 def branch_rows(op: str, branches: Tensor, velocity: Tensor) -> Tensor:
-    """`branches` [R, K, *shape] flattened to [R, K, D], checked against `velocity` [R, *shape]."""
+    """Flattens `branches` [R, K, *shape] to [R, K, D] after a check against `velocity` [R, *shape]."""
     _real(op, "branches", branches)
     expected = [velocity.shape[0], "K", *velocity.shape[1:]]
     if branches.dim() != velocity.dim() + 1 or [branches.shape[0], "K", *branches.shape[2:]] != expected:
@@ -74,7 +86,7 @@ def branch_rows(op: str, branches: Tensor, velocity: Tensor) -> Tensor:
 
 
 def advantage_rows(op: str, advantages: Tensor, branches: Tensor) -> Tensor:
-    """`advantages` [R, K] in the dtype of statistics, checked against `branches` [R, K, D]."""
+    """`advantages` [R, K] in the dtype of statistics, after a check against `branches` [R, K, D]."""
     if not isinstance(advantages, Tensor):
         fail(op, "advantages", "a tensor", type(advantages))
     if advantages.shape != branches.shape[:2]:
@@ -85,12 +97,12 @@ def advantage_rows(op: str, advantages: Tensor, branches: Tensor) -> Tensor:
 
 
 def step_index(op: str, step: int, table: StepTable, noisy: bool = False) -> int:
-    """A step of the table; `noisy`: one where the sampler adds noise."""
+    """A step of the table; if `noisy`, one at which the sampler adds noise."""
     _is_table(op, table)
     step = integer(op, "step", step)
     if not 0 <= step < table.num_steps:
         fail(op, "step", f"in 0..{table.num_steps - 1}", step)
-    # Compared one by one, not looked up: torch.compile then keeps one graph for all steps.
+    # One comparison per silent step instead of a lookup: torch.compile then keeps one graph for all steps.
     if noisy and any(step == silent for silent in table.silent_steps):
         fail(op, "step", f"one where sampler {table.sampler!r} adds noise (s > 0)", step)
     return step
@@ -102,9 +114,9 @@ def _is_table(op: str, table: object) -> None:
 
 
 def step_rows(op: str, steps: Sequence[int] | Tensor, table: StepTable, num_rows: int, device: torch.device) -> Tensor:
-    """`steps` as int64 [R] on `device`, every one a step with noise.
+    """`steps` as int64 [R] on `device`; each must be a step with noise.
 
-    Values that already live on an accelerator are not looked at: that would wait for the device.
+    Values that are already on an accelerator are not checked, because that would wait for the device.
     """
     _is_table(op, table)
     if isinstance(steps, Tensor) and steps.dtype != torch.int64:
@@ -135,7 +147,7 @@ def ids(op: str, trajectory_ids: Sequence[int] | Tensor, num_rows: int | None, d
 
 
 def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
-    """The seed as int64 [] on `device`; a tensor passes through, so that a captured graph can be given a live one."""
+    """The seed as int64 [] on `device`. A tensor passes through, so that a captured graph can read a changing seed."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
             fail(op, "seed", f"one int64 value on {device}", f"{seed.dtype} {list(seed.shape)} on {seed.device}")
@@ -147,7 +159,7 @@ def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
 
 
 def guidance(op: str, velocity_uncond: Tensor | None, guidance_scale: float) -> float:
-    """A finite scale; one other than 1 needs the unconditional velocity."""
+    """A finite scale; any scale other than 1 needs the unconditional velocity."""
     guidance_scale = finite(op, "guidance_scale", guidance_scale)
     if velocity_uncond is None and guidance_scale != 1.0:
         fail(op, "velocity_uncond", f"given for guidance_scale {guidance_scale}", None)
@@ -155,12 +167,19 @@ def guidance(op: str, velocity_uncond: Tensor | None, guidance_scale: float) -> 
 
 
 def usable_device(function: str, device: torch.device | str) -> torch.device:
-    """The device of that name, if this torch can use it on this machine."""
+    """The device of that name, if this torch can use it on this machine.
+
+    Args:
+        function: the caller, for the error.
+        device: a device or its name.
+
+    Raises:
+        ValueError: torch cannot use it.
+    """
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch's own answers, by kind of device
         reason = str(error).strip().splitlines()[0]
-        got = f"{str(device)!r}: {reason}"
-        raise ValueError(f"{function}: device must be one that torch can use here, got {got}") from error
+        fail(function, "device", "one that torch can use here", f"{str(device)!r}: {reason}")
     return found

@@ -1,7 +1,7 @@
-"""The compiled library: found, loaded and asked here, and nowhere else.
+"""The only module that finds, loads and queries the compiled library.
 
-`_C.so` registers C++ bodies for the ops' schemas when it is loaded; it is built without Python's headers, so its
-few answers come through ctypes. bodies.py decides whether it is loaded.
+`_C.so` registers C++ bodies for the ops' schemas when it is loaded. It is built without Python's headers, so its few
+functions are called through ctypes. bodies.py decides whether it is loaded.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ BUILD_RECORD = PACKAGE / "_build.json"
 
 
 def build_record() -> dict[str, str]:
-    """What the last build in this place made and left out, and why (written by setup.py); {} where none ran."""
+    """What the last build made and left out, and why, as setup.py wrote it; {} if there was none."""
     return json.loads(BUILD_RECORD.read_text()) if BUILD_RECORD.is_file() else {}
 
 
 _library: ctypes.CDLL | None = None
 reason = "not asked for"
-"""Why the library is, or is not, loaded."""
+"""Why the library is loaded, or why not."""
 
 
 def load(required: bool) -> None:
-    """Load the library, which registers its bodies; its absence is one warning, or an ImportError where `required`."""
+    """Loads the library, which registers its bodies. If it is missing, there is one warning.
+
+    Args:
+        required: whether a missing library is an error instead.
+
+    Raises:
+        ImportError: the library is required, and is missing or does not load.
+    """
     global _library, reason
     if not LIBRARY.is_file():
         reason = build_record().get("cpu", "not built: run `pip install .` or `pip install -e .`")
@@ -43,7 +50,7 @@ def load(required: bool) -> None:
     if required:
         raise ImportError(f"TEMPFLOW_FAST_BODY=native, but the compiled kernels are missing ({reason})")
     warnings.warn(
-        f"tempflow_fast runs on its reference bodies in plain PyTorch; the compiled kernels are missing ({reason})",
+        f"tempflow_fast uses its reference bodies in plain PyTorch: the compiled kernels are missing ({reason})",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -63,7 +70,7 @@ def loaded() -> bool:
 
 
 def build_info() -> dict[str, str]:
-    """What the library says about its own build: compiler, torch, CUDA; {} without one."""
+    """The library's own record of its build (compiler, torch, CUDA); {} if it is not loaded."""
     return json.loads(_library.tempflow_build_info()) if _library else {}
 
 
@@ -73,10 +80,17 @@ def reason_without_cuda() -> str:
 
 
 def cpu_isa() -> str:
-    """The instruction set in use: baseline, avx2 or avx512; empty without the library."""
+    """The instruction set in use: baseline, avx2 or avx512; empty if the library is not loaded."""
     return _library.tempflow_cpu_isa().decode() if _library else ""
 
 
 def force_cpu_isa(name: str) -> bool:
-    """Use the kernels of one instruction set from now on; False (and no change) where the machine lacks it."""
+    """Uses the kernels of one instruction set from now on.
+
+    Args:
+        name: baseline, avx2 or avx512.
+
+    Returns:
+        False, and no change, if the machine lacks it or the library is not loaded.
+    """
     return bool(_library) and _library.tempflow_force_cpu_isa(name.encode())

@@ -1,7 +1,8 @@
-"""The ops in plain PyTorch: the specification, the oracle of the tests, and the body wherever no compiled one exists.
+"""The ops in plain PyTorch: the specification, the oracle of the tests, and the body where there is no compiled one.
 
 Signatures are those of the schemas: latents flattened to [N, D], the rows of a step table as float64
-`coefficients` [T, 5] (dt, a, b, s, noise_weight). Arithmetic is float64 for float64 inputs, float32 otherwise.
+`coefficients` [T, 5] (dt, a, b, s, noise_weight). Arithmetic is float64 for float64 inputs and float32 otherwise.
+The public functions in sample.py and loss.py document the arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype an op calculates in, and in which it returns statistics."""
+    """The dtype in which an op computes and returns statistics, given the dtype of its latents."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -31,13 +32,13 @@ def _guided(velocity: Tensor, velocity_uncond: Tensor | None, guidance_scale: fl
 
 
 def _rows(coefficients: Tensor, steps: Tensor | int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """(dt, a, b, s, noise_weight) of one step (scalars) or of one step per row ([R, 1] each)."""
+    """(dt, a, b, s, noise_weight) of one step, as scalars, or of one step per row, as [R, 1] each."""
     rows = coefficients[steps].to(dtype)
     return rows.unbind(-1) if rows.dim() == 1 else rows.unsqueeze(1).unbind(-1)
 
 
 def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Guidance as `policy_loss` applies it: rounded to the velocity's dtype."""
+    """The guided velocity [N, D] as `policy_loss` forms it: rounded to the velocity's dtype."""
     return _guided(velocity, velocity_uncond, guidance_scale).to(velocity.dtype)
 
 
@@ -73,7 +74,7 @@ def branch_step(
     eps = noise.normals(trajectory_ids, seed, step, num_branches, latents.shape[1]).to(v.dtype)
     mean = (a * x + b * v).unsqueeze(1)
     branches = (mean + s * eps).to(latents.dtype)
-    if latents.dtype != v.dtype:  # rounding to a narrow dtype is part of the sample
+    if latents.dtype != v.dtype:  # the density is that of the rounded value
         eps = (branches.to(v.dtype) - mean) / s
     log_prob = -0.5 * eps.square().mean(-1) - s.log() - HALF_LOG_TWO_PI
     return (x + dt * v).to(latents.dtype), branches, log_prob
@@ -85,7 +86,7 @@ def initial_noise(trajectory_ids: Tensor, seed: Tensor, numel: int) -> Tensor:
 
 
 def log_prob(latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficients: Tensor, steps: Tensor) -> Tensor:
-    """Log-density of `latents_next` [R, D] under its SDE step, averaged over the D elements: [R]."""
+    """Log-density of `latents_next` [R, D] under its SDE step, a mean over the D elements: [R]."""
     residual, s, _ = _residual(latents_next, latents, velocity, coefficients, steps)
     return (-0.5 * (residual / s).square().mean(1, keepdim=True) - s.log() - HALF_LOG_TWO_PI).squeeze(1)
 
@@ -93,7 +94,7 @@ def log_prob(latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficien
 def log_prob_backward(
     grad: Tensor, latents_next: Tensor, latents: Tensor, velocity: Tensor, coefficients: Tensor, steps: Tensor
 ) -> Tensor:
-    """Gradient of `log_prob` with respect to the velocity, times `grad` [R]: [R, D]."""
+    """The gradient of `log_prob` with respect to the velocity, times `grad` [R]: [R, D]."""
     residual, s, b = _residual(latents_next, latents, velocity, coefficients, steps)
     return (grad.to(s.dtype).unsqueeze(1) * b / (s.square() * latents.shape[1]) * residual).to(velocity.dtype)
 
@@ -121,42 +122,43 @@ def policy_loss(
     beta: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Clipped noise-aware loss of R rows of K branches, and its gradient with respect to the guided velocity.
+    """The clipped, noise-weighted loss of R rows with K branches, and its gradient with respect to the guided velocity.
 
-    Returns loss [], log_ratio [R, K], clip_fraction [], kl [] and gradient [R, D] ([0] without `with_gradient`).
+    Returns:
+        loss [], log_ratio [R, K], clip_fraction [], kl [] and gradient [R, D] ([0] without `with_gradient`).
     """
     dtype = compute_dtype(velocity.dtype)
     num_rows, num_branches, numel = branches.shape
     v = velocity.to(dtype) if velocity_uncond is None else guided_velocity(velocity, velocity_uncond, guidance_scale)
-    v, v_old, x, children = v.to(dtype), velocity_old.to(dtype), latents.to(dtype), branches.to(dtype)
-    _, a, b, s, weight = _rows(coefficients, steps, dtype)
-    # log r as one mean of products with v - v_old: exactly 0 for an unchanged policy, and no cancellation near it.
+    v, v_old, x, branches = v.to(dtype), velocity_old.to(dtype), latents.to(dtype), branches.to(dtype)
+    _, a, b, s, noise_weight = _rows(coefficients, steps, dtype)
+    # log r as one mean of products with v - v_old: exactly 0 for an unchanged policy, and nothing cancels close to it.
     shift = (b * (v - v_old)).unsqueeze(1)
-    residual_old = children - (a * x + b * v_old).unsqueeze(1)
+    residual_old = branches - (a * x + b * v_old).unsqueeze(1)
     log_ratio = (shift * (2 * residual_old - shift)).mean(-1) / (2 * s.square())
 
     advantage = advantages.to(dtype)
-    # exp(log r) in float32 has a grain of 1.2e-7 beside 1, as large as clip ranges care about: clip on log r.
+    # Clipping compares log r: near 1, float32 values of r are 1.2e-7 apart, which is too coarse for small clip ranges.
     above, below = log_ratio > math.log1p(clip_range), log_ratio < math.log1p(-clip_range)
     free = -advantage * log_ratio.exp()
     value = torch.where(above & (advantage > 0), -advantage * (1 + clip_range), free)
     value = torch.where(below & (advantage < 0), -advantage * (1 - clip_range), value)
     flat = (above & (advantage > 0)) | (below & (advantage < 0))
     count = max(num_rows * num_branches, 1)
-    loss = (weight * value).sum() / count
+    loss = (noise_weight * value).sum() / count
     clip_fraction = (above | below).to(dtype).sum() / count
 
     kl = torch.zeros((), dtype=dtype, device=velocity.device)
     kl_scale = (b / s).square() / (2 * numel * max(num_rows, 1))
     if velocity_ref is not None:
-        drift_ref = v - velocity_ref.to(dtype)
-        kl = (kl_scale * drift_ref.square()).sum()
+        difference_ref = v - velocity_ref.to(dtype)
+        kl = (kl_scale * difference_ref.square()).sum()
         loss = loss + beta * kl
     if not with_gradient:
         return loss, log_ratio, clip_fraction, kl, velocity.new_empty(0, dtype=dtype)
-    log_ratio_grad = torch.where(flat, 0.0, weight * free / count)
-    residual = children - (a * x + b * v).unsqueeze(1)
+    log_ratio_grad = torch.where(flat, 0.0, noise_weight * free / count)
+    residual = branches - (a * x + b * v).unsqueeze(1)
     gradient = (log_ratio_grad.unsqueeze(-1) * residual).sum(1) * (b / (s.square() * numel))
     if velocity_ref is not None:
-        gradient = gradient + 2 * beta * kl_scale * drift_ref
+        gradient = gradient + 2 * beta * kl_scale * difference_ref
     return loss, log_ratio, clip_fraction, kl, gradient

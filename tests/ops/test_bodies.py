@@ -17,7 +17,7 @@ from tempflow_fast.ops import bodies, native
 REPORT = """
 import tempflow_fast as t
 facts = t.info()
-print(facts["native"], facts["cpu"], facts["cuda"], *(facts[op] for op in t.bodies.OPS), sep="\\n")
+print(facts["native"], facts["cpu"], facts["cuda"], *(facts[op] for op in t.ops.bodies.OPS), sep="\\n")
 import torch
 table, x = t.step_table(t.linear_sigmas(4)), torch.arange(12.0).view(2, 6).requires_grad_()
 moved, branches, log_prob = t.ops.branch_step(x.detach(), x.detach(), table, 1, 3, 0, [0, 1])
@@ -25,11 +25,20 @@ t.ops.policy_loss(x, moved, branches, x.detach(), log_prob, table, [1, 1]).loss.
 assert x.grad.isfinite().all() and x.grad.any()
 """
 BUILT = {"cuda": "13.0", "cuda_arch": "80", "compiler": "c++", "torch": "2.13", "torch_target": "2.13"}
-# A library with CUDA kernels, played by one without: nothing is launched, so a word about its build and an entry in
-# the dispatcher's table are all that is asked for.
-PLAY_CUDA = f"""
+# Imports native.py before the package around it decides which bodies to use, so that a test can change it first.
+NATIVE = f"""
+import sys, types
+package = types.ModuleType('tempflow_fast.ops')
+package.__path__ = [{str(Path(bodies.__file__).parent)!r}]
+sys.modules[package.__name__] = package
+from tempflow_fast.ops import native
+del sys.modules[package.__name__]
+"""
+# A library without CUDA kernels pretends to have them. Nothing is launched, so a record of the build and an entry in the
+# dispatcher's table are enough.
+PLAY_CUDA = f"""{NATIVE}
 import torch; torch.version.cuda = '13.0'
-from tempflow_fast import native; native.build_info = lambda: {BUILT}
+native.build_info = lambda: {BUILT}
 kernels = torch.library.Library('tempflow_fast', 'IMPL')
 for op in {bodies.OPS}: kernels.impl(op, print, 'CUDA')
 """
@@ -100,7 +109,7 @@ def test_a_gpu_is_served_by_triton_where_the_library_has_no_cuda_kernels():
 
 def test_without_library_and_triton_the_reference_serves_all():
     before = "import torch, sys, pathlib; torch.version.cuda = '13.0'; sys.modules['triton'] = None\n"
-    before += "from tempflow_fast import native; native.LIBRARY = pathlib.Path('nowhere')\n"
+    before += NATIVE + "native.LIBRARY = pathlib.Path('nowhere')\n"
     why, served, error = report(before=before)
     assert set(served) == {"cpu: reference; cuda: reference; float64: reference"}
     assert "Triton or its kernels are missing" in why[2]
@@ -122,7 +131,7 @@ def test_what_is_asked_for_and_missing_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cuda", "hip", "problem"),
-    [("13.2", None, ""), ("12.9", None, "nvcc 13.0 made them"), (None, "7.0", "for ROCm"), (None, None, "")],
+    [("13.2", None, ""), ("12.9", None, "nvcc 13.0 compiled them"), (None, "7.0", "is for ROCm"), (None, None, "")],
 )
 def test_cuda_kernels_are_used_where_torch_brings_their_driver(monkeypatch, cuda, hip, problem):
     monkeypatch.setattr(native, "build_info", lambda: BUILT)
@@ -138,7 +147,7 @@ def test_cuda_kernels_that_cannot_run_are_left_alone():
     pytest.importorskip("triton")
     _, served, error = report(before=f"{PLAY_CUDA}\ntorch.version.cuda = '12.9'\n")
     assert {line.split("; ")[1] for line in served} == {"cuda: triton"}
-    assert "leaves its compiled CUDA kernels alone: nvcc 13.0 made them" in error
+    assert "does not use its compiled CUDA kernels: nvcc 13.0 compiled them" in error
     assert "Overriding a previously registered kernel" not in error
 
 
