@@ -34,8 +34,8 @@ sys.modules[package.__name__] = package
 from tempflow_fast.ops import native
 del sys.modules[package.__name__]
 """
-# A library without CUDA kernels pretends to have them. Nothing is launched, so a record of the build and an entry in the
-# dispatcher's table are enough.
+# A library without CUDA kernels pretends to have them. Nothing is launched, so a record of the build and an entry in
+# the dispatcher's table are enough.
 PLAY_CUDA = f"""{NATIVE}
 import torch; torch.version.cuda = '13.0'
 native.build_info = lambda: {BUILT}
