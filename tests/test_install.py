@@ -15,6 +15,8 @@ from support import ROOT
 
 from tempflow_fast.shapes import pipeline_path
 
+pytestmark = pytest.mark.slow
+
 SOURCES = (
     "csrc",
     "kernels",

@@ -1,12 +1,13 @@
-"""Imports run one way, from the command line down to the leaves."""
+"""Imports run one way, from the command line down to the leaves, and CONTRIBUTING.md names every room."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, TESTS
 
 PACKAGE = ROOT / "tempflow_fast"
 
@@ -78,3 +79,23 @@ def test_the_rule_sees_relative_and_absolute_imports(tmp_path, monkeypatch):
     (tmp_path / "policies" / "sd3.py").write_text("from ..rollout import y\nfrom .base import z\n")
     assert imported(tmp_path / "leaf.py") == {"ops", "grpo", "cli", "info"}
     assert imported(tmp_path / "policies" / "sd3.py") == {"rollout", "policies"}
+
+
+def test_contributing_names_every_room_and_file_of_the_package():
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
+    first_column = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    named = {path for cell in first_column for path in re.findall(r"`([^`]+)`", cell)}
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    files = {f"tempflow_fast/{path.name}" for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    rooms = {f"tempflow_fast/{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert files | rooms <= named, f"CONTRIBUTING.md, Where things are: {sorted((files | rooms) - named)}"
+
+
+def test_no_test_imports_another():
+    """What several tests share is in tests/support/."""
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+            found = [name for name in modules if re.search(r"(^|\.)(test_\w+|tests|conftest)(\.|$)", name)]
+            assert not found, f"{path.relative_to(TESTS)} imports {found}"

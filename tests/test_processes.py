@@ -19,6 +19,8 @@ from support.tiny import TinyPolicy
 
 from tempflow_fast.processes import Processes, launched
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 900
 """Seconds for a launch on a busy machine; a hang would last half an hour."""
 PARTS = {2: "two", 3: "die"}

@@ -65,6 +65,7 @@ def test_tuned_model_loads_in_diffusers(workplace, monkeypatch):
     assert names["image"].size == (24, 24)
 
 
+@pytest.mark.slow
 def test_own_pipeline_and_reward(tmp_path, monkeypatch, capsys):
     """The example on a tiny pipeline instead of the large one: nothing else about it is changed."""
     monkeypatch.chdir(tmp_path)

@@ -41,6 +41,7 @@ def test_the_committed_table_is_lean_and_has_every_kernel(architecture):
     assert set(kernels) == typed | {"initial_noise_kernel", "log_density_kernel"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NVCC or not CUOBJDUMP, reason="no nvcc, or no cuobjdump (part of CUDA and of Triton)")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_nvcc_makes_is_the_committed_table(architecture):

@@ -43,6 +43,7 @@ def save_native_results(path: Path) -> None:
     torch.save(cases, path)
 
 
+@pytest.mark.slow
 def test_in_the_interpreter(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TEMPFLOW_FAST_BODY": "triton"}
     if native.cpu_isa() in ("avx2", "avx512"):
@@ -69,6 +70,7 @@ WIDE = {
 }
 
 
+@pytest.mark.slow
 def test_compiled_for_gpus():
     command = [sys.executable, "-m", "support.triton_aot"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS)

@@ -18,6 +18,8 @@ from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.prepare import prepare_policy, tuned_policy
 from tempflow_fast.settings.recipes import get_recipe
 
+pytestmark = pytest.mark.slow
+
 
 def state(run: RunDirectory) -> dict[str, torch.Tensor]:
     """Every tensor that a run leaves: weights, average, optimizer, random states, the tuned model."""

@@ -19,6 +19,8 @@ from tempflow_fast.run.checkpoint import latest_checkpoint
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.load import load_policy
 
+pytestmark = pytest.mark.slow
+
 SCORED = {"eval_after.json", "samples.png"}
 WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "signs.png"}
 WHOLE |= {"checkpoints", "model"} | SCORED

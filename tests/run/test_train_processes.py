@@ -30,6 +30,7 @@ def launch(launcher: list[str], *arguments: str, **environment: str) -> subproce
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_two_processes_train_resume_and_write_once(tmp_path):
     """Whole networks, then sharded ones, then whole ones again: each goes on from what the others saved."""
     settings = {"num_iterations": 3, "eval_every": 2, "eval_images": 5, "learning_rate": 1e-3, "warmup_iterations": 0}
@@ -71,6 +72,7 @@ def reward(images, prompts, metadata):
 """
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_in_one_process_ends_all_after_a_checkpoint(tmp_path):
     (tmp_path / "judge_of_one.py").write_text(FAILING)
     run = RunDirectory(tmp_path / "run")
@@ -85,6 +87,7 @@ def test_a_reward_that_fails_in_one_process_ends_all_after_a_checkpoint(tmp_path
     assert run.model.is_dir()
 
 
+@pytest.mark.slow
 def test_dry_run_shows_who_does_what():
     done = launch(DDP, "--output", "unused", "--dry-run", "--prompts-per-iteration", "7")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -102,6 +105,7 @@ def test_dry_run_of_a_recipe_needs_neither_model_nor_data(capsys):
     assert "memory: not known" in text
 
 
+@pytest.mark.slow
 def test_a_memory_limit_cuts_the_calls(capsys):
     arguments = ["train", "--output", "unused", "--dry-run", "--memory-limit"]
     rows, needed = [], []

@@ -30,6 +30,7 @@ def sources(directory: Path) -> dict[str, str]:
     return {"prompts": str(directory / "train.jsonl"), "eval_prompts": str(directory / "test.jsonl")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_recipe_trains_evaluates_and_leaves_an_adapter(tmp_path, name):
     BUILDERS[name](tmp_path).save_pretrained(tmp_path / "model")
