@@ -28,8 +28,8 @@ OUTPUT = ["--output", "out"]
 REFUSED = '{"remote": {"urls": "http://127.0.0.1:9"}}'
 BAD = {
     "recipe": (["train", *OUTPUT, "--recipe", "sd35-geneval"], "got 'sd35-geneval' (did you mean sd35m-geneval"),
-    "reward": (["train", *OUTPUT, "--reward", "pickscor"], 'got "pickscor" (did you mean "pickscore"?)'),
-    "reward server": (["train", *OUTPUT, "--reward", REFUSED], "http://127.0.0.1:9 must be a reward server that is up"),
+    "reward": (["train", *OUTPUT, "--reward", "pickscor"], "got 'pickscor' (did you mean pickscore?)"),
+    "reward server": (["train", *OUTPUT, "--reward", REFUSED], "reward servers that are up, got http://127.0.0.1:9: "),
     "tracker": (["train", *OUTPUT, "--trackers", "tensorbord"], "got 'tensorbord' (did you mean tensorboard?)"),
     "prompts": (["train", *OUTPUT, "--prompts", "shape"], "got 'shape' (did you mean shapes?)"),
     "recipe's data": (["train", *OUTPUT, "--recipe", "sd35m-ocr"], "'dataset/ocr/train.txt'"),
