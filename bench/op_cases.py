@@ -122,8 +122,8 @@ def policy_loss(dtype: torch.dtype, numel: int, changed: bool = True) -> Case:
     def gradient(loss: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(loss(), v)
 
-    arguments = (x, branches, old, advantages, TABLE, steps, CLIP_RANGE)
+    arguments = (x, branches, old, advantages, TABLE, steps)
     scripts, tuned = baselines.script_policy_loss, baselines.tuned_policy_loss
-    calls = {OURS: gradient(lambda: ops.policy_loss(v, *arguments).loss)}
+    calls = {OURS: gradient(lambda: ops.policy_loss(v, *arguments, clip_range=CLIP_RANGE).loss)}
     calls |= _replaced(scripts, tuned, lambda f: gradient(lambda: f(v, inputs)))
     return Case(calls, (4 + NUM_BRANCHES) * x.nbytes, NUM_BRANCHES * x.numel())

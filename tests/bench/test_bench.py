@@ -44,8 +44,8 @@ def test_baselines_of_the_loss_equal_the_op_in_value_and_gradient(step, beta):
     v = (old + 0.01 * draw(ROWS, D).float()).requires_grad_()
     _, branches, _ = ops.branch_step(x, old, op_cases.TABLE, op_cases.STEP, K, 0, range(ROWS))
     advantages, steps = draw(ROWS, K).float(), torch.full((ROWS,), op_cases.STEP)
-    arguments = (x, branches, old, advantages, op_cases.TABLE, steps, op_cases.CLIP_RANGE, reference, beta)
-    want = ops.policy_loss(v, *arguments).loss
+    options = {"clip_range": op_cases.CLIP_RANGE, "velocity_ref": reference, "beta": beta}
+    want = ops.policy_loss(v, x, branches, old, advantages, op_cases.TABLE, steps, **options).loss
     inputs = baselines.LossInputs(x, branches, old, advantages, step, op_cases.CLIP_RANGE)
     for function in (baselines.script_policy_loss, baselines.tuned_policy_loss):
         got = function(v, inputs) + beta * baselines.kl(v, reference, step)
