@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..policies.base import Policy
+from ..quiet import quiet
 
 
 class WeightAverage:
@@ -25,7 +26,8 @@ class WeightAverage:
     """
 
     def __init__(self, policy: Policy, optimizer: Optimizer, decay: float, every: int) -> None:
-        from diffusers.training_utils import EMAModel
+        with quiet("diffusers", "transformers"):
+            from diffusers.training_utils import EMAModel
 
         self._parameters = policy.parameters()
         self._model = EMAModel(self._parameters, decay=decay)
