@@ -1,4 +1,4 @@
-"""`python -m bench.gpu [--output DIR]` from the repository's root."""
+"""Run `python -m bench.gpu [--output DIR]` in the repository's root."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .results import Session
 
 
 def main() -> int:
-    """Build, check, measure, report; returns 1 if a check failed."""
+    """Builds, checks, measures and reports; returns 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Check and measure everything on a GPU.")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "reports", help="where the report goes")
     parser.add_argument("--minutes", type=float, default=9.5, help="time limit; what does not fit is skipped")
@@ -40,7 +40,7 @@ def main() -> int:
 
         known |= tempflow_fast.info()
         stages.run(session, stages.on_card(device))
-    finally:  # also after Ctrl-C: what was measured until then is worth keeping
+    finally:  # also after Ctrl-C, to keep what was measured until then
         status = finish()
     return status
 

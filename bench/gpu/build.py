@@ -1,4 +1,4 @@
-"""The package, built beside the checkout, so that neither the checkout nor the environment changes."""
+"""Builds the package in a separate folder, so that neither the checkout nor the environment changes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def build(base: Path, seconds: float) -> Outcome:
-    """Builds with the kernels that the compilers at hand allow, without them where that fails, and puts it to use.
+    """Builds the package and makes this process use it. If its kernels cannot be compiled, it is built without them.
 
-    The compiled kernels need setuptools, cmake and a compiler; fetches nothing.
+    The compiled kernels need setuptools, cmake and a compiler. Nothing is downloaded.
+
+    Args:
+        base: the folder of the build.
+        seconds: time limit.
+
+    Raises:
+        Skip: the package works, but without compiled kernels.
     """
     compiled = _setup("build", "--build-base", str(base), seconds=seconds)
     problem = ""
@@ -32,7 +39,7 @@ def build(base: Path, seconds: float) -> Outcome:
 
 
 def _copy(package: Path) -> None:
-    """The package as its Python files are: with Triton's kernels and the reference."""
+    """Copies the Python files: the package with Triton's kernels and the reference."""
     shutil.rmtree(package, ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__", "_C.so", "_build.json", "kernels")
     shutil.copytree(ROOT / "tempflow_fast", package, ignore=ignore)
@@ -40,13 +47,13 @@ def _copy(package: Path) -> None:
 
 
 def use(folder: Path) -> None:
-    """Makes this process and those it starts import the package from `folder`."""
+    """Makes this process and its children import the package from `folder`."""
     os.environ[BUILT] = str(folder)
     sys.path.insert(0, str(folder))
 
 
 def _built_in(base: Path) -> Path:
-    """setuptools names the folder by platform and Python."""
+    """The folder of the built package, which setuptools names after platform and Python."""
     folders = [path for path in base.glob("lib*") if (path / "tempflow_fast").is_dir()]
     return max(folders, key=lambda path: path.stat().st_mtime).resolve()
 

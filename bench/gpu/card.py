@@ -1,4 +1,4 @@
-"""The card, and the machine around it. Nothing here imports the package, which may not be built yet."""
+"""Facts about the card and its machine. This module does not import the package, which may not be built yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def missing_card() -> str:
-    """Why there is nothing to measure here, in a sentence; empty where there is a card."""
+    """Why there is nothing to measure here, as a sentence; empty if there is a card."""
     if torch.cuda.is_available():
         return ""
     if not (torch.version.cuda or torch.version.hip):
@@ -20,7 +20,7 @@ def missing_card() -> str:
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """What a reader has to know to compare the figures."""
+    """What a reader needs to know to compare the figures."""
     found = {"card": platform.processor() or platform.machine(), "device": str(device)}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -39,7 +39,7 @@ def facts(device: torch.device) -> dict[str, str]:
 
 
 def version(package: str) -> str:
-    """Of an installed package, or "none"."""
+    """The version of an installed package, or "none"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

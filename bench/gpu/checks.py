@@ -1,4 +1,4 @@
-"""What must hold for a rollout and an iteration on this device, beside the parity of the ops."""
+"""Checks of a rollout and an iteration on this device, in addition to the comparison of the ops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIELDS = ("states", "branches", "log_prob", "latents")
 def draw(
     policy: DiffusersPolicy, guidance_scale: float, iteration: int, graphs: CudaGraphs | None = None
 ) -> tff.Rollout:
-    """A rollout of which noise, ids and seed belong to `iteration`."""
+    """A rollout with the noise, ids and seed of an iteration."""
     table = tff.step_table(policy.sigmas(4))
     ids = torch.arange(len(PROMPTS)) + 100 * iteration
     noise = tff.ops.initial_noise(policy.latent_shape, iteration, ids, policy.device)
@@ -33,13 +33,13 @@ def draw(
 
 @torch.no_grad()
 def nudge(policy: DiffusersPolicy) -> None:
-    """An update in place, as an optimizer makes it."""
+    """Changes the weights in place, as an optimizer does."""
     for parameter in policy.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
 
 
 def graphs_equal_eager(policy: DiffusersPolicy, guidance_scale: float, capturer: Capturer) -> Outcome:
-    """Four captured rollouts beside eager ones, bit for bit, with an update between any two."""
+    """Four captured rollouts equal eager ones bit for bit, with an update after each."""
     graphs = CudaGraphs(capturer)
     for iteration in range(4):
         captured, eager = (draw(policy, guidance_scale, iteration, each) for each in (graphs, None))
@@ -53,15 +53,15 @@ def graphs_equal_eager(policy: DiffusersPolicy, guidance_scale: float, capturer:
 
 
 def compiled_graphs_equal_compiled(policy: DiffusersPolicy, guidance_scale: float, capturer: Capturer) -> Outcome:
-    """The same for compiled blocks; the policy stays compiled."""
+    """Captured rollouts with compiled blocks equal compiled ones; the policy stays compiled."""
     blocks = compile_blocks(policy.network)
-    for iteration in range(2):  # every shape that a compiler may specialise on has been seen before the comparison
+    for iteration in range(2):  # before the comparison, the compiler sees every shape that it may specialise on
         draw(policy, guidance_scale, iteration)
     return Outcome(f"{blocks} blocks; {graphs_equal_eager(policy, guidance_scale, capturer).detail}")
 
 
 def first_ratio_is_one(policy: DiffusersPolicy, guidance_scale: float) -> Outcome:
-    """The iteration's first update starts at a log-ratio of exactly 0."""
+    """The first update of an iteration starts at a log-ratio of exactly 0."""
     metrics = _iteration(policy, guidance_scale, seed=1, num_updates=1)
     assert metrics["log_ratio_rms"] == 0, f"log_ratio_rms is {float(metrics['log_ratio_rms']):.2e}"
     assert metrics["signal_fraction"] > 0, "no branch had an advantage"
@@ -79,13 +79,13 @@ def iterations_repeat(policy: DiffusersPolicy, guidance_scale: float) -> Outcome
         _iteration(policy, guidance_scale, seed=2)
         ends.append([parameter.detach().clone() for parameter in policy.parameters()])
     differ = sum(not torch.equal(a, b) for a, b in zip(*ends, strict=True))
-    if differ:  # attention's backward adds in any order unless told otherwise; the ops themselves do not
+    if differ:  # attention's backward adds in an arbitrary order by default; the ops do not
         raise Skip(f"{differ} of {len(start)} weights differ, by the backward of the network's own kernels")
     return Outcome(f"{len(start)} weights")
 
 
 def no_host_sync(policy: DiffusersPolicy, guidance_scale: float) -> Outcome:
-    """Nothing but the rewards' way to the host waits for the device within an iteration."""
+    """Within an iteration, only the transfer of rewards to the host waits for the device."""
     if policy.device.type != "cuda":
         raise Skip("CUDA's sync debug mode needs a CUDA device")
     _iteration(policy, guidance_scale, seed=3)
@@ -113,7 +113,7 @@ def _iteration(
 
 
 def redness(images: Tensor, prompts: object, metadata: object) -> Tensor:
-    """A reward with a spread."""
+    """A reward that differs between images."""
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 

@@ -23,14 +23,14 @@ PROMPT = "a red fox in the snow"
 def rollout_figures(
     policy: DiffusersPolicy, config: tff.GRPOConfig, guidance_scale: float, capturer: Capturer, compiled: bool
 ) -> Outcome:
-    """Seconds of a rollout: eager, captured, and both again with compiled blocks."""
+    """Seconds of a rollout: eager and captured, each also with compiled blocks if `compiled`."""
     rows: list[Figures] = []
     for blocks in (False, True) if compiled else (False,):
         preparing = seconds_of(lambda: compile_blocks(policy.network), policy.device) if blocks else 0.0
         name = "compiled" if blocks else "eager"
         for graphs in (None, CudaGraphs(capturer)):
             call = _rollout(policy, config, guidance_scale, graphs)
-            # The second captures what the first has seen; a compiler specialises in both.
+            # The second call captures what the first has seen; a compiler specialises in both.
             preparing += sum(seconds_of(call, policy.device) for _ in range(2))
             seconds = min(seconds_of(call, policy.device) for _ in range(2))
             label = f"{name}, captured" if graphs else name
@@ -54,7 +54,7 @@ def _rollout(
 def iteration_figures(policy: DiffusersPolicy, config: tff.GRPOConfig, max_rows: int) -> Outcome:
     """Seconds and memory of one iteration: the paper's structure, ours, ours captured.
 
-    Ours is timed at its second and third iteration, when nothing is left to warm up, and captured at its fourth.
+    Ours is timed at its second iteration, and captured at its third, when nothing is left to warm up.
     """
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
     rows: list[Figures] = []

@@ -1,4 +1,4 @@
-"""Networks of the published shapes with random weights: nothing is downloaded, and a figure needs no trained model."""
+"""Networks of the published shapes with random weights: nothing is downloaded, and timing needs no trained model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tempflow_fast.policies import DiffusersPolicy, FluxPolicy, SD3Policy
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer's configuration in diffusers, and the texts and images it is run with."""
+    """A transformer's configuration in diffusers, and the sizes of its texts and images."""
 
     kind: str
     resolution: int
     text: tuple[int, int, int]
-    """Tokens, their width, width of the pooled text."""
+    """The number of tokens, their width, and the width of the pooled text."""
     config: dict[str, Any] = field(repr=False)
     guidance_scale: float = 4.5
 
@@ -28,7 +28,7 @@ class Shape:
 def sd3(
     resolution: int, text: tuple[int, int, int], layers: int, heads: int, head: int, sides: tuple[int, int], **more: Any
 ) -> Shape:
-    """An SD3 transformer; `sides` are the usual and the largest side of the latents."""
+    """An SD3 transformer; `sides` are the default and the largest side of the latents."""
     _, width, pooled = text
     config = {
         "patch_size": 2,
@@ -54,7 +54,7 @@ def _flux(
     heads: int,
     axes: tuple[int, ...],
 ) -> Shape:
-    """`layers` are double and single ones, `axes` the parts of a head that tell positions."""
+    """A FLUX transformer; `layers` are double and single blocks, `axes` the parts of a head that encode positions."""
     _, width, pooled = text
     config = {
         "in_channels": channels,
@@ -76,16 +76,16 @@ SD35_MEDIUM = sd3(
 )  # fmt: skip
 """Stable Diffusion 3.5 Medium, 2.2 billion parameters."""
 SD3_SMALL = sd3(256, (77, 512, 512), layers=8, heads=8, head=64, sides=(32, 64))
-"""So small that launching a kernel takes longer than the kernel."""
+"""A network so small that launching a kernel takes longer than running it."""
 FLUX = _flux(512, (512, 4096, 768), channels=64, layers=(19, 38), heads=24, axes=(16, 56, 56))
 """FLUX.1-dev, 12 billion parameters."""
 TINY_SD3 = sd3(32, (5, 16, 16), layers=2, heads=2, head=8, sides=(4, 8))
 TINY_FLUX = _flux(32, (5, 16, 16), channels=16, layers=(1, 1), heads=2, axes=(4, 4, 8))
-"""For a rehearsal on a CPU."""
+"""For rehearsals on a CPU."""
 
 
 class _RandomTexts(DiffusersPolicy):
-    """Texts are random numbers that depend on their letters, images the first numbers of the latents."""
+    """Texts are random numbers seeded by their letters, images are the first numbers of the latents."""
 
     shape: Shape
 
@@ -143,7 +143,7 @@ def random_policy(
 
 @torch.no_grad()
 def _filled(network: nn.Module) -> nn.Module:
-    """Matrices of 0.02, norms of 1, biases of 0: activations stay finite through any number of blocks."""
+    """Matrices of deviation 0.02, norms of 1, biases of 0: activations stay finite through any number of blocks."""
     generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.dim() > 1:

@@ -19,7 +19,7 @@ TABLE, STEP, K, SCALE, CLIP_RANGE = step_table(linear_sigmas(10, 3.0)), 3, 6, 4.
 
 @dataclass(frozen=True)
 class Case:
-    """An op, what it replaces, and the bytes that it has to move at least."""
+    """An op, what it replaces, and the least number of bytes that it has to move."""
 
     op: str
     ours: Callable[[], object]
@@ -27,7 +27,7 @@ class Case:
     arguments: tuple[object, ...]
     num_bytes: int
     differentiated: bool = False
-    """Whether what it replaces is a loss, of which the gradient is wanted with respect to the arguments."""
+    """Whether what it replaces is a loss that is differentiated with respect to the arguments."""
 
     def replaced(self, function: Callable[..., object]) -> object:
         """Calls `function`, eager or compiled, as the op is called."""
@@ -36,7 +36,7 @@ class Case:
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
-    """Bytes read and written per second by a copy on the device."""
+    """Bytes that a copy on the device reads and writes per second."""
     source = torch.empty(num_bytes // 4, dtype=torch.float32, device=device).normal_()
     target = torch.empty_like(source)
     return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), device)
@@ -65,7 +65,7 @@ def _figures(case: Case, dtype: torch.dtype, bandwidth: float, device: torch.dev
 
 
 def cases(device: torch.device, dtype: torch.dtype, num_rows: int, numel: int) -> Iterator[Case]:
-    """All ops on random data, with guidance where they know it."""
+    """All ops on random data, with guidance for those that take it."""
 
     def rows() -> Tensor:
         return torch.randn(num_rows, numel, device=device).to(dtype)
@@ -124,8 +124,8 @@ def _loss_case(name: str, velocities: list[Tensor], x: Tensor, branches: Tensor,
     inputs = baselines.LossInputs(x, branches, old, advantages, step, CLIP_RANGE)
 
     def ours() -> object:
-        guidance = {"velocity_uncond": leaves[1], "guidance_scale": SCALE}
-        result = ops.policy_loss(leaves[0], x, branches, old, advantages, TABLE, steps, CLIP_RANGE, **guidance)
+        options = {"clip_range": CLIP_RANGE, "velocity_uncond": leaves[1], "guidance_scale": SCALE}
+        result = ops.policy_loss(leaves[0], x, branches, old, advantages, TABLE, steps, **options)
         return torch.autograd.grad(result.loss, leaves)
 
     def eager(cond: Tensor, uncond: Tensor) -> Tensor:

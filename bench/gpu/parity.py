@@ -1,4 +1,4 @@
-"""The live bodies of the ops on a device against the float64 reference: `python -m bench.gpu.parity --device cuda`.
+"""Compares the bodies in use on a device with the float64 reference: `python -m bench.gpu.parity --device cuda`.
 
 The cases, oracles and tolerances are those of tests/ops/test_ops.py. A body is chosen by TEMPFLOW_FAST_BODY before the
 package is imported, so every body has a process of its own; the last line that it prints is JSON.
@@ -28,7 +28,7 @@ SIZES = (1, 3, 63, 1001, 4097, 65_536)
 
 
 def moved_to(case: Case, device: torch.device) -> Case:
-    """The case on `device`, its rows still parts of a wider buffer and off every alignment."""
+    """The case on `device`; its rows are still parts of a wider buffer and unaligned."""
 
     def there(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or tensor.is_contiguous():
@@ -41,7 +41,7 @@ def moved_to(case: Case, device: torch.device) -> Case:
 
 
 def branch_and_euler_step(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
-    """Moves, branches and densities; the two ops move alike, and twice the same call gives the same bits."""
+    """Steps, branches and densities; the two ops give the same step, and a repeated call gives the same bits."""
     case = make_case(dtype, numel, guided)
     own = moved_to(case, device)
     guidance = {"velocity_uncond": own.uncond, "guidance_scale": own.scale}
@@ -61,7 +61,7 @@ def branch_and_euler_step(device: torch.device, dtype: torch.dtype, numel: int, 
 
 
 def initial_noise(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
-    """The generator, for ids beyond 32 bits."""
+    """The noise, for ids beyond 32 bits."""
     want = reference.initial_noise(IDS, torch.tensor(SEED), numel)
     assert_near("latents", torch.float32, ops.initial_noise((numel,), SEED, IDS, device).cpu(), want)
 
@@ -69,7 +69,7 @@ def initial_noise(device: torch.device, dtype: torch.dtype, numel: int, guided: 
 def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
     """Value and gradient."""
     case = make_case(dtype, numel, guided=False)
-    # Times D, since a gradient of a mean over D elements is below what float16 tells apart.
+    # Times D, because the gradient of a mean over D elements is too small for float16.
     own, cotangent = moved_to(case, device), numel * torch.linspace(-1, 1, len(STEPS))
     velocity = own.velocity.clone().requires_grad_()
     got = ops.log_prob(own.branches[:, 1], own.latents, velocity, TABLE, STEPS.to(device))
@@ -80,9 +80,9 @@ def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool)
 
 
 def policy_loss(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
-    """Loss, statistics and both gradients, with clipping and KL: of a policy that has changed, in part, and not at all.
+    """Loss, statistics and both gradients, with clipping and KL; the policy has changed fully, in part, or not at all.
 
-    The oracle is given the guided velocity as this body rounds it, which is compared by itself.
+    The oracle gets the guided velocity as this body rounds it, which is compared separately.
     """
     case = make_case(dtype, numel, guided)
     own, velocity = moved_to(case, device), case.velocity.to(device)
@@ -103,7 +103,7 @@ def policy_loss(device: torch.device, dtype: torch.dtype, numel: int, guided: bo
 
 
 def loss_and_gradients(case: Case) -> list[Tensor]:
-    """The results of policy_loss, and the gradients of D times the loss in the velocities that there are."""
+    """The results of policy_loss, and the gradients of D times the loss with respect to the given velocities."""
     velocity = case.velocity.clone().requires_grad_()
     uncond = None if case.uncond is None else case.uncond.clone().requires_grad_()
     got = ops.policy_loss(
@@ -123,7 +123,7 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype, int, bool], None]] = {
 
 
 def problems(device: torch.device, sizes: tuple[int, ...]) -> list[str]:
-    """What differs, one sentence per case."""
+    """The differences, one sentence per case."""
     found = []
     for name, check in CHECKS.items():
         for dtype in DTYPES:

@@ -1,4 +1,4 @@
-"""Results -> a dated JSON file and a Markdown page beside it."""
+"""Writes results as a dated JSON file and a Markdown page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(directory: Path, facts: dict[str, str], results: list[Result]) -> Path
 
 
 def markdown(facts: dict[str, str], results: list[Result]) -> str:
-    """The page: verdict, where it ran, a line per check, then the tables of figures."""
+    """The page: verdict, facts about the machine, one line per check, then the tables of figures."""
     counts = {status: sum(result.status == status for result in results) for status in ("pass", "FAIL", "skip")}
     lines = [f"# {facts.get('card', 'GPU')}: {'FAIL' if counts['FAIL'] else 'pass'}", ""]
     lines += [f"{counts['pass']} checks passed, {counts['FAIL']} failed, {counts['skip']} were skipped.", ""]

@@ -1,4 +1,4 @@
-"""What was checked and measured: one result per attempt, within a time limit."""
+"""Runs checks and measurements within a time limit, and keeps one result for each."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Skip(Exception):  # noqa: N818  not an error: its text says why a check ca
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check that holds has to say."""
+    """The report of a check that passes."""
 
     detail: str = ""
     figures: list[Figures] = field(default_factory=list)
-    """Rows of a table, with the same columns each."""
+    """Rows of a table, all with the same columns."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Result:
 
 
 class Session:
-    """Runs checks one after another and keeps their results; none stops the others."""
+    """Runs checks one after another and keeps their results; a failed check does not stop the others."""
 
     def __init__(self, minutes: float = 10.0) -> None:
         self._minutes, self._end = minutes, time.monotonic() + 60 * minutes
@@ -49,7 +49,7 @@ class Session:
 
     @property
     def seconds_left(self) -> float:
-        """Until the time limit."""
+        """Seconds until the time limit."""
         return self._end - time.monotonic()
 
     @property
@@ -58,22 +58,32 @@ class Session:
         return all(result.status != "FAIL" for result in self.results)
 
     def end_in_time(self, finish: Callable[[], int], grace: float = 10.0) -> None:
-        """Ends this process when the time limit is over, whatever hangs then; `finish` reports and gives the status.
+        """Ends this process after the time limit, even if a check hangs.
 
-        What a check starts has been told to end by the limit, the check itself has `grace` seconds more.
+        Programs that a check starts are limited to the time left; the check itself has `grace` seconds more.
+
+        Args:
+            finish: writes the report and returns the exit status.
+            grace: seconds after the time limit.
         """
 
         def end() -> None:
             time.sleep(max(self.seconds_left + grace, 0))
             name, start = self._running or ("the report", self._end)
-            detail = f"not done when the {self._minutes:g} minutes were over"
+            detail = f"not done after {self._minutes:g} minutes"
             self.results.append(Result(name, "FAIL", detail, time.monotonic() - start))
             os._exit(finish())
 
         threading.Thread(target=end, daemon=True).start()
 
     def attempt(self, name: str, check: Callable[[], Outcome], needs: float = 0.0) -> Result:
-        """Makes a check, unless fewer than the `needs` seconds that it is expected to take are left."""
+        """Runs a check if enough time is left.
+
+        Args:
+            name: the line in the report.
+            check: returns an Outcome, or raises.
+            needs: seconds that it is expected to take.
+        """
         start = time.monotonic()
         self._running = (name, start)
         print(f"-- {name} ...", flush=True)
@@ -99,7 +109,7 @@ def _tried(check: Callable[[], Outcome]) -> tuple[Status, Outcome]:
         return "skip", Outcome(f"not enough memory: {_first_line(error)}")
     except ImportError as error:
         return "skip", Outcome(f"{error}")
-    except Exception as error:  # the report is what this program is for: it names whatever went wrong
+    except Exception as error:  # the report must name whatever went wrong
         return "FAIL", Outcome(f"{type(error).__name__}: {_first_line(error)}")
 
 

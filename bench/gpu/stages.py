@@ -1,4 +1,4 @@
-"""All checks and measurements, in the order in which they are worth their time."""
+"""All checks and measurements, the most valuable first."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: on a card the published shapes, in a rehearsal tiny ones."""
+    """What to run: the published shapes on a card, tiny ones in a rehearsal."""
 
     device: torch.device
     dtype: torch.dtype
     capturer: Callable[[], Capturer]
     tiny: tuple[models.Shape, ...]
     measured: dict[str, tuple[models.Shape, GRPOConfig, float, float]]
-    """Name -> network, settings, GiB that it needs, seconds that it takes about."""
+    """Name -> network, settings, GiB that it needs, approximate seconds."""
     rollouts: dict[str, tuple[models.Shape, GRPOConfig, float]]
-    """Name -> network, settings, seconds."""
+    """Name -> network, settings, approximate seconds."""
     op_sizes: tuple[tuple[int, int], ...]
     """(R, D)"""
     copy_bytes: int
@@ -44,7 +44,7 @@ class Plan:
 
 
 def on_card(device: torch.device) -> Plan:
-    """The published shapes."""
+    """The plan for a card: the published shapes."""
     from tempflow_fast.graphs.capture import CudaCapturer
 
     def config(**settings: Any) -> GRPOConfig:
@@ -77,7 +77,7 @@ def on_card(device: torch.device) -> Plan:
 
 
 def rehearsal(capturer: Callable[[], Capturer]) -> Plan:
-    """The same on tiny networks on the CPU, where its figures mean nothing."""
+    """The same on tiny networks on the CPU, where the figures mean nothing."""
     small = GRPOConfig(num_steps=3, num_branches=2, num_seeds=1, guidance_scale=4.5, num_updates=1, max_batch=2)
     return Plan(
         device=torch.device("cpu"),
@@ -94,7 +94,7 @@ def rehearsal(capturer: Callable[[], Capturer]) -> Plan:
 
 
 def run(session: Session, plan: Plan) -> None:
-    """Every check and measurement of the plan; figures of ops are left out where their parity failed."""
+    """Runs every check and measurement of the plan. Ops are not timed if a body failed its comparison."""
     right = [_parity(session, plan, body) for body in ("native", "triton", "reference")]
     for shape in plan.tiny:
         _check_network(session, plan, shape)
@@ -123,7 +123,7 @@ def _refused() -> Outcome:
 
 
 def _parity(session: Session, plan: Plan, body: str) -> bool:
-    """Whether `body` agrees with the reference, or is not there."""
+    """Whether `body` agrees with the reference, or is not available."""
     result = session.attempt(f"parity, {body}", lambda: _parity_of(plan, body, session.seconds_left), needs=30)
     return result.status != "FAIL"
 
@@ -168,7 +168,7 @@ def _check_network(session: Session, plan: Plan, shape: models.Shape) -> None:
 
 
 def _memory_checker(plan: Plan, seconds: float) -> Outcome:
-    """The ops under compute-sanitizer, every allocation by itself so that a step outside of one is seen."""
+    """Runs the ops under compute-sanitizer, with separate allocations, so that it sees every access outside of one."""
     if plan.device.type != "cuda" or shutil.which("compute-sanitizer") is None:
         raise Skip("no compute-sanitizer here" if plan.device.type == "cuda" else "it checks CUDA kernels")
     checker = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
@@ -200,7 +200,7 @@ def _iteration(plan: Plan, shape: models.Shape, config: GRPOConfig, gib: float) 
 
 
 def _release() -> None:
-    """Gives the memory of the last network back."""
+    """Frees the memory of the last network."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

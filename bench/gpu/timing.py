@@ -1,4 +1,4 @@
-"""Seconds of work that a device does on its own time."""
+"""Times work that a device does asynchronously."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 
 def wait(device: torch.device) -> None:
-    """Returns when the device has nothing left to do."""
+    """Returns when the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of one call, with everything that it queued."""
+    """Wall seconds of one call, with everything that it queues on the device."""
     wait(device)
     start = time.perf_counter()
     call()
@@ -26,9 +26,15 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def median_seconds(call: Callable[[], object], device: torch.device, budget: float = 0.3, warm_up: int = 3) -> float:
-    """Median seconds per call, of as many calls as take about `budget` seconds.
+    """Median seconds per call.
 
     On a GPU these are device seconds between events, with all calls queued at once.
+
+    Args:
+        call: the work.
+        device: where it runs.
+        budget: total seconds of the timed calls, about.
+        warm_up: calls before the timed ones.
     """
     for _ in range(warm_up):
         call()
