@@ -18,7 +18,7 @@ BODIES = ("triton",) if INTERPRETING else ("reference", "baseline", "avx2", "avx
 if INTERPRETING:
     from support import interpreter
 
-    interpreter.mend()
+    interpreter.fix()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ namespace {
 // the L2 cache of a server core, so that the second pass over the group reads from the cache.
 constexpr int64_t kGroupElements = 1 << 19;
 
-// Rows that policy_loss reads besides the branches: velocity, latents, velocity_old, velocity_ref.
+// Rows that policy_loss reads in addition to the branches: velocity, latents, velocity_old, velocity_ref.
 constexpr int64_t kOtherRows = 4;
 
 LogProbArgs log_prob_args(const char* op, const Tensor& latents_next, const Tensor& latents, const Tensor& velocity,

@@ -57,10 +57,10 @@ def log_prob(
     fit.
     """
     x = checks.flat("log_prob", "latents", latents).detach()
-    child = checks.row_like("log_prob", "latents_next", latents_next, "latents", latents).detach()
+    x_next = checks.row_like("log_prob", "latents_next", latents_next, "latents", latents).detach()
     v = checks.row_like("log_prob", "velocity", velocity, "latents", latents)
     rows = checks.step_rows("log_prob", steps, table, x.shape[0], x.device)
-    return registered("log_prob", x.dtype)(child, x, v, table.coefficients(x.device), rows)
+    return registered("log_prob", x.dtype)(x_next, x, v, table.coefficients(x.device), rows)
 
 
 # ---- policy_loss ----------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class PolicyLoss(NamedTuple):
 
 
 def _policy_loss_fake(
-    velocity: Tensor, uncond: Tensor | None, latents: Tensor, branches: Tensor, *rest: Any
+    velocity: Tensor, velocity_uncond: Tensor | None, latents: Tensor, branches: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     r, k, d = branches.shape
     shapes = ((), (r, k), (), (), (r, d) if rest[-1] else (0,))
@@ -155,8 +155,8 @@ def policy_loss(
     ref = checks.optional_row_like(op, "velocity_ref", velocity_ref, "velocity", velocity)
     ref = None if ref is None else ref.detach()
     u = checks.optional_row_like(op, "velocity_uncond", velocity_uncond, "velocity", velocity)
-    children = checks.branch_rows(op, branches, velocity).detach()
-    weights = checks.advantage_rows(op, advantages, children).detach()
+    samples = checks.branch_rows(op, branches, velocity).detach()
+    weights = checks.advantage_rows(op, advantages, samples).detach()
     scale = checks.guidance(op, u, guidance_scale)
     if not 0 < finite(op, "clip_range", clip_range) < 1:
         fail(op, "clip_range", "in (0, 1)", clip_range)
@@ -165,6 +165,6 @@ def policy_loss(
     rows = checks.step_rows(op, steps, table, x.shape[0], x.device)
     with_gradient = torch.is_grad_enabled() and (v.requires_grad or (u is not None and u.requires_grad))
     loss, log_ratio, clip_fraction, kl, _ = registered(op, v.dtype)(
-        v, u, x, children, old, ref, weights, table.coefficients(x.device), rows, scale, clip_range, beta, with_gradient
+        v, u, x, samples, old, ref, weights, table.coefficients(x.device), rows, scale, clip_range, beta, with_gradient
     )
     return PolicyLoss(loss, log_ratio, clip_fraction, kl)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import fail, integer, integers
 from . import checks, reference
+from .noise import MAX_BRANCHES
 from .registration import define, registered
 from .schedule import StepTable
 
@@ -128,8 +129,8 @@ def branch_step(
     scale = checks.guidance("branch_step", u, guidance_scale)
     step = checks.step_index("branch_step", step, table, noisy=True)
     num_branches = integer("branch_step", "num_branches", num_branches)
-    if not 1 <= num_branches <= 0x10000:
-        fail("branch_step", "num_branches", "in 1..65536", num_branches)
+    if not 1 <= num_branches <= MAX_BRANCHES:
+        fail("branch_step", "num_branches", f"in 1..{MAX_BRANCHES}", num_branches)
     ids = checks.ids("branch_step", trajectory_ids, x.shape[0], x.device)
     key = checks.seed_tensor("branch_step", seed, x.device)
     latents_next, branches, log_prob = registered("branch_step", x.dtype)(

@@ -97,7 +97,7 @@ def test_triton_alone_serves_gpus():
 
 
 def test_a_gpu_is_served_by_triton_where_the_library_has_no_cuda_kernels():
-    """A torch for CUDA is played by its version alone: nothing is launched."""
+    """Only the version makes this torch one for CUDA: nothing is launched."""
     pytest.importorskip("triton")
     if native.build_info().get("cuda"):
         pytest.skip("this library has CUDA kernels")

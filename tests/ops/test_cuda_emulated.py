@@ -160,7 +160,7 @@ def test_a_sample_that_is_no_number_spoils_its_row_of_an_unchanged_policy(cuda):
     assert gradient.isnan().all(1).tolist() == [False, False, False, True, False]
 
 
-# More rows than a warp has lanes; more branches than stand in shared memory together.
+# More rows than a warp has lanes; more branches than fit in shared memory at once.
 @pytest.mark.parametrize(("rows", "k"), [(33, 1), (2, 35)])
 def test_policy_loss_of_many_rows_or_branches_without_reference(cuda, rows, k):
     case, generator = make_case(torch.bfloat16, 24, guided=False), torch.Generator().manual_seed(1)

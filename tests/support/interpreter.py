@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def mend() -> None:
+def fix() -> None:
     """Makes the interpreter's results meet the tolerances of a GPU."""
     _round_to_nearest()
     _round_fma_once()
