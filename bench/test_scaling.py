@@ -50,7 +50,8 @@ def test_elements(compare, numel):
     compare("scaling with D", f"{numel:,}", call, 20, warm_up=3, size=numel, law=numel)
 
 
-@pytest.mark.gate("tests/test_processes.py", "-k", "deal or many_processes")
+@pytest.mark.gate("tests/grpo/test_shares.py")
+@pytest.mark.gate("tests/test_processes.py", "-k", "many_processes")
 @pytest.mark.full
 def test_processes(compare):
     """The same iteration in one process on one core, and in two on two."""

@@ -11,8 +11,9 @@ import tyro
 
 from .commands import COMMANDS, Train
 from .commands.status import BAD_ARGUMENT, INTERRUPTED
+from .version import __version__
 
-DESCRIPTION = "TempFlow-GRPO: reinforcement learning for text-to-image flow models."
+DESCRIPTION = "TempFlow-GRPO: reinforcement learning for text-to-image flow models. --version prints the version."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: for help (0), and for options that do not exist or cannot be read (2).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["--version"]:
+        print(f"tempflow-fast {__version__}")
+        return 0
     try:
         return _parse(arguments)()
-    except BrokenPipeError:  # `tempflow-fast recipes | head`: nobody reads on
+    except BrokenPipeError:  # `tempflow-fast recipes | head`: the reader is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices import SHAPES_PROMPTS
 from ..files import check_writable, write_json
+from ..settings.fields import SCORES
 from .model import Model
 
 if TYPE_CHECKING:
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
 
 IMAGES_AT_ONCE = 16
 """Where the settings have no limit: scores are kept after so many images of each process."""
-DECISIVE = (
-    *("model", "precision", "resolution", "max_text_length", "prompts", "eval_prompts", "prompt_column"),
-    *("num_steps", "sigmas", "eval_steps", "guidance_scale", "eval_images", "eval_seed"),
-)
-"""Settings that scores depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +99,11 @@ class Evaluate:
         return config if self.prompts is None else self._with_prompts(config)
 
     def _with_prompts(self, config: TrainConfig) -> TrainConfig:
-        from ..prompts.sets import EMBEDDED
         from ..prompts.sources import read_prompts
 
-        if self.prompts == EMBEDDED:
-            return config.with_settings(prompts=EMBEDDED, eval_prompts=None)
-        config = config.with_settings(prompts=EMBEDDED, eval_prompts=self.prompts)
+        if self.prompts == SHAPES_PROMPTS:
+            return config.with_settings(prompts=SHAPES_PROMPTS, eval_prompts=None)
+        config = config.with_settings(prompts=SHAPES_PROMPTS, eval_prompts=self.prompts)
         if self.images is not None:
             return config
         count = len(read_prompts(self.prompts, config.task.prompt_column))
@@ -154,7 +150,7 @@ class Evaluate:
         settings, tuned = config.flat(), self.source.tuned_files()
         weights = None if tuned is None else f"{tuned} ({digest(tuned)})"
         rewards = self.rewards or ", ".join(filter(None, (config.task.accuracy, config.task.reward)))
-        return {"weights": weights, "rewards": rewards, **{name: settings[name] for name in DECISIVE}}
+        return {"weights": weights, "rewards": rewards, **{name: settings[name] for name in config.marked(SCORES)}}
 
     def _report(self, evaluation: Evaluation) -> None:
         """Writes and says what goes with a directory."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices import DEFAULT_RECIPE
+
 if TYPE_CHECKING:
     import torch
 
     from ..policies.base import Policy
     from ..settings.run import TrainConfig
-
-DEFAULT_RECIPE = "shapes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,7 @@ class Model:
         """The policy: the run's tuned one, or the model as it is; `device`: where it has to be, among processes."""
         from ..run.directory import RunDirectory
         from ..run.prepare import plain_policy, tuned_policy
-        from .libraries import quieten_libraries
 
-        quieten_libraries()
         if self.weights is None:
             return plain_policy(config.policy, self.lora, device)
         return tuned_policy(config.policy, RunDirectory(self.weights), device)

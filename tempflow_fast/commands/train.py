@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from ..choices import DEFAULT_RECIPE
 from ..grpo.geometry import Geometry
 from ..run.directory import RunDirectory
 from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig
-from .libraries import quieten_libraries
 from .status import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..processes import Processes
 
-DEFAULT_RECIPE = "shapes"
 LIMITS = ("num_iterations", "minutes")
 
 
@@ -66,7 +65,7 @@ class Train:
         from ..processes import launched
 
         processes = launched(cpu=config.policy.device == "cpu")
-        say = print if processes.is_main else _silent
+        say = processes.say
         if self.dry_run:
             return _dry_run(config, processes, say)
         from ..ops.info import info
@@ -81,7 +80,6 @@ class Train:
             run.check_free()
         find_task(config.task)
         Trackers(config.run.trackers, run.logs)
-        quieten_libraries()
         policy = prepare_policy(config.policy, processes.device)
         if config.policy.memory_limit is not None:
             config, memory = fitted(config, policy, processes.count)
@@ -103,7 +101,6 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
     say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))
     if not processes.is_main:
         return 0
-    quieten_libraries()
     try:
         policy = prepare_policy(replace(config.policy, device="cpu"))
     except ValueError as error:
@@ -121,7 +118,3 @@ def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(option, nargs="?")
     parser.add_argument("--iterations", "--num-iterations", "--num_iterations", nargs="?", dest="num_iterations")
     return parser.parse_known_args(arguments)[0]
-
-
-def _silent(text: object) -> None:
-    """Says nothing: the main process speaks for all."""

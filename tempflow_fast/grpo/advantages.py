@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from ..choices import Group
 from ..errors import fail, finite
-
-GROUPS = ("seed", "prompt")
 
 
 def group_advantages(
     rewards: Tensor,
-    group: str = "seed",
+    group: Group = "seed",
     prompt_ids: Sequence[int] | Tensor | None = None,
     adv_eps: float = 1e-4,
     adv_clip: float = 5.0,
@@ -44,8 +44,8 @@ def group_advantages(
     if len(bad := (~rewards.isfinite()).nonzero()):
         index = bad[0].tolist()
         raise ValueError(f"group_advantages: rewards must be finite, got {rewards[tuple(index)].item()} at {index}")
-    if group not in GROUPS:
-        fail("group_advantages", "group", f"one of {GROUPS}", repr(group))
+    if group not in get_args(Group):
+        fail("group_advantages", "group", f"one of {get_args(Group)}", repr(group))
     if finite("group_advantages", "adv_eps", adv_eps) < 0:
         fail("group_advantages", "adv_eps", "not negative", adv_eps)
     if not adv_clip > 0:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..batching import deal, equal_pieces, padded
+from ..batching import equal_pieces
+from ..errors import require
 from ..settings.iteration import GRPOConfig
+from .shares import Shares
 
 BACKWARD = 2
 """A backward pass in forward passes."""
@@ -61,11 +63,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "num_processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Geometry: {name} must be >= 1, got {getattr(self, name)}")
-        if self.config.num_updates > self.num_trajectories:
-            limit = f"at most the {self.num_trajectories} trajectories"
-            raise ValueError(f"Geometry: num_updates must be {limit}, got {self.config.num_updates}")
+            require(getattr(self, name) >= 1, "Geometry", name, ">= 1", getattr(self, name))
+        num_updates, limit = self.config.num_updates, self.num_trajectories
+        require(num_updates <= limit, "Geometry", "num_updates", f"at most the {limit} trajectories", num_updates)
 
     @property
     def num_trajectories(self) -> int:
@@ -90,17 +90,20 @@ class Geometry:
     @property
     def work(self) -> list[Work]:
         """The part of each process."""
-        num_steps, num_updates = len(self.branch_steps), self.config.num_updates
-        shares = deal(self.num_trajectories, num_updates, self.num_processes)
+        num_steps, num_updates, num_processes = len(self.branch_steps), self.config.num_updates, self.num_processes
         return [
-            Work(
-                trajectories=tuple(share),
-                num_rows=len(padded(shares, index)),
-                num_images=len(share) * num_steps * self.config.num_branches,
-                pairs=tuple(sum(n % num_updates == update for n in share) * num_steps for update in range(num_updates)),
-            )
-            for index, share in enumerate(shares)
+            self._work(Shares(self.num_trajectories, num_updates, num_processes, i), num_steps)
+            for i in range(num_processes)
         ]
+
+    def _work(self, shares: Shares, num_steps: int) -> Work:
+        own = set(shares.own)
+        return Work(
+            trajectories=tuple(shares.own),
+            num_rows=len(shares.carried),
+            num_images=len(own) * num_steps * self.config.num_branches,
+            pairs=tuple(len(own.intersection(shares.in_update(i))) * num_steps for i in range(shares.num_updates)),
+        )
 
     @property
     def rollout_calls(self) -> int:

@@ -39,16 +39,6 @@ class MicroBatch:
         return len(self.latents)
 
 
-def signal_pairs(advantages: Tensor, trajectories: Tensor) -> Tensor:
-    """The pairs (trajectory, branch index) of the given trajectories that have an advantage other than 0: int64 [R, 2].
-
-    The others add nothing to the policy gradient and are not run. Both arguments are host tensors: advantages
-    [N, B, K], trajectories int64 [n].
-    """
-    rows, branch_indices = (advantages[trajectories] != 0).any(dim=-1).nonzero(as_tuple=True)
-    return torch.stack([trajectories[rows], branch_indices], dim=1)
-
-
 def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
     """The rows of `pairs` (host int64 [R, 2]), with their advantages from the host's [N, B, K]."""
     trajectories, branch_indices = pairs.unbind(dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..batching import equal_pieces, rounded_counts
-from ..errors import integer
+from ..errors import fail, integer, require
 from ..graphs.replay import MAX_ROW_COUNTS, CudaGraphs, Segment, Tensors
 from ..ops import checks
 from ..ops.reference import compute_dtype
@@ -56,13 +56,13 @@ def rollout(
     max_batch: int | None = None,
     guidance_scale: float = 1.0,
     graphs: CudaGraphs | None = None,
-    on_finished: Callable[[Tensor, Tensor], None] | None = None,
+    on_finished: Callable[[Tensor], None] | None = None,
 ) -> Rollout:
     """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324) in T network calls.
 
-    All live latents stand in one buffer: N trunk rows, then per branch step a block [K, N]. At every step the live rows
-    are contiguous, and row r belongs to trajectory r % N, so one call on a slice of buffer and condition advances the
-    trunk and every branch drawn so far. The trunk ends at the last branch step.
+    All live latents are in one buffer: N trunk rows, then a block [N, K] for each branch step. At every step the live
+    rows are contiguous, so one call on a slice of buffer and condition advances the trunk and every branch drawn so
+    far. The trunk ends at the last branch step.
 
     Args:
         policy: the acting policy.
@@ -74,10 +74,10 @@ def rollout(
         trajectory_ids: [N] global ids; equal ids draw equal noise under one seed. None: 0..N-1.
         max_batch: most rows in one network call; None: no limit.
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
-        graphs: captured calls of this policy to replay, see `cuda_graphs`; None: every call is made by Python.
-        on_finished: called with branches that have come to sigma = 0, [R, *shape], and their places in
-            `latents.flatten(0, 2)`, rising int64 [R] on the host, before the next piece of the last step is begun.
-            Under the autocast of the rollout, without gradients.
+        graphs: captured calls of this policy to replay, see `graphs_of`; None: Python makes every call.
+        on_finished: called with branches that have reached sigma = 0, [R, *shape], before the next piece of the last
+            step begins: one call after another takes all of them in the order [B, N, K]. The calls are made under the
+            autocast of the rollout, without gradients.
 
     Raises:
         ValueError: before the first network call, naming the argument that does not fit.
@@ -86,7 +86,17 @@ def rollout(
     ids = _checked_ids(trajectory_ids, noise)
     key = checks.seed_tensor("rollout", seed, noise.device)
     wave = _Wave(
-        policy, condition, table, noise, num_branches, key, ids, max_batch, guidance_scale, graphs, on_finished
+        policy=policy,
+        condition=condition,
+        table=table,
+        noise=noise,
+        num_branches=num_branches,
+        seed=key.view(1),
+        trajectory_ids=ids,
+        max_batch=max_batch,
+        guidance_scale=guidance_scale,
+        graphs=graphs,
+        on_finished=on_finished,
     )
     for step in range(table.num_steps):
         wave.advance(step)
@@ -103,42 +113,42 @@ def rollout(
     )
 
 
+@dataclass(kw_only=True, eq=False)
 class _Wave:
     """The buffer of live latents, [N (1 + B K), *shape], and what has left it so far: states, branches, densities."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        condition: Condition,
-        table: StepTable,
-        noise: Tensor,
-        num_branches: int,
-        seed: Tensor,
-        trajectory_ids: Tensor,
-        max_batch: int | None,
-        guidance_scale: float,
-        graphs: CudaGraphs | None,
-        on_finished: Callable[[Tensor, Tensor], None] | None,
-    ) -> None:
-        self.on_finished = on_finished
-        self.policy, self.table, self.max_batch, self.guidance_scale = policy, table, max_batch, guidance_scale
-        self.seed, self.trajectory_ids, self.graphs = seed.view(1), trajectory_ids, graphs
-        self.num, self.num_branches, num_steps = len(noise), num_branches, len(table.branch_steps)
+    policy: Policy
+    condition: Condition
+    table: StepTable
+    noise: InitVar[Tensor]
+    num_branches: int
+    seed: Tensor
+    trajectory_ids: Tensor
+    max_batch: int | None
+    guidance_scale: float
+    graphs: CudaGraphs | None
+    on_finished: Callable[[Tensor], None] | None
+    num_calls: int = 0
+    num_row_evaluations: int = 0
+
+    def __post_init__(self, noise: Tensor) -> None:
+        self.num, num_steps = len(noise), len(self.table.branch_steps)
         self.states = noise.new_empty(self.num, num_steps, *noise.shape[1:])
-        self.branches = noise.new_empty(self.num, num_steps, num_branches, *noise.shape[1:])
+        self.branches = noise.new_empty(self.num, num_steps, self.num_branches, *noise.shape[1:])
         self.log_prob = noise.new_empty(self.branches.shape[:3], dtype=compute_dtype(noise.dtype))
-        self.latents = noise.new_empty((1 + num_steps * num_branches) * self.num, *noise.shape[1:])
+        self.latents = noise.new_empty((1 + num_steps * self.num_branches) * self.num, *noise.shape[1:])
         self.latents[: self.num] = noise
-        # Laid out once: every call takes a slice, none copies the text again.
-        self.condition = condition.tile(1 + num_steps * num_branches)
+        # Laid out once, like the buffer: every call takes a slice, and none copies the text again.
+        trajectories = torch.arange(self.num, device=noise.device)
+        blocks = trajectories.repeat_interleave(self.num_branches).repeat(num_steps)
+        self.condition = self.condition[torch.cat([trajectories, blocks])]
         # On the device once, too: what a call reads there may change under a captured graph, and nothing waits for it.
-        self.coefficients = table.coefficients(noise.device)
-        self.num_calls = self.num_row_evaluations = 0
+        self.coefficients = self.table.coefficients(noise.device)
         self.row_counts = self._row_counts()
-        sigma = table.sigma.to(noise.device, noise.dtype, non_blocking=True)
+        sigma = self.table.sigma.to(noise.device, noise.dtype, non_blocking=True)
         self.sigma = sigma[:, None].repeat(1, max(self.row_counts.values()))
-        if graphs:
-            graphs.begin(policy, max(self.row_counts.values()))
+        if self.graphs:
+            self.graphs.begin(self.policy, max(self.row_counts.values()))
 
     def _pieces(self, step: int) -> list[slice]:
         """The rows of each network call: the trunk while branches still leave it, and every branch drawn so far."""
@@ -168,19 +178,15 @@ class _Wave:
         if column is not None:
             first = self.num * (1 + column * self.num_branches)
             appended = self.latents[first : first + self.num * self.num_branches]
-            appended.unflatten(0, (-1, self.num)).copy_(self.branches[:, column].transpose(0, 1))
+            appended.unflatten(0, (self.num, -1)).copy_(self.branches[:, column])
             if step == self.table.num_steps - 1:
                 self._finish(slice(first, first + len(appended)))
 
     def _finish(self, rows: slice) -> None:
-        """Hands over the branches among finished rows of the buffer, in the order of their places in `finished`."""
+        """Hands over the branches among finished rows of the buffer."""
         first = max(rows.start, self.num)
-        if self.on_finished is None or first >= rows.stop:
-            return
-        numbers = torch.arange(first, rows.stop) - self.num
-        per_trajectory = len(self.table.branch_steps) * self.num_branches
-        places, order = (numbers % self.num * per_trajectory + numbers // self.num).sort()
-        self.on_finished(self.latents[first : rows.stop][order.to(self.latents.device, non_blocking=True)], places)
+        if self.on_finished is not None and first < rows.stop:
+            self.on_finished(self.latents[first : rows.stop])
 
     def _call(self, step: int, rows: slice, trunk: slice) -> tuple[Tensor, ...]:
         """The outputs of `_segment` for the given rows of the buffer, whose trunk rows, if any, draw branches."""
@@ -206,8 +212,8 @@ class _Wave:
 
     def finished(self) -> Tensor:
         """All branches, [N, B, K, *shape]."""
-        shape = (len(self.table.branch_steps), self.num_branches, self.num)
-        return self.latents[self.num :].unflatten(0, shape).movedim(2, 0)
+        shape = (len(self.table.branch_steps), self.num, self.num_branches)
+        return self.latents[self.num :].unflatten(0, shape).movedim(1, 0)
 
 
 def _segment(
@@ -267,13 +273,9 @@ def _check(
     policy: Policy, condition: Condition, table: StepTable, noise: Tensor, num_branches: int, max_batch: int | None
 ) -> None:
     if noise.dim() == 0 or not len(noise) or noise.shape[1:] != tuple(policy.latent_shape):
-        want = ", ".join(map(str, policy.latent_shape))
-        raise ValueError(f"rollout: noise must be [N, {want}] with N >= 1, got {list(noise.shape)}")
-    if len(condition) != len(noise):
-        raise ValueError(f"rollout: condition must have {len(noise)} rows like noise, got {len(condition)}")
-    if not table.branch_steps:
-        raise ValueError("rollout: table must have a branch step, got none")
-    if integer("rollout", "num_branches", num_branches) < 1:
-        raise ValueError(f"rollout: num_branches must be >= 1, got {num_branches}")
+        fail("rollout", "noise", f"[N, {', '.join(map(str, policy.latent_shape))}] with N >= 1", list(noise.shape))
+    require(len(condition) == len(noise), "rollout", "condition", f"of {len(noise)} rows like noise", len(condition))
+    require(bool(table.branch_steps), "rollout", "table", "one with a branch step", "none")
+    require(integer("rollout", "num_branches", num_branches) >= 1, "rollout", "num_branches", ">= 1", num_branches)
     if max_batch is not None and integer("rollout", "max_batch", max_batch) < 1:
-        raise ValueError(f"rollout: max_batch must be >= 1 or None, got {max_batch}")
+        fail("rollout", "max_batch", ">= 1 or None", max_batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,11 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import ops
-from ..batching import deal, padded
+from ..errors import fail, require
 from ..graphs.replay import graphs_of
 from ..ops.schedule import StepTable
 from ..policies import compiled
-from ..policies.base import Policy
+from ..policies.base import Condition, Policy
 from ..policies.quantized import quantized
 from ..processes import Processes
 from ..rewards import Scores, get_reward
@@ -26,9 +25,9 @@ from ..settings.iteration import GRPOConfig
 from .advantages import group_advantages
 from .rollout import Rollout, rollout
 from .scoring import RolloutScorer
+from .shares import Shares
+from .stage_clock import StageClock
 from .update import update
-
-STAGES = ("encode", "rollout", "decode", "reward", "train")
 
 
 def grpo_step(
@@ -43,34 +42,34 @@ def grpo_step(
 ) -> dict[str, Tensor | float]:
     """Samples, scores and updates once.
 
-    Trajectory n starts from prompt n // S and belongs to update n % num_updates. Where processes share the iteration,
-    each takes whole trajectories (see `deal`), whatever their number; noise, rewards, advantages and the update are
-    those of one process, up to the rounding of network calls of another shape and of sums in another order.
+    Trajectory n starts from prompt n // S. Where processes share the iteration, each takes whole trajectories (see
+    `Shares`), whatever their number; noise, rewards, advantages and the update are those of one process, up to the
+    rounding of network calls of another shape and of sums in another order.
 
     Args:
         policy: changed in place through `optimizer`.
         prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
-        reward_fn: anything that `get_reward` takes. It is called in a thread beside the rollout's last step and
-            decoding, with pieces of at most `config.max_batch` images of the process's trajectories, on the device of
-            the policy; without a limit with all of them at once, in the order [N, B, K]. A process without
-            trajectories does not call it.
+        reward_fn: anything that `get_reward` takes. It is called in a thread while the rollout's last step and decoding
+            continue, with pieces of at most `config.max_batch` images of the process's trajectories, on the device of
+            the policy, in the order [B, N, K]: the K branches of a seed group follow one another. Without a limit all
+            images come at once. A process without trajectories does not call it.
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.
         metadata: P dictionaries passed on to the reward; None: empty ones.
-        processes: who shares the iteration, with the network and the optimizer that its `prepare` returned; None: this
-            process alone.
+        processes: who shares the iteration; policy and optimizer are then those that its `prepare` returned. None:
+            this process alone.
 
     Returns:
-        Scalars, equal in all processes, that stay tensors on their device, so that nothing waits for them:
+        Scalars, equal in all processes. They stay tensors on their device, so that nothing waits for them:
         reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups), where several
         rewards are summed the mean of each as reward_<name>, `image_statistics` of all images, signal_fraction
         (share of trained pairs), loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means
         over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, each without the
-        others; an accelerator's queued work counts for the stage that waits for it. `seconds_reward` is what was left
-        to wait of `seconds_reward_busy`; `seconds_compile` is the part of the rollout in which torch.compile was at
-        work.
+        others; an accelerator's queued work counts for the stage that waits for it. `seconds_reward` is the part of
+        `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that torch.compile
+        took.
 
     Raises:
         ValueError: naming the argument, before the rollout.
@@ -78,29 +77,45 @@ def grpo_step(
         ProcessLostError: if another process ended.
     """
     processes, reward = processes or Processes(), get_reward(reward_fn)
-    table, names, extras = _checked_inputs(policy, prompts, optimizer, config, metadata)
+    table, texts, extras = _checked_inputs(policy, prompts, optimizer, config, metadata)
     with processes.guarded():
-        _check_agreement(processes, names, config, seed)
-        shares, clock = deal(len(names), config.num_updates, processes.count), StageClock()
-        compiling = compiled.clock.seconds
-        own, rows = shares[processes.index], padded(shares, processes.index)
+        _check_agreement(processes, texts, config, seed)
+        shares = Shares(len(texts), config.num_updates, processes.count, processes.index)
+        clock, compiling = StageClock(), compiled.clock.seconds
         with clock.stage("encode"):
-            condition = policy.encode([names[n] for n in rows], guided=config.guidance_scale != 1.0)
-            noise = ops.initial_noise(policy.latent_shape, seed, torch.tensor(rows), policy.device)
+            condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
         branches = (len(table.branch_steps), config.num_branches)
-        with RolloutScorer(policy, reward, names, extras, own, branches, processes, clock.stage) as scorer:
+        with RolloutScorer(policy, reward, texts, extras, shares, branches, processes, clock.stage) as scorer:
             with clock.stage("rollout"), rollout_precision(policy, config):
-                calls = {"max_batch": config.max_batch, "guidance_scale": config.guidance_scale}
-                calls |= {"graphs": graphs_of(policy) if config.cuda_graphs else None, "on_finished": scorer.finish}
-                drawn = rollout(policy, condition, table, noise, config.num_branches, seed, rows, **calls)
+                drawn = rollout(
+                    policy,
+                    condition,
+                    table,
+                    noise,
+                    config.num_branches,
+                    seed,
+                    shares.carried,
+                    max_batch=config.max_batch,
+                    guidance_scale=config.guidance_scale,
+                    graphs=graphs_of(policy) if config.cuda_graphs else None,
+                    on_finished=scorer.finish,
+                )
             scored = scorer.collect()
         clock.seconds["seconds_reward_busy"] = scored.seconds_busy
         clock.seconds["seconds_compile"] = compiled.clock.seconds - compiling
         with clock.stage("train"), compiled.uncompiled():
-            advantages = _advantages(scored.rewards, config, len(names))
-            metrics = update(policy, drawn, advantages, optimizer, config, processes)
+            advantages = _advantages(scored.rewards, config, len(texts))
+            metrics = update(policy, drawn, advantages, optimizer, config, processes, shares)
         measured = {**_reward_metrics(scored.rewards), **scored.statistics, **_cost_metrics(drawn, processes)}
         return {**measured, **metrics, **clock.slowest(processes)}
+
+
+def _start(
+    policy: Policy, texts: list[str], trajectory_ids: list[int], config: GRPOConfig, seed: int
+) -> tuple[Condition, Tensor]:
+    """Encoded prompts and initial noise of the given trajectories."""
+    condition = policy.encode(texts, guided=config.guidance_scale != 1.0)
+    return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
 
 
 @contextmanager
@@ -119,31 +134,6 @@ def rollout_precision(policy: Policy, config: GRPOConfig) -> Iterator[None]:
         yield
 
 
-class StageClock:
-    """Wall seconds per stage, as they pass on the host; a stage inside another one counts for itself alone."""
-
-    def __init__(self) -> None:
-        # All of them from the start, so that processes compare the same ones, whichever of them had nothing to decode.
-        self.seconds = {f"seconds_{name}": 0.0 for name in STAGES}
-        self._inside = 0.0
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of its block to `seconds_<name>`."""
-        start, around, self._inside = time.perf_counter(), self._inside, 0.0
-        yield
-        passed = time.perf_counter() - start
-        self.seconds[f"seconds_{name}"] += passed - self._inside
-        self._inside = around + passed
-
-    def slowest(self, processes: Processes) -> dict[str, float]:
-        """The seconds of each stage in the process that took longest."""
-        if processes.count == 1:
-            return self.seconds
-        longest = processes.max(torch.tensor(list(self.seconds.values()), dtype=torch.float64))
-        return dict(zip(self.seconds, longest.tolist(), strict=True))
-
-
 def _checked_inputs(
     policy: Policy,
     prompts: Sequence[str],
@@ -151,36 +141,38 @@ def _checked_inputs(
     config: GRPOConfig,
     metadata: Sequence[dict[str, Any]] | None,
 ) -> tuple[StepTable, list[str], list[dict[str, Any]]]:
-    """The step table, and prompt and metadata of each of the N = P S trajectories."""
+    """The step table, and the prompt and metadata of each of the N = P S trajectories."""
     if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"grpo_step: prompts must be a list of at least one text, got {prompts!r}")
+        fail("grpo_step", "prompts", "a list of at least one text", repr(prompts))
     metadata = [{} for _ in prompts] if metadata is None else metadata
-    if len(metadata) != len(prompts):
-        raise ValueError(f"grpo_step: metadata must have {len(prompts)} entries like prompts, got {len(metadata)}")
-    num_trajectories = len(prompts) * config.num_seeds
-    if config.num_updates > num_trajectories:
-        raise ValueError(
-            f"grpo_step: num_updates must be at most the {num_trajectories} trajectories, got {config.num_updates}"
-        )
+    require(
+        len(metadata) == len(prompts),
+        "grpo_step",
+        "metadata",
+        f"a list of {len(prompts)} entries like prompts",
+        len(metadata),
+    )
+    limit = len(prompts) * config.num_seeds
+    require(
+        config.num_updates <= limit, "grpo_step", "num_updates", f"at most the {limit} trajectories", config.num_updates
+    )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in policy.parameters()):
-        raise ValueError("grpo_step: optimizer must hold parameters of the policy, got none of them")
-    names = [prompt for prompt in prompts for _ in range(config.num_seeds)]
+        fail("grpo_step", "optimizer", "one that holds parameters of the policy", "one that holds none of them")
+    texts = [prompt for prompt in prompts for _ in range(config.num_seeds)]
     extras = [entry for entry in metadata for _ in range(config.num_seeds)]
-    return config.table(policy), names, extras
+    return config.table(policy), texts, extras
 
 
-def _check_agreement(processes: Processes, names: list[str], config: GRPOConfig, seed: int) -> None:
-    """Stops processes that were given different work, as a data loader of one process each would do."""
+def _check_agreement(processes: Processes, texts: list[str], config: GRPOConfig, seed: int) -> None:
+    """Stops processes that were given different work, as one data loader per process would give them."""
     if processes.count == 1:
         return
-    digest = hashlib.sha256(repr((names, config, seed)).encode()).digest()
+    digest = hashlib.sha256(repr((texts, config, seed)).encode()).digest()
     number = torch.tensor(int.from_bytes(digest[:6], "big"))
     if processes.max(number) != -processes.max(-number):
-        raise ValueError(
-            "grpo_step: prompts, config and seed must be the same in all processes, got different ones; trajectories "
-            "are dealt to the processes inside"
-        )
+        expected = "the same in all processes, since trajectories are dealt to the processes inside"
+        fail("grpo_step", "prompts, config and seed", expected, "different ones")
 
 
 def _advantages(rewards: Scores, config: GRPOConfig, num_trajectories: int) -> Tensor:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..batching import deal, equal_pieces, padded
+from ..batching import equal_pieces
+from ..errors import fail
 from ..policies.base import Policy
 from ..processes import Processes
 from ..settings.iteration import GRPOConfig
-from .objective import acting_velocity, gather, pair_loss, signal_pairs
+from .objective import acting_velocity, gather, pair_loss
 from .rollout import Rollout
+from .shares import Shares
 
 
 def update(
@@ -24,38 +26,49 @@ def update(
     optimizer: Optimizer,
     config: GRPOConfig,
     processes: Processes | None = None,
+    shares: Shares | None = None,
 ) -> dict[str, Tensor]:
     """Trains the policy on a rollout, `config.num_updates` optimizer steps.
 
     Trajectory n belongs to update n % num_updates with all its steps and branches, so every update sees each prompt
-    that has enough seeds. An update's loss is the mean over all its (trajectory, branch step) pairs, in whatever
-    process they are; those whose advantages are all 0 are not run, and an update without any signal leaves the policy
-    and the optimizer alone.
+    that has enough seeds. An update's loss is the mean over all its (trajectory, branch step) pairs, in whichever
+    process they are. Pairs whose advantages are all 0 are not run, and an update without any signal leaves the policy
+    and the optimizer unchanged.
 
     Args:
-        policy: the policy that acted, not changed since.
-        rollout: the trajectories of this process, those of `padded(deal(...))`.
+        policy: the policy that acted, unchanged since.
+        rollout: the trajectories that this process carries, see `Shares.carried`.
         advantages: [N, B, K] of all processes, on the host.
         optimizer: holds the policy's parameters; its gradients are cleared.
         config: the settings.
         processes: who shares the update; None: this process alone.
+        shares: which process has which trajectories; None: this process has all.
 
     Returns:
         Scalar tensors, equal in all processes: loss and grad_norm (means over updates), kl, clip_fraction and
         log_ratio_rms (means over the pairs that were run), signal_fraction (their share).
+
+    Raises:
+        ValueError: if the rollout does not hold the trajectories of `shares`.
     """
     processes = processes or Processes()
     num_trajectories, num_steps, _ = advantages.shape
-    shares = deal(num_trajectories, config.num_updates, processes.count)
-    plans = [_plan(advantages, shares, first, config, processes.index) for first in range(config.num_updates)]
-    local = advantages[padded(shares, processes.index)]
+    shares = shares or Shares(num_trajectories, config.num_updates)
+    if len(rollout.states) != len(shares.carried):
+        fail("update", "rollout", f"one of {len(shares.carried)} trajectories, see shares", len(rollout.states))
+    has_signal = (advantages != 0).any(dim=-1)
+    plans = [
+        _plan(signal_pairs(has_signal, shares, number), shares.index, config.micro_batch)
+        for number in range(config.num_updates)
+    ]
+    local = advantages[shares.carried]
     velocities_old = _acting_velocities(policy, rollout, local, plans, config)
     statistics, grad_norms = [], []
-    for first, (plan, velocities) in enumerate(zip(plans, velocities_old, strict=True)):
+    for number, (plan, velocities) in enumerate(zip(plans, velocities_old, strict=True)):
         if not plan:
             grad_norms.append(torch.zeros((), device=policy.device))
             continue
-        num_pairs = len(range(first, num_trajectories, config.num_updates)) * num_steps
+        num_pairs = len(shares.in_update(number)) * num_steps
         optimizer.zero_grad(set_to_none=True)
         for call, velocity_old in zip(plan, velocities, strict=True):
             batch = gather(rollout, local, call.pairs)
@@ -68,9 +81,8 @@ def update(
         grad_norms.append(processes.clip_grad_norm(policy.parameters(), config.max_grad_norm))
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    num_signal = len(signal_pairs(advantages, torch.arange(num_trajectories)))
     totals = processes.sum(torch.stack(statistics).sum(dim=0) if statistics else torch.zeros(4))
-    return _metrics(totals, grad_norms, num_signal, num_trajectories * num_steps)
+    return _metrics(totals, grad_norms, int(has_signal.sum()), has_signal.numel())
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +95,26 @@ class _Call:
     """R; or 0, where a row is run only because the other processes make a call: collectives need all of them."""
 
 
-def _plan(advantages: Tensor, shares: list[list[int]], first: int, config: GRPOConfig, index: int) -> list[_Call]:
-    """The calls of process `index` in update `first`, as many as any process makes; all of them know all advantages."""
-    parts = [[n for n in share if n % config.num_updates == first] for share in shares]
-    pairs = [signal_pairs(advantages, torch.tensor(part, dtype=torch.int64)) for part in parts]
-    num_calls = max(len(equal_pieces(len(rows), config.micro_batch)) for rows in pairs)
-    own = pairs[index]
-    own[:, 0] = torch.searchsorted(torch.tensor(shares[index], dtype=torch.int64), own[:, 0].contiguous())
-    pieces = [own[rows] for rows in equal_pieces(len(own), config.micro_batch, at_least=num_calls)]
+def signal_pairs(has_signal: Tensor, shares: Shares, number: int) -> list[list[tuple[int, int]]]:
+    """The pairs with a signal in one update, per process: (row among the process's own trajectories, branch index).
+
+    Args:
+        has_signal: bool [N, B] on the host; all processes know all of it.
+        shares: which process has which trajectories.
+        number: the update.
+    """
+    update, signal = set(shares.in_update(number)), has_signal.tolist()
+    return [
+        [(row, column) for row, n in enumerate(share) if n in update for column, runs in enumerate(signal[n]) if runs]
+        for share in shares.by_process
+    ]
+
+
+def _plan(pairs: list[list[tuple[int, int]]], index: int, micro_batch: int | None) -> list[_Call]:
+    """The calls of process `index` for its pairs, at most `micro_batch` in one; as many as any process makes."""
+    num_calls = max(len(equal_pieces(len(rows), micro_batch)) for rows in pairs)
+    own = torch.tensor(pairs[index], dtype=torch.int64).view(-1, 2)
+    pieces = [own[rows] for rows in equal_pieces(len(own), micro_batch, at_least=num_calls)]
     padding = torch.zeros(1, 2, dtype=torch.int64)
     return [_Call(piece if len(piece) else padding, len(piece)) for piece in pieces]
 

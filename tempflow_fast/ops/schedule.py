@@ -1,7 +1,7 @@
-"""From noise levels to one table of per-step scalars.
+"""Turns noise levels into one table of per-step scalars.
 
-Every sampler of the field is one line, `x_next = a x + b v + s eps`, whose scalars depend on the step alone. They are
-computed here once, on the host, in float64; kernels and rollouts never see a sigma formula.
+Every sampler is one line, `x_next = a x + b v + s eps`, whose scalars depend only on the step. They are computed here
+once, on the host, in float64; no other module has a formula in sigma.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from ..errors import fail, finite, integers
+from ..choices import NOISELESS, Sampler
+from ..errors import fail, finite, integers, require
+from .noise import INITIAL_NOISE_STEP
 
-SAMPLERS = ("flow_sde", "dance_sde", "cps", "ode")
-MAX_STEPS = 0xFFFF  # the noise counter has 16 bits for the step; the last value belongs to the initial noise
+SAMPLERS = (*get_args(Sampler), NOISELESS)
+MAX_STEPS = INITIAL_NOISE_STEP  # the last of the 16-bit numbers that the noise counter has for steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +50,23 @@ class StepTable:
         """T, the number of network calls of a rollout."""
         return self.sigma.shape[0]
 
-    def coefficients(self, device: torch.device | str = "cpu") -> Tensor:
-        """The rows (dt, a, b, s, noise_weight), float64 [T, 5] on `device`, copied there once.
+    def __str__(self) -> str:
+        """One line per step; a star marks the branch steps."""
+        head = f"{self.sampler}, noise level {self.noise_level:g}\n step   sigma -> next       s  weight"
+        columns = (self.sigma, self.sigma_next, self.s, self.noise_weight)
+        lines = [head]
+        for step, (sigma, after, s, weight) in enumerate(zip(*(each.tolist() for each in columns), strict=True)):
+            star = "*" if step in self.branch_steps else " "
+            lines.append(f"{step:4}{star}  {sigma:.4f} -> {after:.4f}  {s:.4f}  {weight:.4f}")
+        return "\n".join(lines)
 
-        Ops gather their rows from it, so no step waits for a scalar.
+    def coefficients(self, device: torch.device | str = "cpu") -> Tensor:
+        """The rows (dt, a, b, s, noise_weight), float64 [T, 5], copied to a device once.
+
+        Ops read their rows from it, so no step waits for a scalar.
+
+        Args:
+            device: where the ops run.
         """
         device = torch.device(device)
         if device not in self._on_device:
@@ -59,9 +75,12 @@ class StepTable:
         return self._on_device[device]
 
     def reading(self, coefficients: Tensor) -> StepTable:
-        """The same table, whose `coefficients` on the device of that tensor are that tensor.
+        """The same table, but with this tensor as its `coefficients` on the tensor's device.
 
-        A captured graph then reads them where they lie, whatever they become. With one row alone, step 0 is that row.
+        A captured graph then reads their current values from the same memory.
+
+        Args:
+            coefficients: float64 [T, 5]; with a single row, step 0 is that row.
         """
         if self._on_device.get(coefficients.device) is coefficients:
             return self
@@ -71,10 +90,15 @@ class StepTable:
 def linear_sigmas(num_steps: int, shift: float = 1.0) -> list[float]:
     """T + 1 noise levels from 1 to 0: `linspace(1, 1/T, T)`, shifted once by `shift x / (1 + (shift - 1) x)`, then 0.
 
-    Raises ValueError unless num_steps >= 1 and shift > 0.
+    Args:
+        num_steps: T, at least 1.
+        shift: positive; larger values put more steps at high noise (Stable Diffusion 3, arXiv 2403.03206).
+
+    Raises:
+        ValueError: an argument out of range.
     """
-    if num_steps < 1 or not shift > 0:
-        raise ValueError(f"linear_sigmas: num_steps must be >= 1 and shift > 0, got {num_steps} and {shift}")
+    require(num_steps >= 1, "linear_sigmas", "num_steps", "at least 1", num_steps)
+    require(shift > 0, "linear_sigmas", "shift", "positive", shift)
     levels = [1 - i / num_steps for i in range(num_steps)]
     return [shift * level / (1 + (shift - 1) * level) for level in levels] + [0.0]
 
@@ -85,24 +109,24 @@ def step_table(
     noise_level: float = 0.7,
     branch_steps: Iterable[int] | None = None,
 ) -> StepTable:
-    """Build the table of a schedule.
+    """Builds the table of a schedule.
 
     Args:
-        sigmas: T + 1 noise levels in [0, 1], strictly falling (1 is pure noise).
+        sigmas: T + 1 strictly falling noise levels in [0, 1] (1 is pure noise).
         sampler: `flow_sde` (Flow-GRPO, arXiv 2505.05470), `dance_sde` (DanceGRPO, arXiv 2505.07818), `cps`
             (coefficient-preserving sampling, arXiv 2509.05952) or `ode` (no noise, no branches).
-        noise_level: the user's knob; its meaning is the sampler's own. Not negative.
-        branch_steps: the steps where branches leave; None means all but the last (none for `ode`).
+        noise_level: strength of the noise, not negative. `flow_sde`: the diffusion is noise_level sqrt(sigma /
+            (1 - sigma)); `dance_sde`: it is noise_level; `cps`: s is sigma_next sin(noise_level pi / 2).
+        branch_steps: the steps at which branches leave; None means all except the last (none for `ode`).
 
     Raises:
-        ValueError: a schedule that is not finite or does not fall, an unknown sampler, a step outside the table, or
-            a branch step where the sampler adds no noise.
+        ValueError: the schedule is not finite or does not fall, the sampler is unknown, a step is outside the table,
+            or the sampler adds no noise at a branch step.
     """
     levels = _checked_sigmas(sigmas)
-    if sampler not in SAMPLERS:
-        raise ValueError(f"step_table: sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    if finite("step_table", "noise_level", noise_level) < 0:
-        fail("step_table", "noise_level", "finite and not negative", noise_level)
+    require(sampler in SAMPLERS, "step_table", "sampler", f"one of {', '.join(SAMPLERS)}", repr(sampler))
+    not_negative = finite("step_table", "noise_level", noise_level) >= 0
+    require(not_negative, "step_table", "noise_level", "finite and not negative", noise_level)
     sigma, sigma_next = levels[:-1].clone(), levels[1:].clone()
     dt = sigma_next - sigma
     a, b, s = _sde_row(sampler, noise_level, sigma, sigma_next)
@@ -121,12 +145,13 @@ def _sde_row(sampler: str, noise_level: float, sigma: Tensor, sigma_next: Tensor
         return torch.ones_like(dt), dt, torch.zeros_like(dt)
     if sampler == "cps":
         s = sigma_next * math.sin(noise_level * math.pi / 2)
-        # Predictions x0 = x - sigma v and x1 = x + (1 - sigma) v, mixed so that signal and noise keep their shares.
+        # The predictions x0 = x - sigma v and x1 = x + (1 - sigma) v are mixed so that signal and noise keep their
+        # proportions.
         data, noise = 1 - sigma_next, sigma_next * abs(math.cos(noise_level * math.pi / 2))
         return data + noise, noise * (1 - sigma) - data * sigma, s
-    # Both SDEs subtract the same multiple of the score; they differ in the diffusion g(sigma) alone.
+    # Both SDEs subtract the same multiple of the score; they differ only in the diffusion g(sigma).
     if sampler == "flow_sde":
-        # sigma = 1 has no finite diffusion; the next level stands in for it, as in Flow-GRPO.
+        # The diffusion is infinite at sigma = 1; the next level replaces it, as in Flow-GRPO.
         denominator = torch.where(sigma == 1, 1 - sigma_next[0], 1 - sigma)
         g = noise_level * (sigma / denominator).sqrt()
     else:
@@ -140,12 +165,11 @@ def _checked_sigmas(sigmas: Sequence[float] | Tensor) -> Tensor:
         levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError):
         fail("step_table", "sigmas", "a list of levels", repr(sigmas))
-    if levels.dim() != 1 or not 2 <= levels.numel() <= MAX_STEPS + 1:
-        raise ValueError(f"step_table: sigmas must be a list of 2 to {MAX_STEPS + 1} levels, got {list(levels.shape)}")
-    if not bool(torch.isfinite(levels).all()):
-        raise ValueError(f"step_table: sigmas must be finite, got {levels.tolist()}")
-    if not (levels[0] <= 1 and levels[-1] >= 0 and bool((levels.diff() < 0).all())):
-        raise ValueError(f"step_table: sigmas must fall strictly inside [0, 1], got {levels.tolist()}")
+    listed = levels.dim() == 1 and 2 <= levels.numel() <= MAX_STEPS + 1
+    require(listed, "step_table", "sigmas", f"a list of 2 to {MAX_STEPS + 1} levels", list(levels.shape))
+    require(bool(torch.isfinite(levels).all()), "step_table", "sigmas", "finite", levels.tolist())
+    falling = bool(levels[0] <= 1 and levels[-1] >= 0 and (levels.diff() < 0).all())
+    require(falling, "step_table", "sigmas", "strictly falling within [0, 1]", levels.tolist())
     return levels
 
 
@@ -155,9 +179,8 @@ def _checked_branch_steps(
     if branch_steps is None:
         branch_steps = () if sampler == "ode" else range(num_steps - 1)
     steps = tuple(sorted(integers("step_table", "branch_steps", branch_steps)))
-    if len(set(steps)) != len(steps) or any(not 0 <= step < num_steps for step in steps):
-        raise ValueError(f"step_table: branch_steps must be distinct and in 0..{num_steps - 1}, got {list(steps)}")
+    distinct = len(set(steps)) == len(steps) and all(0 <= step < num_steps for step in steps)
+    require(distinct, "step_table", "branch_steps", f"distinct and in 0..{num_steps - 1}", list(steps))
     silent = [step for step in steps if step in silent_steps]
-    if silent:
-        raise ValueError(f"step_table: branch_steps {silent} get no noise from sampler {sampler!r}: s is 0 there")
+    require(not silent, "step_table", "branch_steps", f"steps where sampler {sampler!r} adds noise (s > 0)", silent)
     return steps

@@ -39,19 +39,6 @@ class Condition:
         """Some of the rows: a view for a slice, a copy for an index tensor."""
         return Condition({name: tensor[rows] for name, tensor in self.tensors.items()})
 
-    def tile(self, num_blocks: int) -> Condition:
-        """Repeats the block of all N rows.
-
-        Args:
-            num_blocks: how often.
-
-        Returns:
-            [num_blocks * N] rows; row r conditions trajectory r % N.
-        """
-        return Condition(
-            {name: tensor.repeat(num_blocks, *[1] * (tensor.dim() - 1)) for name, tensor in self.tensors.items()}
-        )
-
     def to(self, device: torch.device | str) -> Condition:
         """The same rows on another device.
 

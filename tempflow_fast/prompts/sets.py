@@ -1,6 +1,6 @@
 """Prompt sets: which prompts an iteration trains on, and which ones evaluation uses.
 
-Everything is a function of the seed and the iteration, so that a run that is cut and resumed sees the same prompts.
+Everything is a function of the seed and the iteration, so that an interrupted and resumed run sees the same prompts.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import unknown
+from ..choices import SHAPES_PROMPTS
+from ..errors import require, unknown
 from .sources import HUGGING_FACE, read_prompts
 
 Entry = dict[str, Any]
-EMBEDDED = "shapes"
 HELD_OUT_EVERY = 10
+"""One prompt in so many is held out."""
 TASK = "tag"
-"""The metadata field, GenEval's, by which evaluation tells tasks apart."""
+"""GenEval's metadata field for the task of a prompt."""
 
 
 class PromptSet(Protocol):
@@ -28,11 +29,22 @@ class PromptSet(Protocol):
     """The tasks of the held-out prompts, in the order of reports."""
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
-        """The prompts of one iteration."""
+        """The prompts of one iteration.
+
+        Args:
+            iteration: its number, from 0.
+            count: how many prompts.
+            seed: of the run.
+        """
         ...
 
     def heldout(self, count: int, seed: int) -> list[Entry]:
-        """Prompts for evaluation, the tasks in turn; training never sees them."""
+        """Prompts for evaluation, which training never sees: the tasks in turn.
+
+        Args:
+            count: how many prompts.
+            seed: decides which, and their order.
+        """
         ...
 
 
@@ -51,7 +63,13 @@ class ListedPrompts:
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
-        """The next `count` prompts; an iteration may end one epoch and begin another."""
+        """The next `count` prompts; an iteration may end one epoch and begin another.
+
+        Args:
+            iteration: its number, from 0.
+            count: how many prompts.
+            seed: decides the order of every epoch.
+        """
         num = len(self._train)
         places = (divmod(place, num) for place in range(iteration * count, (iteration + 1) * count))
         return [self._train[self._order(seed, epoch)[place]] for epoch, place in places]
@@ -62,7 +80,12 @@ class ListedPrompts:
         return order
 
     def heldout(self, count: int, seed: int) -> list[Entry]:
-        """The tasks in turn, as long as they have prompts; more than there are begin again from the first."""
+        """The tasks in turn, as long as they have prompts; after the last prompt, the first one follows.
+
+        Args:
+            count: how many prompts.
+            seed: decides their order.
+        """
         entries = list(self._heldout)
         random.Random(seed).shuffle(entries)
         seen = dict.fromkeys(self.tasks, 0)
@@ -75,7 +98,7 @@ class ListedPrompts:
 
 
 class ShapesPrompts:
-    """The prompts of the embedded world, drawn at random, task by task in turn."""
+    """The prompts about coloured shapes, drawn at random, the tasks in turn."""
 
     def __init__(self) -> None:
         from ..shapes import prompts
@@ -84,17 +107,28 @@ class ShapesPrompts:
         self.tasks = prompts.TASKS
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
-        """A draw of its own for every iteration."""
+        """A separate draw for every iteration.
+
+        Args:
+            iteration: its number, from 0.
+            count: how many prompts.
+            seed: of the run.
+        """
         return self._source.draw(self._source.train_prompts(), count, random.Random(f"{seed}/{iteration}"))
 
     def heldout(self, count: int, seed: int) -> list[Entry]:
-        """A draw that depends on the seed alone."""
+        """A draw that depends only on the seed.
+
+        Args:
+            count: how many prompts.
+            seed: decides which.
+        """
         return self._source.draw(self._source.heldout_prompts(), count, random.Random(seed))
 
 
 @lru_cache(maxsize=4)
 def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "prompt") -> PromptSet:
-    """The prompt set of a name or source.
+    """The prompt set of a name or a source.
 
     Args:
         prompts: `shapes`, or a source of `read_prompts`.
@@ -102,13 +136,13 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
         column: the field that is the prompt.
 
     Raises:
-        ValueError: for what cannot be read, or for too few prompts to hold one out.
+        ValueError: if a source cannot be read, or has too few prompts to hold one out.
     """
-    if prompts == EMBEDDED and eval_prompts is None:
+    if prompts == SHAPES_PROMPTS and eval_prompts is None:
         return ShapesPrompts()
-    if prompts != EMBEDDED and not prompts.startswith(HUGGING_FACE) and not Path(prompts).is_file():
-        unknown("get_prompts", "prompts", prompts, [EMBEDDED], ", a file that is there, or hf:NAME")
-    if prompts == EMBEDDED:
+    if prompts != SHAPES_PROMPTS and not prompts.startswith(HUGGING_FACE) and not Path(prompts).is_file():
+        unknown("get_prompts", "prompts", prompts, [SHAPES_PROMPTS], ", an existing file, or hf:NAME")
+    if prompts == SHAPES_PROMPTS:
         from ..shapes.prompts import train_prompts
 
         entries = train_prompts()
@@ -116,9 +150,8 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
         entries = read_prompts(prompts, column)
     if eval_prompts is not None:
         return ListedPrompts(entries, read_prompts(eval_prompts, column))
-    if len(entries) < 2:
-        got = f"{len(entries)} in {prompts!r}"
-        raise ValueError(f"get_prompts: prompts must hold two or more, so that one can be held out, got {got}")
+    expected = "two or more, so that one can be held out"
+    require(len(entries) >= 2, "get_prompts", "prompts", expected, f"{len(entries)} in {prompts!r}")
     random.Random(0).shuffle(entries)
     return ListedPrompts(
         [entry for place, entry in enumerate(entries) if place % HELD_OUT_EVERY],

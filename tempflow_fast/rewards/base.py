@@ -99,14 +99,6 @@ class Scores:
         names = pieces[0].parts
         return Scores({name: torch.cat([piece.parts[name] for piece in pieces]) for name in names}, pieces[0].weights)
 
-    def reordered(self, order: Tensor) -> Scores:
-        """The scores in another order.
-
-        Args:
-            order: int64 [R], the images to take.
-        """
-        return Scores({name: part[order.to(part.device)] for name, part in self.parts.items()}, self.weights)
-
 
 def range_of(reward: Reward) -> tuple[float, float]:
     """The lowest and the highest score that a reward can give; infinite if it does not declare them.

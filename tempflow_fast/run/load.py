@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from ..choices import EMBEDDED_MODEL
 from ..ops.checks import usable_device
 from ..policies import POLICIES, DiffusersPolicy
+from ..quiet import quiet
 from ..shapes import pipeline_path
-
-EMBEDDED = "embedded"
 
 
 def load_policy(
@@ -35,11 +35,11 @@ def load_policy(
         ValueError: if there is no such model, it is of no registered class, or a setting does not fit it.
     """
     device = usable_device("load_policy", device)
-    path = pipeline_path() if model == EMBEDDED else Path(model)
+    path = pipeline_path() if model == EMBEDDED_MODEL else Path(model)
     is_directory = (path / "model_index.json").is_file()
     # A hub name is owner/name; anything else that is not there must be a mistyped path, for which no network is asked.
     if not is_directory and (path.exists() or model.count("/") != 1 or model.startswith((".", "/"))):
-        expected = f"{EMBEDDED!r}, a directory with a model_index.json, or a hub name"
+        expected = f"{EMBEDDED_MODEL!r}, a directory with a model_index.json, or a hub name"
         raise ValueError(f"load_policy: model must be {expected}, got {str(path)!r}")
     source = str(path) if is_directory else model
     try:
@@ -54,6 +54,7 @@ def load_policy(
         raise _unloadable(model, error) from error
 
 
+@quiet("diffusers", "transformers")
 def _pipeline_name(source: str) -> Any:
     """The pipeline class that a model's model_index.json names."""
     from diffusers import DiffusionPipeline

@@ -8,21 +8,13 @@ from typing import Any
 
 import torch
 
+from ..errors import fail
 from ..files import remove
 from ..processes import Processes
+from ..settings.fields import FIXED, FIXED_PRESENCE
 from ..settings.run import TrainConfig, differences
 from .checkpoint import latest_checkpoint
 from .directory import RunDirectory
-
-FIXED = frozenset(
-    (
-        *("model", "precision", "resolution", "max_text_length"),
-        *("lora_rank", "lora_alpha", "lora_targets", "lora_init", "optimizer"),
-        *("prompts", "eval_prompts", "prompt_column", "reward", "accuracy", "seed"),
-        *("eval_images", "eval_seed", "eval_steps", "num_steps", "sigmas", "guidance_scale"),
-    )
-)
-"""Settings that a run keeps: the shape of what a checkpoint holds, and whatever before and after are compared by."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +69,9 @@ def changes(changed: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _check(run: RunDirectory, changed: dict[str, tuple[Any, Any]]) -> None:
-    fixed = {name: pair for name, pair in changed.items() if name in FIXED}
-    if "ema_decay" in changed and None in changed["ema_decay"]:
-        fixed["ema_decay"] = changed["ema_decay"]
-    if fixed:
+    """Refuses changes that the run's checkpoints or the comparison of before and after would not survive."""
+    presence = set(TrainConfig.marked(FIXED_PRESENCE))
+    fixed = {*TrainConfig.marked(FIXED), *(name for name in presence & changed.keys() if None in changed[name])}
+    if refused := {name: pair for name, pair in changed.items() if name in fixed}:
         advice = "name another --output, or leave them as they are"
-        raise ValueError(f"settings must be those of the run in {str(run.path)!r}, got {changes(fixed)}: {advice}")
+        fail("begin", "settings", f"those of the run in {str(run.path)!r}", f"{changes(refused)}: {advice}")

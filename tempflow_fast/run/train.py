@@ -68,7 +68,7 @@ def train(
         KeyboardInterrupt: from a second Ctrl-C during the iterations.
     """
     processes = processes or Processes()
-    loop = _Loop(config, policy, run, processes, report if processes.is_main else _silent)
+    loop = _Loop(config, policy, run, processes, report)
     with processes.guarded():
         before = loop.prepare()
         budget = loop.iterate(stop or StopRequest())
@@ -105,7 +105,7 @@ class _Loop:
         own = config.optimizer
         self.prompts, self.reward = find_task(config.task)
         self.trackers = Trackers(config.run.trackers if processes.is_main else (), run.logs)
-        self.config, self.policy, self.run, self.processes, self.report = config, policy, run, processes, report
+        self.config, self.policy, self.run, self.processes, self._report = config, policy, run, processes, report
         self.start = begin(run, config, processes)
         if config.grpo.beta > 0:
             policy.freeze_reference()
@@ -165,6 +165,11 @@ class _Loop:
             sample_sheet(self.run.sheet, {"before": before, "after": after})
         self.trackers.finish()
         return after
+
+    def report(self, sentence: str) -> None:
+        """Tells the user; the main process speaks for all."""
+        if self.processes.is_main:
+            self._report(sentence)
 
     def _any(self, stops: bool) -> bool:
         """Whether any process wants to stop: all of them must leave the loop after the same iteration."""
@@ -244,7 +249,3 @@ def summary(evaluation: Evaluation) -> str:
     row = evaluation.table()[OVERALL]
     accuracy = f"strict accuracy {row['accuracy']:.3f}, " if "accuracy" in row else ""
     return f"{accuracy}reward {row['reward']:.3f} on {row['num_images']} held-out images"
-
-
-def _silent(sentence: str) -> None:
-    """Says nothing: the main process speaks for all."""

@@ -6,24 +6,27 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ..choices import Group, Sampler
+from ..errors import fail, require
+from .fields import documented, fixed
+
 # Nothing here imports torch while it loads, so that a command line can be read and explained at once.
 if TYPE_CHECKING:
     from ..ops.schedule import StepTable
     from ..policies.base import Policy
 
-Group = Literal["seed", "prompt"]
 Aggregate = Literal["rewards", "advantages"]
-Sampler = Literal["flow_sde", "dance_sde", "cps"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
     """Settings of one iteration. The defaults are those of the public SD3.5-M scripts where they have one."""
 
-    num_steps: int = 10
+    num_steps: int = fixed(10, scores=True)
     """T, denoising steps of a rollout."""
-    sigmas: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = fixed(None, scores=True)
     """T + 1 noise levels; None: what the policy's own pipeline takes for `num_steps`."""
     sampler: Sampler = "flow_sde"
     """How branches are drawn."""
@@ -39,7 +42,7 @@ class GRPOConfig:
     """Whose rewards are compared: the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
     """Where several rewards are summed: "rewards", or each one's "advantages", which have one spread."""
-    guidance_scale: float = 1.0
+    guidance_scale: float = fixed(1.0, scores=True)
     """Guidance of the rollout, and of training where `guided_training` says so; 1 turns it off."""
     guided_training: bool = True
     """Whether training compares guided velocities. Without, both policies of a ratio are taken unguided, at half the
@@ -71,36 +74,33 @@ class GRPOConfig:
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_seeds", "num_branches", "num_updates", "micro_batch", "max_batch"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"GRPOConfig: {name} must be >= 1, got {value}")
+            self._require(value is None or value >= 1, name, ">= 1")
         for name in ("beta", "adv_eps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"GRPOConfig: {name} must be finite and not negative, got {getattr(self, name)}")
+            self._require(0 <= getattr(self, name) < math.inf, name, "finite and not negative")
         for name in ("adv_clip", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"GRPOConfig: {name} must be positive, got {getattr(self, name)}")
-        if not 0 < self.clip_range < 1:
-            raise ValueError(f"GRPOConfig: clip_range must be in (0, 1), got {self.clip_range}")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"GRPOConfig: guidance_scale must be finite, got {self.guidance_scale}")
+            self._require(getattr(self, name) > 0, name, "positive")
+        self._require(0 < self.clip_range < 1, "clip_range", "in (0, 1)")
+        self._require(math.isfinite(self.guidance_scale), "guidance_scale", "finite")
         kinds = {"group": Group, "aggregate": Aggregate, "sampler": Sampler}
         if self.rollout_precision is not None:
             kinds["rollout_precision"] = RolloutPrecision
         for name, kind in kinds.items():
-            choices = get_args(kind)
-            if getattr(self, name) not in choices:
-                raise ValueError(f"GRPOConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
+            self._require(getattr(self, name) in get_args(kind), name, f"one of {get_args(kind)}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuses settings that do not go together."""
         if self.cuda_graphs and self.rollout_precision in ("int8", "fp8"):
-            raise ValueError(
-                "GRPOConfig: rollout_precision must be None or 'bf16' with cuda_graphs, since a graph would go on with "
-                f"the 8-bit weights of its capture, got {self.rollout_precision!r}"
-            )
+            # A graph would keep using the 8-bit weights of its capture.
+            self._require(False, "rollout_precision", "None or 'bf16' with cuda_graphs")
         group_size = self.num_branches * (self.num_seeds if self.group == "prompt" else 1)
-        if group_size < 2:
-            raise ValueError("GRPOConfig: num_branches must give a group two rewards to compare, got 1")
+        self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
-            want = f"num_steps + 1 = {self.num_steps + 1}"
-            raise ValueError(f"GRPOConfig: sigmas must have {want} levels, got {len(self.sigmas)}")
+            fail("GRPOConfig", "sigmas", f"num_steps + 1 = {self.num_steps + 1} levels", len(self.sigmas))
+
+    def _require(self, holds: bool, name: str, expected: str) -> None:
+        value = getattr(self, name)
+        require(holds, "GRPOConfig", name, expected, repr(value) if isinstance(value, str) else value)
 
     @property
     def training_guidance(self) -> float:

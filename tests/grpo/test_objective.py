@@ -7,7 +7,7 @@ import torch
 from support.tiny import PROMPTS, TinyPolicy
 
 import tempflow_fast as tff
-from tempflow_fast.grpo.objective import acting_velocity, gather, pair_loss, signal_pairs
+from tempflow_fast.grpo.objective import acting_velocity, gather, pair_loss
 
 NUM_BRANCHES = 4
 
@@ -108,15 +108,6 @@ def test_stored_activations_do_not_grow_with_the_branches():
             pair_loss(policy, batch, None, 1e-4, 0.0, 1.0)
         stored.append(sum(sizes))
     assert stored[0] == stored[1] > 0
-
-
-def test_pairs_without_signal_are_left_out():
-    advantages = torch.zeros(4, 2, 3)
-    advantages[1, 0, 2] = 1.0
-    advantages[2, 1, 0] = -0.5
-    advantages[3, 1, 1] = 2.0
-    assert signal_pairs(advantages, torch.tensor([3, 0, 2])).tolist() == [[3, 1], [2, 1]]
-    assert signal_pairs(torch.zeros(4, 2, 3), torch.arange(4)).shape == (0, 2)
 
 
 def test_a_row_carries_its_own_sigma_state_and_condition():

@@ -101,13 +101,13 @@ def test_a_trajectory_does_not_depend_on_its_neighbours():
     [
         ({"noise": torch.zeros(3, 3, 2)}, r"noise must be \[N, 3, 2, 2\] with N >= 1, got \[3, 3, 2\]"),
         ({"noise": torch.zeros(0, 3, 2, 2)}, r"noise must be .* got \[0, 3, 2, 2\]"),
-        ({"noise": torch.zeros(2, 3, 2, 2)}, "condition must have 2 rows like noise, got 3"),
+        ({"noise": torch.zeros(2, 3, 2, 2)}, "condition must be of 2 rows like noise, got 3"),
         ({"trajectory_ids": [1, 2]}, r"trajectory_ids must be \[3\]"),
         ({"num_branches": 0}, "num_branches must be >= 1, got 0"),
         ({"trajectory_ids": [0, 1, 1.5]}, "trajectory_ids must be an integer, got 1.5"),
         ({"num_branches": 2.0}, "num_branches must be an integer, got 2.0"),
         ({"max_batch": 0}, "max_batch must be >= 1 or None, got 0"),
-        ({"table": tff.step_table([1.0, 0.5, 0.0], "ode")}, "table must have a branch step, got none"),
+        ({"table": tff.step_table([1.0, 0.5, 0.0], "ode")}, "table must be one with a branch step, got none"),
     ],
 )
 def test_errors_come_before_any_network_call(changes, message):

@@ -12,6 +12,7 @@ from tempflow_fast.grpo import step as grpo
 from tempflow_fast.grpo.advantages import group_advantages
 from tempflow_fast.grpo.image_statistics import STATISTICS, image_statistics
 from tempflow_fast.grpo.scoring import RolloutScorer, Scored
+from tempflow_fast.grpo.shares import Shares
 from tempflow_fast.processes import Processes
 from tempflow_fast.rewards import RewardError, WeightedReward
 
@@ -27,14 +28,14 @@ BOTH = WeightedReward(
 )
 
 
-def score(policy, latents, reward, own, processes, max_batch=None, clock=None, places=None) -> Scored:
-    """Scores latents [n, B, K, *shape] piece by piece, in the order of `places`."""
-    flat, clock = latents.flatten(0, 2), clock or grpo.StageClock()
-    places = torch.arange(len(flat)) if places is None else places
-    branches = tuple(latents.shape[1:3])
-    with RolloutScorer(policy, reward, ["a", "b"], [{}, {}], own, branches, processes, clock.stage) as scorer:
+def score(policy, latents, reward, processes, num_trajectories=2, max_batch=None, clock=None) -> Scored:
+    """Scores latents [n, B, K, *shape] piece by piece."""
+    flat, clock = latents.transpose(0, 1).flatten(0, 2), clock or grpo.StageClock()
+    branches, shares = tuple(latents.shape[1:3]), Shares(num_trajectories, 1, processes.count, processes.index)
+    prompts, metadata = list("abc")[:num_trajectories], [{}] * num_trajectories
+    with RolloutScorer(policy, reward, prompts, metadata, shares, branches, processes, clock.stage) as scorer:
         for rows in equal_pieces(len(flat), max_batch):
-            scorer.finish(flat[places[rows]], places[rows])
+            scorer.finish(flat[rows])
         return scorer.collect()
 
 
@@ -97,7 +98,7 @@ def test_pieces_are_scored_while_the_next_ones_are_decoded():
 
     clock, latents = grpo.StageClock(), torch.randn(2, 2, 2, 3, 2, 2)
     reward = WeightedReward({"slow": slow}, {"slow": 1.0})
-    scored = score(SlowDecoder(), latents, reward, [0, 1], Processes(), 2, clock)
+    scored = score(SlowDecoder(), latents, reward, Processes(), 2, 2, clock)
     assert scored.seconds_busy > 0.4
     assert clock.seconds["seconds_reward"] < 0.25  # four pieces of 0.1 s, of which only the last had to be waited for
     assert torch.allclose(
@@ -127,32 +128,31 @@ def test_rewards_run_beside_the_network_calls_that_finish_other_branches():
 
 @pytest.mark.parametrize("branch_steps", [(0, 1), (1, 3)])
 @pytest.mark.parametrize("max_batch", [None, 4])
-def test_branches_are_handed_over_once_each_with_their_places(branch_steps, max_batch):
-    seen = {}
-
-    def finish(latents, places):
-        assert places.tolist() == sorted(places.tolist())
-        seen.update({place: row.clone() for place, row in zip(places.tolist(), latents, strict=True)})
+def test_branches_are_handed_over_once_each_in_order(branch_steps, max_batch):
+    seen = []
 
     policy = TinyPolicy()
     table, noise = step_table(policy.sigmas(4), branch_steps=branch_steps, sampler="flow_sde"), torch.randn(3, 3, 2, 2)
-    drawn = rollout(policy, policy.encode(PROMPTS), table, noise, 2, max_batch=max_batch, on_finished=finish)
-    assert sorted(seen) == list(range(3 * 2 * 2))
-    assert torch.equal(torch.stack([seen[place] for place in sorted(seen)]), drawn.latents.flatten(0, 2))
+    calls = {"max_batch": max_batch, "on_finished": lambda latents: seen.append(latents.clone())}
+    drawn = rollout(policy, policy.encode(PROMPTS), table, noise, 2, **calls)
+    assert torch.equal(torch.cat(seen), drawn.latents.transpose(0, 1).flatten(0, 2))
 
 
-def test_pieces_in_another_order_score_alike_and_padding_is_not_scored():
+def test_padding_is_not_scored():
+    """Three trajectories for two processes: the second one has one of them, and carries another as padding."""
+
     def first_value(images, prompts, metadata):
         assert prompts == ["b"] * len(images)
         return images[:, 0, 0, 0]
 
-    latents, places = torch.randn(2, 2, 2, 3, 2, 2), torch.tensor([1, 2, 6, 7, 0, 3, 4, 5])
-    reward, others = WeightedReward({"first": first_value}, {"first": 1.0}), [torch.zeros(2, 2, 2), torch.zeros(4)]
-    scored = score(TinyPolicy(), latents, reward, [1], TwoProcesses(others), 4, places=places)
-    want = latents[0].sigmoid()[..., 0, 0, 0].double()
-    assert torch.allclose(scored.rewards.total, torch.stack([torch.zeros(2, 2, dtype=torch.float64), want]))
+    latents, reward = torch.randn(2, 2, 2, 3, 2, 2), WeightedReward({"first": first_value}, {"first": 1.0})
+    others = [torch.zeros(3, 2, 2), torch.zeros(4)]
+    scored = score(TinyPolicy(), latents, reward, TwoProcesses(others), 3, max_batch=3)
+    want = torch.zeros(3, 2, 2, dtype=torch.float64)
+    want[1] = latents[0].sigmoid()[..., 0, 0, 0]
+    assert torch.allclose(scored.rewards.total, want)
     for name, value in image_statistics(latents[:1].sigmoid().flatten(0, 1)).items():
-        assert scored.statistics[name].item() == pytest.approx(value.item() / 2, rel=1e-5)
+        assert scored.statistics[name].item() == pytest.approx(value.item() / 3, rel=1e-5)
 
 
 class TwoProcesses(Processes):
@@ -172,7 +172,7 @@ def test_a_failure_in_another_process_is_heard_of_and_ends_this_one_too():
     failed = torch.zeros(2, 1, 2, dtype=torch.float64)
     failed[0] = torch.nan
     with pytest.raises(RewardError, match=r"\"red\" failed on sample 0 \(prompt 'a'\): in another process"):
-        score(TinyPolicy(), latents, reward, [1], TwoProcesses([failed]))
+        score(TinyPolicy(), latents, reward, TwoProcesses([failed]))
 
 
 def test_a_failure_here_is_told_to_the_others_before_it_is_raised():
@@ -188,5 +188,5 @@ def test_a_failure_here_is_told_to_the_others_before_it_is_raised():
 
     reward, latents = WeightedReward({"mine": failing}, {"mine": 1.0}), torch.randn(1, 1, 1, 3, 2, 2)
     with pytest.raises(RewardError, match="KeyError: 'nothing'"):
-        score(TinyPolicy(), latents, reward, [1], Listening([torch.zeros(2, 1, 1)]))
+        score(TinyPolicy(), latents, reward, Listening([torch.zeros(2, 1, 1)]))
     assert told[0].isnan().flatten().tolist() == [False, True]

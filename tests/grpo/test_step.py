@@ -177,8 +177,9 @@ def test_metadata_and_prompts_reach_the_reward_image_by_image():
     grpo_step(policy, PROMPTS, reward, sgd(policy), GRPOConfig(**SMALL), metadata=extras)
     per_prompt = 2 * 3 * 3
     assert seen["shape"] == (3 * per_prompt, 3, 2, 2)
-    assert seen["prompts"] == [prompt for prompt in PROMPTS for _ in range(per_prompt)]
-    assert seen["metadata"] == [entry for entry in extras for _ in range(per_prompt)]
+    # In the order [B, N, K]: at each of three steps, each prompt has two seeds of three branches.
+    assert seen["prompts"] == 3 * [prompt for prompt in PROMPTS for _ in range(2 * 3)]
+    assert seen["metadata"] == 3 * [entry for entry in extras for _ in range(2 * 3)]
 
 
 @pytest.mark.parametrize(
@@ -186,10 +187,11 @@ def test_metadata_and_prompts_reach_the_reward_image_by_image():
 )
 def test_groups_are_compared_within_themselves_only(scored, group, signal):
     """Rewards that differ between seeds (prompts) alone tell nothing to groups of one seed (one prompt)."""
-    per_score = {"seed": 3 * 3, "prompt": 2 * 3 * 3}[scored]
+    seeds_per_score = {"seed": 1, "prompt": 2}[scored]
 
     def reward(images, prompts, metadata):
-        return torch.arange(len(images)) // per_score * 0.1
+        trajectories = torch.arange(len(images)) // 3 % 6
+        return trajectories // seeds_per_score * 0.1
 
     policy = TinyPolicy()
     metrics = grpo_step(policy, PROMPTS, reward, sgd(policy), GRPOConfig(**SMALL, group=group))
@@ -209,11 +211,11 @@ def test_reward_rises_on_a_task_that_can_be_learned():
     [
         ({"prompts": []}, r"grpo_step: prompts must be .* got \[\]"),
         ({"prompts": "a red circle"}, "grpo_step: prompts must be .* got 'a red circle'"),
-        ({"metadata": [{}]}, "grpo_step: metadata must have 3 entries like prompts, got 1"),
+        ({"metadata": [{}]}, "grpo_step: metadata must be a list of 3 entries like prompts, got 1"),
         ({"config": GRPOConfig(**SMALL, num_updates=7)}, "num_updates must be at most the 6 trajectories, got 7"),
         ({"config": GRPOConfig(**SMALL, branch_steps=(0, 4))}, r"branch_steps must be .* in 0..3, got \[0, 4\]"),
-        ({"config": GRPOConfig(num_steps=2, sigmas=(0.5, 0.9, 0.0))}, "sigmas must fall strictly"),
-        ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "optimizer must hold parameters of the"),
+        ({"config": GRPOConfig(num_steps=2, sigmas=(0.5, 0.9, 0.0))}, "sigmas must be strictly falling"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "optimizer must be one that"),
     ],
 )
 def test_errors_come_before_any_network_call(changes, message):

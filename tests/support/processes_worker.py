@@ -21,6 +21,7 @@ from support.pipelines import sd3_pipeline
 from support.tiny import PROMPTS, TinyPolicy, brightness
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.grpo import step as grpo
+from tempflow_fast.grpo.shares import Shares
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched, shard_on_cpu
 from tempflow_fast.rewards import RewardError
@@ -78,7 +79,7 @@ def train(processes: Processes, make_policy, prompts: list[str], reward_fn, conf
     with recorded_updates() as seen:
         metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, None, processes) for seed in (5, 6)]
     drawn, advantages = seen[0]
-    own = grpo.deal(len(advantages), config.num_updates, processes.count)[processes.index]
+    own = Shares(len(advantages), config.num_updates, processes.count, processes.index).own
     return {
         "ids": drawn.trajectory_ids[: len(own)],
         "noise": drawn.states[: len(own), 0],

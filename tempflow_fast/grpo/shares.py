@@ -1,0 +1,47 @@
+"""Which process rolls out and trains which trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Shares:
+    """N trajectories dealt to the processes and to the optimizer updates of one iteration.
+
+    Trajectory n belongs to update n % num_updates. Trajectories are dealt like cards, update after update without
+    starting afresh, so that both the shares of an update and those of the iteration differ by at most one. Nothing has
+    to divide anything.
+    """
+
+    num_trajectories: int
+    """N, of all processes."""
+    num_updates: int
+    num_processes: int = 1
+    index: int = 0
+    """Which process this is."""
+
+    @cached_property
+    def by_process(self) -> list[list[int]]:
+        """The global ids of each process's trajectories, rising."""
+        by_update = [n for update in range(self.num_updates) for n in self.in_update(update)]
+        return [sorted(by_update[process :: self.num_processes]) for process in range(self.num_processes)]
+
+    @property
+    def own(self) -> list[int]:
+        """The global ids of this process's trajectories, rising."""
+        return self.by_process[self.index]
+
+    @property
+    def carried(self) -> list[int]:
+        """The trajectories that this process rolls out: its own, then trajectory 0 again where others have one more.
+
+        Networks that are split over processes work only if all of them make the same calls, and a process with less to
+        do would wait anyway.
+        """
+        return self.own + [0] * (max(map(len, self.by_process)) - len(self.own))
+
+    def in_update(self, update: int) -> range:
+        """The global ids of an update's trajectories, in all processes."""
+        return range(update, self.num_trajectories, self.num_updates)
