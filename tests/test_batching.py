@@ -1,4 +1,4 @@
-"""How rows are cut into network calls."""
+"""How rows are split into network calls."""
 
 from __future__ import annotations
 

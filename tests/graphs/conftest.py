@@ -1,4 +1,4 @@
-"""The stand-in for stream capture, which no test may use against its rules."""
+"""A stand-in for stream capture; a test that breaks its rules fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls to torch.cuda that a capture makes, in their order."""
+"""The calls to torch.cuda that a capture makes, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be captured runs without graphs, with one warning that says why."""
+"""A network that cannot be captured runs without graphs, with one warning that says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which networks are captured: the models with an adapter, in a lower precision, compiled block by block."""
+"""Networks that can be captured: with an adapter, in lower precision, with compiled blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captured rollouts against plain ones, on a stand-in that enforces the rules of stream capture."""
+"""Captured rollouts against eager ones, on a stand-in that enforces the rules of stream capture."""
 
 from __future__ import annotations
 

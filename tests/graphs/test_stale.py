@@ -1,4 +1,4 @@
-"""No graph is replayed for a policy or an input that it was not captured with."""
+"""A graph is replayed only for the policy state and inputs that it was captured with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every policy of a diffusers pipeline does."""
+"""What the policies of all diffusers pipelines have in common."""
 
 from __future__ import annotations
 

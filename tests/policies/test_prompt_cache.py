@@ -1,4 +1,4 @@
-"""Encoded prompts that are kept."""
+"""The cache of encoded prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models that several rewards are made of."""
+"""Models that several tests of rewards load."""
 
 import pytest
 from support import tiny_rewards

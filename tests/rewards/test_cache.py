@@ -1,4 +1,4 @@
-"""The memory of scores."""
+"""The cache of scores."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a reward is given and what it returns, and how it fails."""
+"""Checks of a reward's arguments and scores, and its failures."""
 
 import warnings
 

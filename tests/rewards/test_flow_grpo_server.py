@@ -1,4 +1,4 @@
-"""Servers that speak Flow-GRPO's format."""
+"""Servers that use Flow-GRPO's format."""
 
 import pickle
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,4 +1,4 @@
-"""GenEval's rules on scripted detections: every task, every edge."""
+"""GenEval's rules on scripted detections: every task, every edge case."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""GenEval's prompts to train on: their form, what meets them, and that none is evaluated."""
+"""GenEval prompts for training: their form, which images satisfy them, and that none is in the evaluation."""
 
 import json
 from collections import Counter

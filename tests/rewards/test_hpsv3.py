@@ -1,4 +1,4 @@
-"""HPSv3 on a tiny model with random weights, against the authors' way of running it."""
+"""HPSv3 on a tiny model with random weights, against the authors' procedure."""
 
 import pytest
 import torch

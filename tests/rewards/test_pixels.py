@@ -1,4 +1,4 @@
-"""Preprocessing against Pillow and the libraries' own."""
+"""Preprocessing against Pillow and the libraries' own code."""
 
 import pytest
 import torch

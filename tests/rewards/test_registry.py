@@ -1,4 +1,4 @@
-"""Rewards by name, by description and as they are, each loaded once."""
+"""Rewards by name, by description and as callables, each loaded once."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Rewards over loopback: a real server, a real client, and every fault that the way between them has."""
+"""Rewards over loopback: a real server, a real client, and every fault that can occur between them."""
 
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,4 +1,4 @@
-"""What a reward server answers, and the command that starts one."""
+"""A reward server's answers, and the command that starts a server."""
 
 import json
 import pickle

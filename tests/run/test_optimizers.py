@@ -1,4 +1,4 @@
-"""The optimizer's settings, and its learning rate over a run."""
+"""The optimizer's settings, and the learning rate over a run."""
 
 from __future__ import annotations
 

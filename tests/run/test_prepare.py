@@ -1,4 +1,4 @@
-"""The precision that a network computes in."""
+"""The precision in which a network computes."""
 
 from __future__ import annotations
 

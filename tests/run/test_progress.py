@@ -1,4 +1,4 @@
-"""The limits of a run, and the bar that shows how far it is."""
+"""The limits of a run, and its progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trackers are given."""
+"""What the trackers receive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of a run: as JSON, by name, and in their ranges."""
+"""The settings of a run: as JSON, by name, and within their ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several tests share; `support` is importable where `tests/` is on the path, as pytest puts it."""
+"""What several tests share. pytest puts tests/ on the path, so `support` can be imported."""
 
 from pathlib import Path
 

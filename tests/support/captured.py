@@ -1,4 +1,4 @@
-"""Rollouts of which one is captured and one is not, and how they are compared."""
+"""Rollouts with and without graphs, and how to compare them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations with made-up measures."""
+"""Evaluations with invented measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launcher of several processes on this machine."""
+"""The command that launches several processes on this machine."""
 
 import sys
 from pathlib import Path

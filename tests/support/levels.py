@@ -1,4 +1,4 @@
-"""Rewards that are the level of an image, and images of eight levels."""
+"""Rewards that return the brightness of an image, and images to score."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The dtypes and the guidance that tests of the ops run through."""
+"""Parametrizations that tests of the ops share."""
 
 from __future__ import annotations
 

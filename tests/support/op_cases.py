@@ -1,4 +1,4 @@
-"""Inputs of all ops in every dtype, and the float64 loss that they are held to."""
+"""Inputs of all ops in every dtype, and the float64 loss to compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of every op as its schema takes them."""
+"""Arguments of every op, in the order of its schema."""
 
 from __future__ import annotations
 

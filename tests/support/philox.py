@@ -1,4 +1,4 @@
-"""Published words of the random number generator."""
+"""Published outputs of the random number generator."""
 
 ONES = 0xFFFFFFFF
 # Random123, kat_vectors, philox4x32 with 10 rounds: counter, key, words.

@@ -1,4 +1,4 @@
-"""Runs of the embedded model that take seconds, and what is asked about runs."""
+"""Short runs of the embedded model, and helpers that inspect them."""
 
 from __future__ import annotations
 

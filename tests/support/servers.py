@@ -1,4 +1,4 @@
-"""Reward servers on this machine with every fault, and a client of them."""
+"""Reward servers on this machine with faults on demand, and a client for them."""
 
 import json
 import threading
