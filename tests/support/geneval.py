@@ -1,4 +1,4 @@
-"""Detections from a few words, and what GenEval's judge makes of them."""
+"""Detections from a few words, and GenEval's verdict on them."""
 
 import pytest
 
@@ -6,8 +6,8 @@ from support import ROOT
 from tempflow_fast.rewards.geneval.judge import Detection, judged
 
 OFFICIAL = ROOT.parent / "shared" / "data"
-"""Where GenEval's own files may lie, beside the checkout: the package ships none of them."""
-needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="GenEval's own files are not beside the checkout")
+"""Where GenEval's own files may be, next to the checkout: the package ships none of them."""
+needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="GenEval's own files are not next to the checkout")
 OFFSETS = {"left of": (-40, 0), "right of": (40, 0), "above": (0, -40), "below": (0, 40)}
 
 SINGLE = {"tag": "single_object", "include": [{"class": "cow", "count": 1}]}
