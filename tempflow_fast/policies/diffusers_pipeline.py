@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class DiffusersPolicy(NetworkPolicy):
         resolution: int | tuple[int, int] | None = None,
         max_text_length: int | None = None,
     ) -> None:
-        self.pipeline = pipeline
+        self.pipeline: Any = pipeline  # diffusers declares no types for its parts
         self.max_text_length = self.default_text_length if max_text_length is None else max_text_length
         fits = 1 <= self.max_text_length <= self.longest_text
         require(fits, self._name, "max_text_length", f"in 1..{self.longest_text}", max_text_length)
@@ -217,9 +217,9 @@ class DiffusersPolicy(NetworkPolicy):
         return Condition({name: part.unflatten(0, (-1, 2)) if paired else part for name, part in tensors.items()})
 
     def _encodings(self, texts: Sequence[str]) -> dict[str, Row]:
-        known = {text: self._cache.get(text) for text in texts}
-        missing = [text for text, row in known.items() if row is None]
-        if missing:
+        found = {text: self._cache.get(text) for text in texts}
+        known = {text: row for text, row in found.items() if row is not None}
+        if missing := [text for text in found if text not in known]:
             with self._encoders_at_hand(), torch.no_grad(), quiet(*LIBRARIES):
                 for text in missing:
                     # One per call, so that the bits of an encoding do not depend on the other prompts.

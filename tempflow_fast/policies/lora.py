@@ -201,9 +201,10 @@ def _fitting_rank(network: ModelMixin, state: dict[str, Tensor], file: Path) -> 
     layers = dict(network.named_modules())
     ranks = {len(tensor) for name, tensor in state.items() if name.endswith(".lora_A.weight")}
     if len(ranks) != 1:
-        expected = "a file with a LoRA of one rank in diffusers' layout"
-        fail("load_lora", "path", expected, f"{str(file)!r} with ranks {sorted(ranks)}")
-    rank, expected = ranks.pop(), {}
+        got = f"{str(file)!r} with ranks {sorted(ranks)}"
+        fail("load_lora", "path", "a file with a LoRA of one rank in diffusers' layout", got)
+    rank = ranks.pop()
+    expected: dict[str, tuple[int, int]] = {}
     for name in _adapted(state):
         layer = layers.get(name)
         if isinstance(layer, nn.Linear):
