@@ -17,7 +17,7 @@ const Kernels TF_JOIN(kernels_, TF_ISA) = {
     TF_TEXT(TF_ISA),
     TF_ALL_DTYPES(sample),
     initial_noise,
-    TF_ALL_DTYPES(guide_rows),
+    TF_ALL_DTYPES(guided_velocity),
     TF_ALL_DTYPES(log_prob),
     TF_ALL_DTYPES(log_prob_backward),
     TF_ALL_DTYPES(loss_products),

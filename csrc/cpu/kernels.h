@@ -66,7 +66,7 @@ struct Kernels {
   const char* isa;
   void (*sample[kNumDtypes])(const SampleArgs&, int64_t begin, int64_t end);
   void (*initial_noise)(const NoiseArgs&, int64_t begin, int64_t end);
-  void (*guide[kNumDtypes])(const GuideArgs&, int64_t begin, int64_t end);
+  void (*guided_velocity[kNumDtypes])(const GuideArgs&, int64_t begin, int64_t end);
   void (*log_prob[kNumDtypes])(const LogProbArgs&, int64_t begin, int64_t end);
   void (*log_prob_backward[kNumDtypes])(const LogProbArgs&, int64_t begin, int64_t end);
   void (*loss_products[kNumDtypes])(const LossArgs&, int64_t begin, int64_t end);

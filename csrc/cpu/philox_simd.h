@@ -25,7 +25,8 @@ TF_HD Words add(Words a, Words b) { return _mm512_add_epi64(a, b); }
 TF_HD Words multiply(Words a, Words b) { return _mm512_mul_epu32(a, b); }
 TF_HD Words high(Words a) { return _mm512_srli_epi64(a, 32); }
 TF_HD Words xor2(Words a, Words b) { return _mm512_xor_si512(a, b); }
-TF_HD Words xor3(Words a, Words b, Words c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+constexpr int kXor = 0x96;   // the truth table of a ^ b ^ c
+TF_HD Words xor3(Words a, Words b, Words c) { return _mm512_ternarylogic_epi64(a, b, c, kXor); }
 // In every 64-bit lane, the lower (upper) half of a, then that of b.
 TF_HD Words lows(Words a, Words b) { return _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_CCAA); }
 TF_HD Words highs(Words a, Words b) { return _mm512_mask_shuffle_epi32(b, 0x5555, a, _MM_PERM_DDBB); }

@@ -48,7 +48,7 @@ struct Velocity {                                       // of a chunk; guided if
 };
 
 template <class T>
-void guide_rows(const GuideArgs& args, int64_t begin, int64_t end) {
+void guided_velocity(const GuideArgs& args, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const Chunk chunk(task, args.d);
     const T* cond = chunk.in<T>(args.velocity);

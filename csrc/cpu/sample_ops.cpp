@@ -61,7 +61,7 @@ Tensor guided_velocity(const Tensor velocity, const Tensor velocity_uncond, doub
   Tensor out = new_empty(velocity, std::vector<int64_t>{n, d});
   const GuideArgs args{rows(op, "velocity", velocity, velocity), rows(op, "velocity_uncond", velocity_uncond, velocity),
                        static_cast<float>(guidance_scale), out.mutable_data_ptr(), d};
-  run(kernels().guide[dtype_of(op, velocity)], args, 0, n * chunks_of(d), std::min(d, kChunk));
+  run(kernels().guided_velocity[dtype_of(op, velocity)], args, 0, n * chunks_of(d), std::min(d, kChunk));
   return out;
 }
 

@@ -23,7 +23,7 @@
 
 namespace tempflow::cuda::emulation {
 
-constexpr size_t kStackBytes = 64 * 1024;
+constexpr size_t kStackBytes = 64 * 1024;   // of a fiber: a kernel keeps little more than its registers there
 
 struct Index { unsigned x; };
 
