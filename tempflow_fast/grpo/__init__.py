@@ -7,6 +7,6 @@
     objective     velocity -> loss of a micro-batch of (trajectory, branch step) pairs
     update        rollout and advantages -> optimizer steps
 
-Beside them: geometry (what an iteration does and costs), memory (what it holds), image_statistics (what tells that a
-reward is being hacked).
+What they use: shares (which process has which trajectories), stage_clock (where the seconds go), image_statistics
+(signs of reward hacking). Before anything runs: geometry (what an iteration does and costs), memory (what it holds).
 """
