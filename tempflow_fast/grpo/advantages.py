@@ -21,7 +21,7 @@ def group_advantages(
 ) -> Tensor:
     """Advantages (r - mean) / (std + adv_eps) inside each group and branch step, clipped to +-adv_clip.
 
-    TempFlow-GRPO, arXiv 2508.04324: each branch step is normalised by itself, so that a reward is credited to the step
+    TempFlow-GRPO, arXiv 2508.04324: each branch step is normalised separately, so that a reward is credited to the step
     where its branch left the trunk. std is the population standard deviation. A group of equal rewards carries no
     signal and gets exactly 0.
 

@@ -62,7 +62,7 @@ def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
 
 @torch.no_grad()
 def acting_velocity(policy: Policy, batch: MicroBatch, guidance_scale: float) -> Tensor:
-    """The guided velocity [R, *shape] of the policy as it stands, without a graph."""
+    """The guided velocity [R, *shape] of the policy as it is now, without a graph."""
     velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
     return _guided(velocity, uncond, guidance_scale)
 

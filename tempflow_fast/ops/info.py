@@ -19,7 +19,11 @@ class Info(dict[str, str]):
 
 
 def info() -> Info:
-    """Versions, what was built and why, and the live body of every op, as a dict that prints as a table."""
+    """Versions, what was built and why, and the live body of every op.
+
+    Returns:
+        A dict that prints as a table.
+    """
     built = native.build_info()
     facts = Info(tempflow_fast=__version__, torch=torch.__version__, python=platform.python_version())
     facts["native"] = (

@@ -50,11 +50,17 @@ def log_prob(
     """Log-density of an SDE step, -|x' - a x - b v|^2 / (2 s^2 D) - log s - log(2 pi) / 2, a mean over the D elements.
 
     Args:
-        latents_next, latents, velocity: [R, *shape], one dtype and device; v already guided.
+        latents_next: x', [R, *shape].
+        latents: x, shape, dtype and device of `latents_next`.
+        velocity: v, already guided, shape, dtype and device of `latents_next`.
+        table: the schedule and sampler.
         steps: [R], the step of each row, with s > 0.
 
-    Returns [R], float32 or better, differentiable in `velocity`. Raises ValueError naming the argument that does not
-    fit.
+    Returns:
+        [R], float32 or better, differentiable in `velocity`.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
     """
     x = checks.flat("log_prob", "latents", latents).detach()
     x_next = checks.row_like("log_prob", "latents_next", latents_next, "latents", latents).detach()
@@ -131,22 +137,32 @@ def policy_loss(
     velocity_uncond: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> PolicyLoss:
-    """The loss of TempFlow-GRPO for R states with K branches each: one velocity serves all branches of its state.
+    """The loss of TempFlow-GRPO (arXiv 2508.04324) for R states with K branches each.
 
-    mean over R and K of noise_weight max(-A r, -A clip(r, 1 - c, 1 + c)), plus beta KL to the reference policy, with
-    log r = mean over elements of b dv (2 (x' - m_old) - b dv) / (2 s^2), dv = v - v_old: exactly 0 where v is v_old.
-    Clipping compares log r with log(1 -+ c).
+    It is the mean over R and K of noise_weight max(-A r, -A clip(r, 1 - c, 1 + c)), plus beta times the KL to the
+    reference policy, with log r = mean over elements of b dv (2 (x' - m_old) - b dv) / (2 s^2), dv = v - v_old, which
+    is exactly 0 where v is v_old. One velocity serves all branches of its state. Clipping compares log r with
+    log(1 - c) and log(1 + c).
 
     Args:
-        velocity, latents: [R, *shape]; with guidance `velocity` is the conditional one.
-        branches: [R, K, *shape], the samples taken from `latents`.
-        velocity_old, velocity_ref: [R, *shape], already guided (see `guided_velocity`).
-        advantages: [R, K].
+        velocity: v, [R, *shape]; with guidance the conditional velocity.
+        latents: the states x, shape, dtype and device of `velocity`.
+        branches: x', [R, K, *shape], drawn from `latents`.
+        velocity_old: of the policy that drew the branches, like `velocity`, already guided (see `guided_velocity`).
+        advantages: A, [R, K].
+        table: the schedule and sampler.
         steps: [R], the step of each row, with s > 0.
-        clip_range: c, in (0, 1). beta: not negative; positive needs `velocity_ref`.
+        clip_range: c, in (0, 1).
+        velocity_ref: of the reference policy, like `velocity`, already guided.
+        beta: weight of the KL, not negative; a positive one needs `velocity_ref`.
+        velocity_uncond: like `velocity`; v is then v_uncond + guidance_scale (v_cond - v_uncond).
+        guidance_scale: finite; 1 without `velocity_uncond`.
 
-    Returns a PolicyLoss, differentiable in `velocity` and `velocity_uncond`. No rows give a loss of 0. Raises
-    ValueError naming the argument that does not fit.
+    Returns:
+        A PolicyLoss, differentiable in `velocity` and `velocity_uncond`. No rows give a loss of 0.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
     """
     op = "policy_loss"
     v = checks.flat(op, "velocity", velocity)

@@ -26,10 +26,21 @@ define(
 
 @torch.no_grad()
 def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """v_uncond + guidance_scale (v_cond - v_uncond), [N, *shape], without a gradient.
+    """Classifier-free guidance, v_uncond + guidance_scale (v_cond - v_uncond), without a gradient.
 
-    Bit for bit the velocity that `policy_loss` forms from the same arguments: the `velocity_old` of a policy that is
-    about to be trained with guidance.
+    It is bit for bit the velocity that `policy_loss` forms from the same arguments, so it serves as the `velocity_old`
+    of a policy that is trained with guidance.
+
+    Args:
+        velocity: v_cond, [N, *shape].
+        velocity_uncond: v_uncond, shape, dtype and device of `velocity`.
+        guidance_scale: finite.
+
+    Returns:
+        [N, *shape], dtype and device of `velocity`.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
     """
     v = checks.flat("guided_velocity", "velocity", velocity)
     u = checks.row_like("guided_velocity", "velocity_uncond", velocity_uncond, "velocity", velocity)
@@ -55,13 +66,21 @@ def euler_step(
     velocity_uncond: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """One ODE step, latents + dt v with v = v_uncond + guidance_scale (v_cond - v_uncond); no gradient.
+    """One Euler step of the ODE, latents + dt v, without a gradient.
 
     Args:
-        latents, velocity, velocity_uncond: [N, *shape], one dtype and device.
-        table: the schedule; `step` is one of its 0..T-1.
+        latents: [N, *shape].
+        velocity: shape, dtype and device of `latents`; with guidance the conditional velocity.
+        table: the schedule.
+        step: 0..T-1.
+        velocity_uncond: like `velocity`; v is then v_uncond + guidance_scale (v_cond - v_uncond).
+        guidance_scale: finite; 1 without `velocity_uncond`.
 
-    Returns [N, *shape]. Raises ValueError naming the argument that does not fit.
+    Returns:
+        The latents at sigma_next, [N, *shape], dtype and device of `latents`.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
     """
     x = checks.flat("euler_step", "latents", latents)
     v = checks.row_like("euler_step", "velocity", velocity, "latents", latents)
@@ -108,20 +127,28 @@ def branch_step(
     velocity_uncond: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Move the trunk by the ODE and draw K SDE branches from the state it leaves, in one pass; no gradient.
+    """Draws K SDE branches from the trunk's state and moves the trunk by the ODE, in one pass, without a gradient.
 
-    A branch is a x + b v + s eps. Its noise depends on (seed, trajectory id, step, branch, element) alone, so any
-    subset, order or split of the trajectories draws the same bits.
+    A branch is a x + b v + s eps (TempFlow-GRPO, arXiv 2508.04324). Its noise depends on (seed, trajectory id, step,
+    branch, element) alone, so any subset, order or split of the trajectories draws the same bits.
 
     Args:
-        latents, velocity, velocity_uncond: [N, *shape], one dtype and device.
+        latents: the trunk's state x, [N, *shape].
+        velocity: shape, dtype and device of `latents`; with guidance the conditional velocity.
+        table: the schedule and sampler.
         step: a step of `table` with s > 0.
         num_branches: K, 1..65536.
         seed: 0..2^63-1, or an int64 tensor with one value.
         trajectory_ids: N global ids (int64), never positions in a batch.
+        velocity_uncond: like `velocity`; v is then v_uncond + guidance_scale (v_cond - v_uncond).
+        guidance_scale: finite; 1 without `velocity_uncond`.
 
-    Returns latents_next [N, *shape], branches [N, K, *shape], and log_prob [N, K] of the branches as stored (mean over
-    elements, float32 or better). Raises ValueError naming the argument that does not fit.
+    Returns:
+        latents_next [N, *shape]: the trunk at sigma_next. branches [N, K, *shape]. log_prob [N, K]: log-densities of
+        the branches as stored, means over the elements, float32 or better.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
     """
     x = checks.flat("branch_step", "latents", latents)
     v = checks.row_like("branch_step", "velocity", velocity, "latents", latents)
@@ -153,9 +180,19 @@ def initial_noise(
     trajectory_ids: Sequence[int] | Tensor,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Unit Gaussian starts of the trajectories, float32 [N, *shape], from the generator of `branch_step`.
+    """Unit Gaussian starts of the trajectories, from the noise function of `branch_step`.
 
-    `device` defaults to that of `trajectory_ids`. Raises ValueError naming the argument that does not fit.
+    Args:
+        shape: of one latent.
+        seed: 0..2^63-1, or an int64 tensor with one value.
+        trajectory_ids: N global ids (int64).
+        device: of the result; None: that of `trajectory_ids`.
+
+    Returns:
+        float32 [N, *shape].
+
+    Raises:
+        ValueError: naming the argument that does not fit.
     """
     shape = tuple(integers("initial_noise", "shape", shape))
     if not shape or min(shape) < 1:
