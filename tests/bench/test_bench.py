@@ -54,6 +54,7 @@ def test_baselines_of_the_loss_equal_the_op_in_value_and_gradient(step, beta):
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_kl", [False, True])
 def test_both_structures_evaluate_what_counting_says(with_kl):
     work = Work(SMALL, num_prompts=2, with_kl=with_kl)
@@ -80,6 +81,7 @@ def test_peak_counts_what_is_alive_at_once():
     assert peak_mib(call) == pytest.approx(2.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_no_figure_without_its_tests(tmp_path):
     failing = tmp_path / "test_failing.py"
     failing.write_text("def test_wrong():\n    assert False, 'the op is wrong'\n")

@@ -16,6 +16,7 @@ from bench.gpu.card import facts
 from bench.gpu.results import Outcome, Session, Skip
 
 
+@pytest.mark.slow
 def test_without_a_card_it_says_so_in_one_sentence():
     if torch.cuda.is_available():
         pytest.skip("there is a card")
@@ -62,6 +63,7 @@ def test_on_a_card_the_published_shapes_are_run():
         assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e9, 2) == billions
 
 
+@pytest.mark.slow
 def test_the_program_reports_and_its_status_tells_of_failures(tmp_path):
     """With a card, a build and stages that are played."""
     code = (
@@ -82,6 +84,7 @@ def test_the_program_reports_and_its_status_tells_of_failures(tmp_path):
         assert any(line.startswith(start) for line in lines)
 
 
+@pytest.mark.slow
 def test_where_nothing_compiles_the_package_is_copied(tmp_path):
     code = (
         "import sys; from pathlib import Path; from bench.gpu.build import build; from bench.gpu.results import Skip\n"
@@ -121,6 +124,7 @@ def test_failures_and_skips_carry_their_reasons(tmp_path):
     assert "| x | 1.235 |" in page
 
 
+@pytest.mark.slow
 def test_a_check_that_hangs_ends_with_the_time_limit_and_is_reported(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
@@ -161,6 +165,7 @@ def test_parity_holds_at_its_largest_size(check):
     check(torch.device("cpu"), torch.float16, max(parity.SIZES), True)
 
 
+@pytest.mark.slow
 def test_parity_sees_a_wrong_body():
     """An op that is off by 1e-2 is a problem in every dtype."""
     code = (

@@ -40,6 +40,7 @@ def test_autocast_by_hooks_is_captured_with_the_weights_as_they_are(device):
     assert graphs.num_replays > 0
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_one_by_one_and_captured_or_refused(device, tmp_path):
     policy = SD3Policy(sd3_pipeline(tmp_path))
     eager = draw(policy, None, steps=2, prompts=PROMPTS[:1])

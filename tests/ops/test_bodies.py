@@ -70,6 +70,7 @@ def test_info_names_the_live_body_of_every_op():
         assert facts["cuda"] == f"torch {torch.__version__} serves no GPU"
 
 
+@pytest.mark.slow
 def test_reference_leaves_everything_else_out():
     why, served, error = report(TEMPFLOW_FAST_BODY="reference")
     assert why == ["TEMPFLOW_FAST_BODY=reference"] * 3
@@ -77,6 +78,7 @@ def test_reference_leaves_everything_else_out():
     assert "RuntimeWarning" not in error
 
 
+@pytest.mark.slow
 def test_cuda_kernels_need_no_triton():
     """As on Windows."""
     before = "import sys; sys.modules['triton'] = None\n" + ("" if native.build_info().get("cuda") else PLAY_CUDA)
@@ -87,6 +89,7 @@ def test_cuda_kernels_need_no_triton():
     assert not native.loaded() or "RuntimeWarning" not in error
 
 
+@pytest.mark.slow
 def test_triton_alone_serves_gpus():
     triton = pytest.importorskip("triton")
     why, served, error = report(TEMPFLOW_FAST_BODY="triton")
@@ -96,6 +99,7 @@ def test_triton_alone_serves_gpus():
     assert "RuntimeWarning" not in error
 
 
+@pytest.mark.slow
 def test_a_gpu_is_served_by_triton_where_the_library_has_no_cuda_kernels():
     """Only the version makes this torch one for CUDA: nothing is launched."""
     pytest.importorskip("triton")
@@ -107,6 +111,7 @@ def test_a_gpu_is_served_by_triton_where_the_library_has_no_cuda_kernels():
     assert "; Triton 3" in why[2]
 
 
+@pytest.mark.slow
 def test_without_library_and_triton_the_reference_serves_all():
     before = "import torch, sys, pathlib; torch.version.cuda = '13.0'; sys.modules['triton'] = None\n"
     before += NATIVE + "native.LIBRARY = pathlib.Path('nowhere')\n"
@@ -142,6 +147,7 @@ def test_cuda_kernels_are_used_where_torch_brings_their_driver(monkeypatch, cuda
     assert bool(problem) is bool(said)
 
 
+@pytest.mark.slow
 def test_cuda_kernels_that_cannot_run_are_left_alone():
     """The library's word about its build is replaced by that of one with CUDA kernels."""
     pytest.importorskip("triton")

@@ -51,6 +51,7 @@ def iteration(latents, velocity, step):
     return loss + density.sum(), moved
 
 
+@pytest.mark.slow
 def test_compile_fullgraph(body):
     latents, velocity = torch.randn(3, 2, 9), torch.randn(3, 2, 9, requires_grad=True)
     torch.compiler.reset()
@@ -67,6 +68,7 @@ def test_compile_fullgraph(body):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(" " in torch.__file__, reason="inductor's linker command breaks at a space in torch's path")
 def test_compile_with_inductor():
     latents, velocity = torch.randn(3, 2, 9), torch.randn(3, 2, 9)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tempflow_fast.ops import native, reference
 
 COMPILER = shutil.which("g++")
-pytestmark = pytest.mark.skipif(not COMPILER, reason="no g++")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no g++")]
 
 # Odd and short; two blocks with a masked end; whole packs of every dtype in two blocks (fp32) or one (16 bits).
 SIZES = pytest.mark.parametrize("numel", [3, 2051, 2048])

@@ -78,6 +78,7 @@ def test_time_running_out_is_a_failure_that_names_the_reward_and_the_piece(stuck
     assert get_reward(spec)(images()[:2], TEXTS[:2], NO_METADATA[:2]).tolist() == [0, 0.25], "the others go on"
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_does_not_hold_up_the_end_of_python():
     code = """
 import threading, torch

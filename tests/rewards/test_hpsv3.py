@@ -34,6 +34,7 @@ def as_the_authors_run_it(model, tokenizer, head: nn.Sequential, images: Tensor,
     return torch.stack(scores).double()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:reward .* failed on")
 @pytest.mark.parametrize("layout", ["new", "old"])
 def test_hpsv3_reads_the_published_layout_and_the_instruction(tmp_path, layout):

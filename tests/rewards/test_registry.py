@@ -98,6 +98,7 @@ def test_shapes_is_a_reward_like_any_other():
     assert scores.parts["shapes"][0] == 1 > scores.parts["shapes"][1]
 
 
+@pytest.mark.slow
 def test_no_library_of_a_reward_is_loaded_before_it_is_asked_for():
     code = (
         "import sys, tempflow_fast.rewards; print({'transformers', 'PIL', 'onnxruntime', 'rapidocr'} & {*sys.modules})"

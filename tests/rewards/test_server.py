@@ -64,6 +64,7 @@ def test_serve_rewards_serves_until_it_is_interrupted(monkeypatch, capsys):
     assert "serving numbered at http://127.0.0.1:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_serves_a_reward_by_name(capfd):
     """The command line itself, in a process of its own, ended as by Ctrl-C."""
     command = [sys.executable, "-m", "tempflow_fast", "serve-rewards", "jpeg_incompressibility", "--port", "0"]

@@ -42,6 +42,7 @@ def test_diffusers_draws_what_the_policy_draws() -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pipeline_leaves_room_for_training() -> None:
     policy = SD3Policy.from_pretrained(pipeline_path())
     metadata = prompts.draw(prompts.heldout_prompts(), 300, random.Random(0))
@@ -50,6 +51,7 @@ def test_pipeline_leaves_room_for_training() -> None:
     assert 0.45 <= checker.strict(images, metadata).float().mean() <= 0.7
 
 
+@pytest.mark.slow
 def test_pretraining_makes_a_pipeline_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

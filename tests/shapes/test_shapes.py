@@ -65,6 +65,7 @@ def mutations(entry: dict, scene: world.Scene, rng: random.Random) -> dict[str, 
     return found
 
 
+@pytest.mark.slow
 def test_checker_rejects_near_misses(scenes) -> None:
     rng = random.Random(3)
     cases = [
