@@ -13,6 +13,7 @@ from tempflow_fast.quiet import quiet
 
 POLICY = """
 import sys
+import pytest
 import torch
 import tempflow_fast as tff
 
@@ -62,6 +63,7 @@ def run(program, *arguments, **variables):
     )
 
 
+@pytest.mark.slow
 def test_a_policy_used_as_a_library_prints_nothing(tmp_path):
     done = run(POLICY, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

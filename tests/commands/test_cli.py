@@ -1,4 +1,4 @@
-"""The command line: what it writes and prints, and how it refuses."""
+"""The command line: what it writes and prints, and its errors."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ BAD = {
     "prompts": (["train", *OUTPUT, "--prompts", "shape"], "got 'shape' (did you mean shapes?)"),
     "recipe's data": (["train", *OUTPUT, "--recipe", "sd35m-ocr"], "'dataset/ocr/train.txt'"),
     "directory in use": (["train", "--output", "used"], "new or empty directory, or that of a run"),
-    "no resuming": (["train", "--output", "used", "--resume", "never"], "got 'used', which holds something"),
+    "no resuming": (["train", "--output", "used", "--resume", "never"], "got 'used', which is not empty"),
     "model": (["sample", *OUTPUT, "--prompt", "x", "--model", "./nope"], "model must be 'embedded'"),
     "half a model": (["sample", *OUTPUT, "--prompt", "x", "--model", "used"], "model_index.json"),
     "no prompt": (["sample", *OUTPUT], "--prompt must be given, got none"),
-    "empty prompt": (["sample", *OUTPUT, "--prompt", " "], "--prompt must say something, got ' '"),
+    "empty prompt": (["sample", *OUTPUT, "--prompt", " "], "--prompt must be a text that is not blank, got ' '"),
     "count": (["sample", *OUTPUT, "--prompt", "x", "--count", "0"], "--count must be >= 1, got 0"),
     "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used"], "directory"),
     "eval's file": (["eval", "--output", "used"], "Is a directory: 'used'"),
@@ -46,6 +46,7 @@ BAD = {
     "a file for a folder": (["eval", "--output", "used/file/scores.json"], "File exists: 'used/file'"),
     "device": (["sample", *OUTPUT, "--prompt", "x", "--device", "gpu"], "one that torch can use here, got 'gpu'"),
     "run": (["eval", "--weights", "used"], "config.json, got 'used'"),
+    "two models": (["eval", "--weights", "x", "--lora", "y"], "--lora must be left out with --weights, got y"),
     "images": (["eval", "--images", "0"], "eval_images must be >= 1, got 0"),
 }
 
@@ -78,7 +79,10 @@ def test_bad_argument_is_one_line(workplace, capsys, arguments, words):
         (["train", *OUTPUT, "--sampler", "flow-sde"], "Expected one of ('flow_sde', 'dance_sde', 'cps')"),
         (["train", *OUTPUT, "--minutes", "-1"], "minutes must be positive, got -1.0"),
         (["train", *OUTPUT, "--betas", "0.9"], "--betas"),
-        (["train", *OUTPUT, "--num-branches", "1"], "num_branches must give a group two rewards to compare, got 1"),
+        (
+            ["train", *OUTPUT, "--num-branches", "1"],
+            "num_branches must be enough for a group of two or more rewards",
+        ),
     ],
 )
 def test_usage_error_names_what_was_expected(capsys, arguments, words):
@@ -108,7 +112,7 @@ def test_help_lists_every_setting_with_its_default(capsys):
     assert missing == []
     assert "Side of square images in pixels" in texts["train"]
     default = f"(default: {shapes['learning_rate']})"
-    assert f"--learning-rate FLOAT Its value after the warm-up and before the decay. {default}" in texts["train"]
+    assert f"--learning-rate FLOAT Learning rate after the warm-up and before the decay. {default}" in texts["train"]
     assert set(re.findall(r" (--\w+)", texts["sample"])) >= {"--model", "--weights", "--prompt", "--count", "--output"}
     assert set(re.findall(r" (--\w+)", texts["eval"])) >= {"--model", "--weights", "--images", "--seed", "--output"}
 
@@ -123,7 +127,7 @@ def test_the_page_on_training_names_options_and_recipes_that_exist(capsys):
 
 
 def test_every_setting_says_what_it_is():
-    """The text under a field is its only documentation, on the command line as in the code."""
+    """The text under a field is its only documentation, on the command line and in the code."""
     import inspect
     from dataclasses import fields
 
@@ -159,7 +163,7 @@ sys.exit(3 if "torch" in sys.modules else 0)
         assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, arguments
 
 
-def test_a_limit_of_ones_own_replaces_the_recipes(workplace):
+def test_a_limit_on_the_command_line_replaces_those_of_the_recipe(workplace):
     def limits(*arguments: str) -> tuple[object, object]:
         run = _parse(["train", *OUTPUT, *arguments]).settings.run
         return run.num_iterations, run.minutes
@@ -171,13 +175,14 @@ def test_a_limit_of_ones_own_replaces_the_recipes(workplace):
     assert limits("--minutes", "4", "--iterations", "7") == (7, 4.0)
 
 
-def test_a_run_directory_brings_its_own_settings(workplace):
+def test_a_run_directory_has_its_own_settings(workplace):
     RunDirectory("used").write_config(get_recipe("flux-hps").with_settings(seed=5))
     settings = _parse(["train", "--output", "used", "--num-seeds", "3"]).settings
     assert (settings.task.seed, settings.grpo.num_seeds, settings.policy.resolution) == (5, 3, 1024)
     assert _parse(["train", "--output", "used", "--recipe", "shapes"]).settings == get_recipe("shapes")
 
 
+@pytest.mark.slow
 def test_module_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "tempflow_fast", "info"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tempflow_fast.info()}\n"
@@ -205,7 +210,7 @@ def test_closing_lines(after, words):
     assert 'Next: tempflow-fast sample --weights "runs/x"' in text
 
 
-def test_sample_depends_on_the_seed_alone(workplace):
+def test_sample_depends_only_on_the_seed(workplace):
     def picture(name: str, *more: str) -> Image.Image:
         prompts = ["--prompt", "a photo of a red circle", "--prompt", "seven tall giraffes"]
         assert main(["sample", *prompts, "--count", "2", "--output", name, *more]) == 0

@@ -85,6 +85,7 @@ def test_its_rollout_is_its_pipeline(model, resolution, guidance_scale):
     assert (policy.decode(latents[:, -1, 0]) - images).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_it_trains_an_adapter_that_loads(model, tmp_path):
     settings = {"model": model, "resolution": 16, "max_text_length": 9, "sigmas": None, "num_steps": 3, "lora_rank": 2}
     run = little_run(

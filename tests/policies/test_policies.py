@@ -127,6 +127,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tmp_path, name):
         assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 @CLASSES
 def test_measuring_memory_leaves_the_policy_as_it_is(tmp_path, name):
     """Nothing that a policy or a network keeps between calls may come from the measurement's tensors without data."""

@@ -20,6 +20,7 @@ def drawn(text: str, color: str = "black") -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
+@pytest.mark.slow
 def test_right_wrong_and_missing_text_as_the_real_reader_sees_it():
     pytest.importorskip("rapidocr", reason="the ocr extra is not installed")
     prompt = 'a sign that says "Open 24h"'

@@ -23,6 +23,7 @@ def accuracy(metadata: list[dict], scenes: list[world.Scene]) -> float:
     return checker.strict(world.render(scenes), metadata).float().mean().item()
 
 
+@pytest.mark.slow
 def test_checker_accepts_what_the_renderer_draws(scenes) -> None:
     metadata, drawn = scenes
     assert accuracy(metadata, drawn) >= 0.995
