@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from support.tiny_rewards import clip_model
 
 from tempflow_fast.quiet import quiet
 
 POLICY = """
 import sys
-import pytest
 import torch
 import tempflow_fast as tff
 
