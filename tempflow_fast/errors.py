@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def fail(function: str, argument: str, expected: str, got: object) -> NoReturn:
@@ -46,7 +46,7 @@ def integer(function: str, argument: str, value: object) -> int:
     return value if isinstance(value, int) else int(value)  # int() would fix a size that torch.compile left open
 
 
-def integers(function: str, argument: str, values: object) -> list[int]:
+def integers(function: str, argument: str, values: Any) -> list[int]:
     """`values` as a list of 64-bit integers."""
     try:
         listed = list(values)
@@ -63,6 +63,7 @@ def finite(function: str, argument: str, value: object) -> float:
     """`value` if it is a finite number."""
     if not isinstance(value, Real):
         fail(function, argument, "a number", repr(value))
-    if not -math.inf < value < math.inf:
+    number: Any = value  # to a type checker, a Real is no float and has no order
+    if not -math.inf < number < math.inf:
         fail(function, argument, "finite", value)
-    return value
+    return number

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -165,12 +165,13 @@ class AcceleratedProcesses(Processes):
 
     def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
         policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)
-        if isinstance(policy.network, DistributedDataParallel):
-            policy.network.broadcast_buffers = False  # buffers are constants, up to 0.9 GB in SD3
-        elif hasattr(policy.network, "set_reshard_after_forward"):  # FSDP2
+        network: Any = policy.network
+        if isinstance(network, DistributedDataParallel):
+            network.broadcast_buffers = False  # buffers are constants, up to 0.9 GB in SD3
+        elif hasattr(network, "set_reshard_after_forward"):  # FSDP2
             # Averages and checkpoints also change weights between calls, and weights that stayed gathered after the
             # last call would not change with them.
-            policy.network.set_reshard_after_forward(True)
+            network.set_reshard_after_forward(True)
         return optimizer
 
     def sum(self, tensor: Tensor) -> Tensor:

@@ -96,17 +96,17 @@ class Evaluate:
         )
         if config.grpo.max_batch is None:
             config = config.with_settings(max_batch=IMAGES_AT_ONCE)
-        return config if self.prompts is None else self._with_prompts(config)
+        return config if self.prompts is None else self._with_prompts(config, self.prompts)
 
-    def _with_prompts(self, config: TrainConfig) -> TrainConfig:
+    def _with_prompts(self, config: TrainConfig, prompts: str) -> TrainConfig:
         from ..prompts.sources import read_prompts
 
-        if self.prompts == SHAPES_PROMPTS:
+        if prompts == SHAPES_PROMPTS:
             return config.with_settings(prompts=SHAPES_PROMPTS, eval_prompts=None)
-        config = config.with_settings(prompts=SHAPES_PROMPTS, eval_prompts=self.prompts)
+        config = config.with_settings(prompts=SHAPES_PROMPTS, eval_prompts=prompts)
         if self.images is not None:
             return config
-        count = len(read_prompts(self.prompts, config.task.prompt_column))
+        count = len(read_prompts(prompts, config.task.prompt_column))
         return config.with_settings(eval_images=count * (self.per_prompt or 1))
 
     def _measure(self, config: TrainConfig) -> Measure:

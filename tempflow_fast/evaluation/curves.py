@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files import written_aside
 from ..grpo.image_statistics import STATISTICS
@@ -100,7 +100,8 @@ def _curve(axes: Axes, metrics: Metrics, name: str) -> None:
     smooth = [sum(window) / len(window) for window in windows]
     axes.plot(iterations, values, color="tab:blue", alpha=0.3, linewidth=1, label="one iteration")
     axes.plot(iterations, smooth, color="tab:blue", linewidth=2, label=f"mean of the last {SMOOTHED_OVER}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = axes.xaxis.get_major_locator()  # a MaxNLocator, as long as nobody sets another one
+    locator.set_params(integer=True)
     axes.grid(alpha=0.3)
 
 

@@ -69,7 +69,7 @@ def evaluate(
     prompts, metadata = heldout(config)
     known = {} if store is None else store.scores()
     missing = [row for row in range(len(metadata)) if row not in known]
-    pictures = {row: store.picture(row) for row in known if row < NUM_SHOWN}
+    pictures = {} if store is None else {row: store.picture(row) for row in known if row < NUM_SHOWN}
     limit = config.grpo.max_batch
     for piece in equal_pieces(len(missing), None if limit is None else limit * processes.count):
         rows = missing[piece]

@@ -23,7 +23,9 @@ class Interval:
     high: float | None
 
     def __str__(self) -> str:
-        return _short(self.mean) + ("" if self.low is None else f" ({_short(self.low)} to {_short(self.high)})")
+        if self.low is None or self.high is None:
+            return _short(self.mean)
+        return f"{_short(self.mean)} ({_short(self.low)} to {_short(self.high)})"
 
 
 def task_means(values: Tensor, tags: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:

@@ -32,7 +32,7 @@ def sample_sheet(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
     cells = [[_tile(image, right, SMALL_TILE) for image, right in images] for images in zip(*shown, strict=True)]
     captions = [entry["prompt"] for entry in next(iter(evaluations.values())).metadata][: len(cells)]
     counts = [
-        name if None in [right for _, right in e] else f"{name} ({sum(right for _, right in e)} exactly right)"
+        name if None in [right for _, right in e] else f"{name} ({sum(bool(right) for _, right in e)} exactly right)"
         for name, e in zip(evaluations, shown, strict=True)
     ]
     _save(path, _grid(cells, captions, f"{len(cells)} prompts, each {', '.join(counts)}"))

@@ -40,7 +40,7 @@ class CudaCapturer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side: torch.cuda.Stream | None = None
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # torch.cuda's handle of a pool, a private type
 
     @property
     def _stream(self) -> torch.cuda.Stream:
@@ -99,7 +99,8 @@ def host_syncs() -> Iterator[list[str]]:
 
 def replayable(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a forward hook that has nothing left to do when the network's kernels are replayed without Python."""
-    hook.replayable = True  # type: ignore[attr-defined]
+    marked: Any = hook
+    marked.replayable = True
     return hook
 
 
@@ -137,7 +138,7 @@ def state_of(network: nn.Module) -> Hashable:
     return hash((modules, weights, precision, torch.are_deterministic_algorithms_enabled()))
 
 
-def _adapter_state(module: nn.Module) -> tuple[Hashable, ...]:
+def _adapter_state(module: Any) -> tuple[Hashable, ...]:
     """The switches of a layer of peft."""
     if not hasattr(module, "merged_adapters"):
         return ()

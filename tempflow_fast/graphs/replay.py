@@ -92,7 +92,8 @@ class CudaGraphs:
             segment: reads tensors from `inputs` and the network's weights alone.
             inputs: device tensors of one dimension or more.
         """
-        if self._capturer is None or self._refusal or self._state is None:
+        capturer = self._capturer
+        if capturer is None or self._refusal or self._state is None:
             return segment(inputs)
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
         full_key = (key, shapes, self._state)
@@ -101,8 +102,8 @@ class CudaGraphs:
         for name, tensor in inputs.items():
             (graph.inputs if graph else static)[name].copy_(tensor)
         if full_key not in self._graphs:
-            return self._first_time(full_key, segment, static)
-        graph = graph or self._captured(full_key, segment, static)
+            return self._first_time(capturer, full_key, segment, static)
+        graph = graph or self._captured(capturer, full_key, segment, static)
         if graph is None:
             return segment(inputs)
         self._graphs.move_to_end(full_key)
@@ -110,9 +111,9 @@ class CudaGraphs:
         self.num_replays += 1
         return graph.outputs
 
-    def _first_time(self, key: Hashable, segment: Segment, static: Tensors) -> tuple[Tensor, ...]:
+    def _first_time(self, capturer: Capturer, key: Hashable, segment: Segment, static: Tensors) -> tuple[Tensor, ...]:
         """Runs the segment, so that compilers, autotuners and library handles are done when it is captured."""
-        outputs, syncs = self._capturer.warm_up(lambda: segment(static))
+        outputs, syncs = capturer.warm_up(lambda: segment(static))
         if not syncs:
             self._graphs[key] = None
         elif key in self._doubtful:  # compiling may wait once; a network that waits again always does
@@ -123,9 +124,9 @@ class CudaGraphs:
             self._graphs.popitem(last=False)
         return outputs
 
-    def _captured(self, key: Hashable, segment: Segment, static: Tensors) -> _Graph | None:
+    def _captured(self, capturer: Capturer, key: Hashable, segment: Segment, static: Tensors) -> _Graph | None:
         try:
-            replay, outputs = self._capturer.capture(lambda: segment(static))
+            replay, outputs = capturer.capture(lambda: segment(static))
         except Exception as error:  # the segment itself has run before, so whatever this is, eager calls do without
             self._refuse(f"capture failed: {(str(error) or type(error).__name__).splitlines()[0]}")
             return None

@@ -127,7 +127,8 @@ def _acting_velocities(
     The others are evaluated here, before any update, in the micro-batches that training will use.
     """
     first, *later = plans
-    return [[None] * len(first)] + [
+    unneeded: list[Tensor | None] = [None] * len(first)
+    return [unneeded] + [
         [acting_velocity(policy, gather(rollout, advantages, call.pairs), config.training_guidance) for call in plan]
         for plan in later
     ]

@@ -80,8 +80,8 @@ def branch_rows(op: str, branches: Tensor, velocity: Tensor) -> Tensor:
     if branches.dim() != velocity.dim() + 1 or [branches.shape[0], "K", *branches.shape[2:]] != expected:
         fail(op, "branches", f"[{', '.join(map(str, expected))}] like velocity", list(branches.shape))
     if branches.dtype != velocity.dtype or branches.device != velocity.device:
-        expected = f"{velocity.dtype} on {velocity.device} like velocity"
-        fail(op, "branches", expected, f"{branches.dtype} on {branches.device}")
+        kind = f"{velocity.dtype} on {velocity.device} like velocity"
+        fail(op, "branches", kind, f"{branches.dtype} on {branches.device}")
     return flat(op, "branches", branches, num_leading=2)
 
 

@@ -87,7 +87,7 @@ class PolicyLoss(NamedTuple):
 
 def _policy_loss_fake(
     velocity: Tensor, velocity_uncond: Tensor | None, latents: Tensor, branches: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     r, k, d = branches.shape
     shapes = ((), (r, k), (), (), (r, d) if rest[-1] else (0,))
     return tuple(velocity.new_empty(shape, dtype=reference.compute_dtype(velocity.dtype)) for shape in shapes)

@@ -93,4 +93,4 @@ def force_cpu_isa(name: str) -> bool:
     Returns:
         False, and no change, if the machine lacks it or the library is not loaded.
     """
-    return bool(_library) and _library.tempflow_force_cpu_isa(name.encode())
+    return bool(_library and _library.tempflow_force_cpu_isa(name.encode()))

@@ -72,7 +72,7 @@ def _autograd_kernel(
         return tuple(by_name.get(name) for name in names)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(ordered)}
-    function = type(f"Differentiable_{op.__name__}", (torch.autograd.Function,), methods)
+    function: Any = type(f"Differentiable_{op.__name__}", (torch.autograd.Function,), methods)
 
     def kernel(*inputs: Any) -> Any:
         traced = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)

@@ -58,12 +58,21 @@ class Policy(Protocol):
     network: nn.Module
     """The module that training changes and that `velocity` calls. It may be assigned: a wrapper (data-parallel,
     sharded, compiled) replaces it, and every method then uses the wrapper."""
-    device: torch.device
-    """Where the network is, and every tensor that it takes and returns."""
-    dtype: torch.dtype
-    """Precision of the network."""
-    latent_shape: tuple[int, ...]
-    """Shape of one latent, without the dimension of rows."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and every tensor that it takes and returns."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, without the dimension of rows."""
+        ...
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
         """Encodes prompts.

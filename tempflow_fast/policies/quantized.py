@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
@@ -37,7 +38,7 @@ def quantized(network: nn.Module, kind: str) -> Iterator[None]:
             layers.
     """
     layers = _layers(network)
-    weights = [layer.weight for layer in layers]
+    weights: list[Any] = [layer.weight for layer in layers]  # parameters, which nn.Linear declares as tensors
     try:
         for layer, weight in zip(layers, weights, strict=True):
             layer._parameters["weight"] = _in_8_bits(weight, kind)
@@ -91,4 +92,5 @@ def _quantize(weight: Parameter, kind: str) -> Parameter:
         quantization.quantize_(holder, configs[kind]())
     except AssertionError as error:  # torchao raises it for hardware that cannot
         fail("quantized", "kind", "supported by the device", f"{kind} on {weight.device}: {error}")
-    return holder[0].weight
+    quantized_layer: Any = holder[0]
+    return quantized_layer.weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 FSDP_CLASSES = {"FSDPModule", "FullyShardedDataParallel"}
@@ -31,4 +33,5 @@ def gathered(tensor: Tensor) -> Tensor:
     Args:
         tensor: of any shape. If it is sharded, all processes must call this together.
     """
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    sharded: Any = tensor  # a DTensor, if it is one
+    return sharded.full_tensor() if is_sharded(tensor) else tensor

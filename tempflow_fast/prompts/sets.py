@@ -104,7 +104,7 @@ class ShapesPrompts:
         from ..shapes import prompts
 
         self._source = prompts
-        self.tasks = prompts.TASKS
+        self.tasks: tuple[str, ...] = prompts.TASKS
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
         """A separate draw for every iteration.

@@ -52,8 +52,8 @@ class BackgroundScorer:
             RewardError: if an earlier piece has failed.
         """
         for first, piece in self._pieces:
-            if piece.done() and piece.exception():
-                raise self._renumbered(first, piece.exception())
+            if piece.done() and (error := piece.exception()):
+                raise self._renumbered(first, error)
         made = None
         if images.is_cuda:
             made = torch.cuda.current_stream(images.device).record_event()
@@ -106,7 +106,7 @@ class BackgroundScorer:
             self.seconds_busy += time.perf_counter() - start
 
     @staticmethod
-    def _renumbered(first: int, error: BaseException | None) -> BaseException | None:
+    def _renumbered(first: int, error: BaseException) -> BaseException:
         """The error with its sample counted over all pieces."""
         if isinstance(error, RewardError):
             return RewardError(error.name, first + error.sample, error.prompt, error.reason)

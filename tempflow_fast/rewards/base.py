@@ -18,7 +18,7 @@ class Reward(Protocol):
     give (see `range_of`).
     """
 
-    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], /) -> Tensor:
         """Scores images, each one independently of the others in the batch.
 
         Args:
@@ -127,7 +127,8 @@ def declared(low: float, high: float) -> Callable[[Reward], Reward]:
     """
 
     def decorate(reward: Reward) -> Reward:
-        reward.range = (low, high)  # type: ignore[attr-defined]
+        marked: Any = reward
+        marked.range = (low, high)
         return reward
 
     return decorate

@@ -141,7 +141,8 @@ class HPSv3:
             images: [R, 3, H, W] in [0, 1].
         """
         vision = self.config.vision_config
-        height, width = fitted(*images.shape[-2:], vision.patch_size * vision.spatial_merge_size)
+        height, width = images.shape[-2:]
+        height, width = fitted(height, width, vision.patch_size * vision.spatial_merge_size)
         pixels = normalized(resized(as_bytes(images), height, width).float() / 255, CLIP_MEAN, CLIP_STD)
         patches = image_patches(pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
         return patches, (1, height // vision.patch_size, width // vision.patch_size)

@@ -41,8 +41,8 @@ def normalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
         mean: of the three channels.
         std: of the three channels.
     """
-    mean, std = (torch.tensor(values, device=images.device, dtype=images.dtype).view(3, 1, 1) for values in (mean, std))
-    return (images - mean) / std
+    centre, scale = (torch.tensor(x, device=images.device, dtype=images.dtype).view(3, 1, 1) for x in (mean, std))
+    return (images - centre) / scale
 
 
 def clip_pixels(images: Tensor, size: int) -> Tensor:

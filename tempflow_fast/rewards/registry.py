@@ -100,9 +100,9 @@ def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _number(name: str, setting: str, value: object) -> float:
+def _number(name: str, setting: str, value: Any) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     except (TypeError, ValueError):
         fail("get_reward", f"{setting} of {name}", "a number", repr(value))
 

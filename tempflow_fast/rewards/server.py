@@ -95,7 +95,8 @@ class RewardServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """The server's address."""
-        host, port = self.server_address[:2]
+        address: Any = self.server_address  # declared for every family of sockets
+        host, port = address[:2]
         return f"http://{host}:{port}"
 
     def answer(self, body: bytes) -> tuple[int, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -17,7 +18,7 @@ def make_optimizer(parameters: Iterable[Parameter], config: OptimizerConfig) -> 
     Raises:
         ValueError: if 8 bits are asked for and bitsandbytes is not installed.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": config.betas,
         "eps": config.adam_eps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> 
     policy = _loaded(config, config.model, device, frozen=config.lora_rank is not None)
     if config.lora_rank is not None:
         alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
-        targets = {} if config.lora_targets is None else {"targets": config.lora_targets}
+        targets: dict[str, Any] = {} if config.lora_targets is None else {"targets": config.lora_targets}
         policy.add_lora(config.lora_rank, alpha, init=LORA_INIT[config.lora_init], **targets)
     if config.gradient_checkpointing:
         policy.enable_gradient_checkpointing()

@@ -26,7 +26,8 @@ class Budget:
     ) -> None:
         """`num_done` and `seconds`: what an earlier start of the run has used already."""
         self._num_iterations, self._limit = num_iterations, None if minutes is None else 60 * minutes
-        self.num_done, self._used, self._since = num_done, seconds, None
+        self.num_done, self._used = num_done, seconds
+        self._since: float | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:

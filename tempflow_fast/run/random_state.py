@@ -24,7 +24,8 @@ def seed(number: int) -> None:
 def captured() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """States of Python, numpy, torch and its GPUs, as tensors and as what JSON can hold."""
     version, words, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()  # numpy's stubs allow a dict, which it returns only when asked
+    name, keys, *rest = state
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.copy())}
     if torch.cuda.is_initialized():
         tensors |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}

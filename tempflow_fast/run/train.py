@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -219,7 +220,7 @@ class _Loop:
         done = self.state.num_iterations
         known = self.run.evaluation(done) if self.processes.is_main else None
         if self._any(known is not None):
-            evaluation = known or self.run.evaluation(done)
+            evaluation = cast(Evaluation, known or self.run.evaluation(done))  # the main process has found it
         else:
             with self._averaged():
                 evaluation = score(self.config, self.policy, self.processes)

@@ -42,12 +42,12 @@ def documented(settings: type[Settings]) -> type[Settings]:
         source = textwrap.dedent(inspect.getsource(settings))
     except OSError:  # no source files: the class works without
         return settings
-    body = ast.parse(source).body[0].body
+    definition: Any = ast.parse(source).body[0]
     texts = {}
-    for statement, after in pairwise(body):
+    for statement, after in pairwise(definition.body):
         is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if isinstance(statement, ast.AnnAssign) and is_text:
-            texts[statement.target.id] = inspect.cleandoc(after.value.value)
+            texts[ast.unparse(statement.target)] = inspect.cleandoc(after.value.value)
     lines = [f"{name}: {textwrap.indent(text, 12 * ' ').lstrip()}" for name, text in texts.items()]
     settings.__doc__ = f"{settings.__doc__}\n\n    Attributes:\n" + "".join(f"        {line}\n" for line in lines)
     return settings

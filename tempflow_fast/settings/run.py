@@ -198,7 +198,8 @@ class TrainConfig:
     @classmethod
     def marked(cls, mark: str) -> list[str]:
         """The names of the settings with a mark of `fields`: FIXED, FIXED_PRESENCE or SCORES."""
-        return [item.name for group in fields(cls) for item in fields(group.default_factory) if item.metadata.get(mark)]
+        groups: list[Any] = [group.default_factory for group in fields(cls)]
+        return [item.name for group in groups for item in fields(group) if item.metadata.get(mark)]
 
     def to_json(self) -> str:
         """The settings as JSON text, by group."""

@@ -8,8 +8,11 @@ score of a query = class probability x mean mask probability within its mask; bo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from ...errors import require
@@ -49,7 +52,7 @@ class Detector:
         network = loaded(Mask2FormerForUniversalSegmentation, model)
         num_classes = network.config.num_labels
         require(num_classes >= len(OBJECTS), "Detector", "model", "one of COCO's 80 classes", f"{num_classes} classes")
-        self.network: nn.Module = network.to(dtype).eval().requires_grad_(False)
+        self.network: Any = network.to(dtype).eval().requires_grad_(False)
         self.shorter_side = shorter_side
 
     def __call__(self, images: Tensor) -> list[list[Detection]]:
@@ -81,7 +84,7 @@ class Detector:
 
 
 def _detections(
-    classes: Tensor, masks: Tensor, padded: tuple[int, int], inner: tuple[int, int], outer: tuple[int, int]
+    classes: Tensor, masks: Tensor, padded: Sequence[int], inner: Sequence[int], outer: Sequence[int]
 ) -> list[Detection]:
     """The detections of one image.
 
