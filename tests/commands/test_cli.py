@@ -59,6 +59,12 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tempflow-fast {tempflow_fast.__version__}\n"
+
+
+
 @pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
 def test_bad_argument_is_one_line(workplace, capsys, arguments, words):
     assert main(arguments) == 2
