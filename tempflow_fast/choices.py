@@ -1,17 +1,18 @@
-"""Names that settings may take and that more than one room reads."""
+"""Values of settings that more than one room reads."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Sampler = Literal["flow_sde", "dance_sde", "cps"]
-"""How a branch is drawn."""
+"""The formula that draws a branch."""
 NOISELESS = "ode"
 """The sampler of a table without branches."""
 Group = Literal["seed", "prompt"]
-"""Whose rewards are compared: the branches of one trajectory, or of all trajectories of one prompt."""
+"""Which rewards are compared: those of one trajectory's branches, or of all branches of one prompt."""
 EMBEDDED_MODEL = "embedded"
 """The packaged pipeline of coloured shapes."""
 SHAPES_PROMPTS = "shapes"
-"""The packaged prompts about them."""
+"""The packaged prompts for coloured shapes."""
 DEFAULT_RECIPE = "shapes"
+"""The recipe where none is named."""

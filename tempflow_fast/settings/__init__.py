@@ -1,1 +1,7 @@
-"""Every setting, once: iteration (`GRPOConfig`), run (all others, `TrainConfig`), recipes (named settings)."""
+"""Every setting, declared once.
+
+iteration    `GRPOConfig`, the settings of one iteration
+run          all other settings, and `TrainConfig`, which holds them all
+recipes      named settings of a whole run
+fields       what a field says about its setting: help text, and whether a run may change it
+"""

@@ -1,6 +1,6 @@
-"""What a setting's field says beyond its type: its help text, and whether a run may change it.
+"""What a field says about its setting beyond the type: its help text, and whether a run may change it.
 
-The text under a field is its documentation: on the command line and, through `documented`, in `help()`.
+The text under a field is its documentation, on the command line and, through `documented`, in `help()`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,52 @@ from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 FIXED = "fixed"
-"""Mark of a setting that a run keeps."""
+"""Marks a setting that cannot change during a run."""
 FIXED_PRESENCE = "fixed presence"
-"""Mark of a setting that a run may change, but not from or to None."""
+"""Marks a setting that a run may change, but not from or to None."""
 SCORES = "scores"
-"""Mark of a setting that the scores of an evaluation depend on."""
+"""Marks a setting that the scores of an evaluation depend on."""
 
 
 def fixed(default: Any, *, scores: bool = False) -> Any:
-    """A setting that a run keeps: its checkpoints or its scores before and after would not fit another value.
+    """Declares a setting that cannot change during a run.
+
+    With another value, the run's checkpoints would not load, or its scores before and after could not be compared.
 
     Args:
-        default: as in `dataclasses.field`.
-        scores: whether the scores of an evaluation depend on it.
+        default: the default value.
+        scores: whether the scores of an evaluation depend on the setting.
+
+    Returns:
+        The dataclass field.
     """
     return field(default=default, metadata={FIXED: True, SCORES: scores})
 
 
 def fixed_presence(default: Any) -> Any:
-    """A setting that a run may change to another value, but not from or to None."""
+    """Declares a setting that a run may change to another value, but not from or to None.
+
+    Args:
+        default: the default value.
+
+    Returns:
+        The dataclass field.
+    """
     return field(default=default, metadata={FIXED_PRESENCE: True})
 
 
 def documented(settings: type[Settings]) -> type[Settings]:
-    """Adds the text under each field to the class's docstring, where `help()` shows it."""
+    """Adds the text under each field to the docstring of the class, where `help()` shows it.
+
+    Args:
+        settings: a dataclass with a text under each field.
+
+    Returns:
+        The same class.
+    """
     try:
         source = textwrap.dedent(inspect.getsource(settings))
-    except OSError:  # no source files: the class works without
+    except OSError:  # no source files: the class works without them
         return settings
     definition: Any = ast.parse(source).body[0]
     texts = {}

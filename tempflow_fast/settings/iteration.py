@@ -1,4 +1,4 @@
-"""The settings of one iteration."""
+"""`GRPOConfig`, the settings of one iteration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..choices import Group, Sampler
 from ..errors import fail, require
 from .fields import documented, fixed
 
-# Nothing here imports torch while it loads, so that a command line can be read and explained at once.
+# Nothing here imports torch on loading, so that the command line answers at once.
 if TYPE_CHECKING:
     from ..ops.schedule import StepTable
     from ..policies.base import Policy
@@ -22,54 +22,56 @@ RolloutPrecision = Literal["bf16", "int8", "fp8"]
 @documented
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
-    """Settings of one iteration. The defaults are those of the public SD3.5-M scripts where they have one."""
+    """Settings of one iteration. Where the public SD3.5-M scripts have a value, it is the default."""
 
     num_steps: int = fixed(10, scores=True)
-    """T, denoising steps of a rollout."""
+    """T, the number of denoising steps in a rollout."""
     sigmas: tuple[float, ...] | None = fixed(None, scores=True)
-    """T + 1 noise levels; None: what the policy's own pipeline takes for `num_steps`."""
+    """T + 1 noise levels, from noise to image; None: the schedule of the policy's pipeline for `num_steps`."""
     sampler: Sampler = "flow_sde"
-    """How branches are drawn."""
+    """The formula that draws a branch."""
     noise_level: float = 0.7
-    """Strength of the branch noise, in the sampler's own unit."""
+    """Strength of the branch noise, in the unit of the sampler."""
     branch_steps: tuple[int, ...] | None = None
-    """Steps where branches leave the trunk; None: all but the last."""
+    """Steps at which branches leave the trunk, counted from 0; None: all but the last step."""
     num_seeds: int = 4
-    """S, trajectories per prompt."""
+    """S, the number of trajectories per prompt."""
     num_branches: int = 6
-    """K, branches per trajectory and branch step."""
+    """K, the number of branches per trajectory and branch step."""
     group: Group = "seed"
-    """Whose rewards are compared: the branches of one trajectory ("seed") or of one prompt ("prompt")."""
+    """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
-    """Where several rewards are summed: "rewards", or each one's "advantages", which have one spread."""
+    """What is summed over several rewards: the "rewards" themselves, or their "advantages", each normalised first."""
     guidance_scale: float = fixed(1.0, scores=True)
-    """Guidance of the rollout, and of training where `guided_training` says so; 1 turns it off."""
+    """Classifier-free guidance in the rollout, and in training if `guided_training` is set; 1 turns it off."""
     guided_training: bool = True
-    """Whether training compares guided velocities. Without, both policies of a ratio are taken unguided, at half the
-    cost where guidance takes a second row."""
+    """Whether training compares guided velocities. If not, both policies of a ratio are evaluated without guidance.
+    That halves the cost of models whose guidance needs a second network row."""
     clip_range: float = 1e-4
-    """c in clip(r, 1 - c, 1 + c); fits log-densities averaged over the latent's elements."""
+    """c in clip(r, 1 - c, 1 + c). It is small because log-densities are means over the latent's elements."""
     beta: float = 0.0
-    """Weight of the KL to the reference policy, taken over the rows that are run."""
+    """Weight of the KL to the reference policy, computed on the trained rows; 0 turns it off."""
     adv_eps: float = 1e-4
-    """Added to the standard deviation of a group's rewards."""
+    """Added to the standard deviation of a group's rewards before the division."""
     adv_clip: float = 5.0
-    """Bound of the absolute advantage."""
+    """Largest absolute advantage; larger ones are clipped."""
     num_updates: int = 2
-    """Optimizer steps per rollout; the trajectories are dealt to them in turn."""
+    """Optimizer steps per rollout; the trajectories are divided among them."""
     micro_batch: int | None = None
-    """Most (trajectory, branch step) pairs in one training call of one process; None: all its pairs of an update."""
+    """Maximum number of (trajectory, branch step) pairs in one training call of one process; None: all its pairs of an
+    update."""
     max_batch: int | None = None
-    """Most rows in one rollout or decoding call of one process; None: no limit."""
+    """Maximum number of rows in one rollout or decoding call of one process; None: no limit."""
     cuda_graphs: bool = False
-    """On a CUDA device, record the rollout's network calls once per shape and replay them: the same bits, without the
-    work of Python between the kernels. A network that cannot be recorded is called as ever, with a warning."""
+    """On a CUDA device, capture the rollout's network calls once per shape as CUDA graphs and replay them. The bits are
+    the same, without the Python overhead between kernels. A network that cannot be captured runs as usual, with a
+    warning."""
     rollout_precision: RolloutPrecision | None = None
-    """What the rollout's network calls compute in, by autocast; "int8" and "fp8" are bf16 with the linear layers of the
-    blocks in 8 bits, by torchao. None: what training computes in. Ratios are those of training, which evaluates the
-    policy that acted in its own precision."""
+    """Precision of the rollout's network calls, by autocast; "int8" and "fp8" are bf16 with the linear layers of the
+    blocks in 8 bits, by torchao. None: the precision of training. Ratios do not depend on it: training evaluates the
+    old policy again in its own precision."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; infinity leaves them alone."""
+    """Maximum norm of the gradient; a larger one is scaled down. Infinity turns this off."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_seeds", "num_branches", "num_updates", "micro_batch", "max_batch"):
@@ -89,10 +91,10 @@ class GRPOConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        """Refuses settings that do not go together."""
+        """Checks the settings that depend on one another."""
         if self.cuda_graphs and self.rollout_precision in ("int8", "fp8"):
             # A graph would keep using the 8-bit weights of its capture.
-            self._require(False, "rollout_precision", "None or 'bf16' with cuda_graphs")
+            fail("GRPOConfig", "rollout_precision", "None or 'bf16' with cuda_graphs", repr(self.rollout_precision))
         group_size = self.num_branches * (self.num_seeds if self.group == "prompt" else 1)
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
@@ -104,11 +106,18 @@ class GRPOConfig:
 
     @property
     def training_guidance(self) -> float:
-        """The guidance scale of training; 1: none."""
+        """The guidance scale in training; 1 means no guidance."""
         return self.guidance_scale if self.guided_training else 1.0
 
     def table(self, policy: Policy) -> StepTable:
-        """The step table of this schedule for `policy`."""
+        """The step table of these settings.
+
+        Args:
+            policy: gives the noise levels where `sigmas` is None.
+
+        Returns:
+            The per-step scalars of `num_steps` steps.
+        """
         from ..ops.schedule import step_table
 
         sigmas = policy.sigmas(self.num_steps) if self.sigmas is None else self.sigmas

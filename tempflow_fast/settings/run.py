@@ -1,6 +1,6 @@
 """The settings of a training run, in groups. The text under a field is its help on the command line.
 
-Nothing here imports torch, so that a command line can be read and explained at once.
+Nothing here imports torch, so that the command line answers at once.
 """
 
 from __future__ import annotations
@@ -23,35 +23,36 @@ Settings = TypeVar("Settings")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """What is trained, and how it is held in memory."""
+    """The model to train, and how it is kept in memory."""
 
     model: str = fixed(EMBEDDED_MODEL, scores=True)
-    """`embedded` for the packaged pipeline of shapes, a pipeline directory of diffusers, or a hub name (owner/name)."""
+    """`embedded` for the packaged pipeline of shapes, a diffusers pipeline directory, or a hub name (owner/name)."""
     device: str = "auto"
-    """Where the model lives: cpu, cuda, cuda:1, ...; auto: the GPU of this process, the CPU where there is none."""
+    """Device of the model: cpu, cuda, cuda:1, ...; auto: the GPU of this process, or the CPU if there is no GPU."""
     precision: Literal["fp32", "bf16"] = fixed("fp32", scores=True)
-    """What the network computes in. Frozen weights are held in it; trained ones and latents stay in fp32."""
+    """Precision of the network. Frozen weights are stored in it; trained weights and latents stay in fp32."""
     resolution: int | tuple[int, int] | None = fixed(None, scores=True)
-    """Side of square images in pixels, or height and width; None: what the model was trained for."""
+    """Side of square images in pixels, or height and width; None: the resolution that the model was trained for."""
     max_text_length: int | None = fixed(None, scores=True)
-    """Tokens of a prompt for the model's long text encoder; None: the model's own default."""
+    """Maximum number of prompt tokens for the model's long text encoder; None: the model's default."""
     lora_rank: int | None = fixed(None)
-    """Rank of the adapter that is trained instead of the weights; None: full fine-tuning."""
+    """Rank of the LoRA adapter to train; None: full fine-tuning without an adapter."""
     lora_alpha: float | None = fixed(None)
-    """The adapter is scaled by alpha / rank; None: twice the rank."""
+    """alpha, where the adapter is scaled by alpha / rank; None: twice the rank."""
     lora_targets: tuple[str, ...] | None = fixed(None)
-    """Names of the layers with an adapter; None: the attention projections of the model."""
+    """Names of the layers that get an adapter; None: the attention projections of the model."""
     lora_init: Literal["gaussian", "kaiming"] = fixed("gaussian")
-    """How the first matrix of an adapter starts; the second one starts at 0."""
+    """Initial values of an adapter's first matrix; the second matrix starts at 0."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, about a third more time in training."""
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time in
+    training."""
     compile_blocks: bool = False
-    """Compile every block of the network by torch.compile, for all calls outside training: faster, after a minute or so
-    in the first rollout of a machine."""
+    """Compile every block of the network with torch.compile, for all calls outside training. The first rollout on a
+    machine takes about a minute longer; later ones are faster."""
     offload_text_encoders: bool = False
-    """Keep the text encoders on the CPU while no new prompt has to be encoded."""
+    """Keep the text encoders on the CPU except while new prompts are encoded."""
     memory_limit: float | None = None
-    """GiB per process, to which `micro_batch` and `max_batch` are cut down, see --dry-run; None: they stay as given."""
+    """Memory limit of a process in GiB: `micro_batch` and `max_batch` are reduced to fit, see --dry-run; None: none."""
 
     def __post_init__(self) -> None:
         for name in ("lora_rank", "lora_alpha", "max_text_length", "memory_limit"):
@@ -62,23 +63,23 @@ class PolicyConfig:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """On which prompts, and what for."""
+    """The prompts and the rewards."""
 
     prompts: str = fixed(SHAPES_PROMPTS, scores=True)
-    """`shapes`, a text file (a prompt a line), a .jsonl file (GenEval's metadata), or hf:PATH or hf:PATH:SPLIT.
-    The latter is a data set of the Hugging Face library `datasets`, with split train if none is named."""
+    """`shapes`, a text file (one prompt per line), a .jsonl file (GenEval's metadata), or hf:PATH or hf:PATH:SPLIT for
+    a data set of the Hugging Face library `datasets`; the default split is train."""
     eval_prompts: str | None = fixed(None, scores=True)
-    """Where evaluation takes its prompts; None: those of `prompts` that are held out from training, every tenth one."""
+    """Source of the prompts for evaluation; None: every tenth prompt of `prompts`, held out from training."""
     prompt_column: str = fixed("prompt", scores=True)
-    """Which field of a .jsonl file or column of a data set is the prompt; the others are the reward's metadata."""
+    """Field of a .jsonl file or column of a data set that holds the prompt; the reward gets the others as metadata."""
     prompts_per_iteration: int = 16
-    """P, prompts of one iteration; each gets `num_seeds` trajectories."""
+    """P, the number of prompts per iteration; each gets `num_seeds` trajectories."""
     reward: str = fixed("shapes")
-    """What training raises: a reward's name, or module:function for one of yours."""
+    """Reward to train on: a name, module:function for your own, several as a=1.0,b=0.5, or JSON with settings."""
     accuracy: str | None = fixed(None)
-    """What evaluation counts, too: a reward that is 1 where an image is right and 0 elsewhere; None: nothing."""
+    """Reward that evaluation reports as accuracy: 1 for an image that is right, 0 for any other; None: no accuracy."""
     seed: int = fixed(0)
-    """Decides the prompts and the noise of every iteration."""
+    """Seed of the prompts and the noise of every iteration."""
 
     def __post_init__(self) -> None:
         kind = "TaskConfig"
@@ -89,26 +90,27 @@ class TaskConfig:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How the weights move, and their moving average."""
+    """The optimizer, its learning rate, and the moving average of the weights."""
 
     optimizer: Literal["adamw", "adamw_8bit"] = fixed("adamw")
-    """adamw_8bit keeps its state in a quarter of the memory and needs the library bitsandbytes."""
+    """adamw, or adamw_8bit, which needs a quarter of the memory for its state, and the library bitsandbytes."""
     learning_rate: float = 3e-4
-    """Its value after the warm-up and before the decay."""
+    """Learning rate after the warm-up and before the decay."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the averages of gradient and squared gradient."""
+    """Decay rates of the averages of the gradient and of the squared gradient."""
     weight_decay: float = 0.0
-    """Share of a weight that an update takes away, times the learning rate."""
+    """Each update shrinks a weight by this share, times the learning rate."""
     adam_eps: float = 1e-8
-    """Added to the root of the averaged squared gradient."""
+    """Added to the square root of the averaged squared gradient."""
     warmup_iterations: int = 0
-    """The learning rate rises linearly to its value over so many iterations."""
+    """Number of iterations over which the learning rate rises linearly to its value."""
     learning_rate_decay: float = 0.0
-    """Share of the run, at its end, in which the learning rate falls linearly to 0; a run without limit has no end."""
+    """Share of the run, at its end, in which the learning rate falls linearly to 0. It has no effect in a run without
+    limit."""
     ema_decay: float | None = fixed_presence(None)
-    """Decay of the moving average of the weights, which is then evaluated and saved; None: no average."""
+    """Decay of the moving average of the weights. The average is then what is evaluated and saved; None: no average."""
     ema_every: int = 8
-    """Optimizer updates from one step of that average to the next."""
+    """Number of optimizer updates per step of that average."""
 
     def __post_init__(self) -> None:
         kind = "OptimizerConfig"
@@ -125,16 +127,17 @@ class OptimizerConfig:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How the policy is judged: the same held-out prompts and the same noise every time."""
+    """How the policy is evaluated: on the same held-out prompts and the same noise every time."""
 
     eval_images: int = fixed(600, scores=True)
-    """Images of one evaluation."""
+    """Number of images per evaluation."""
     eval_seed: int = fixed(0, scores=True)
-    """Decides their prompts and noise, so that runs of all seeds are judged alike."""
+    """Seed of the prompts and the noise of evaluation. It is separate from `seed`, so that runs with different seeds
+    are scored alike."""
     eval_every: int | None = None
-    """Iterations from one evaluation to the next; None: only before and after training."""
+    """Number of iterations between evaluations; None: only before and after training."""
     eval_steps: int | None = fixed(None, scores=True)
-    """Denoising steps of evaluation, on the model's own schedule; None: the schedule of the rollout."""
+    """Denoising steps in evaluation, on the model's own schedule; None: the schedule of the rollout."""
 
     def __post_init__(self) -> None:
         for name in ("eval_images", "eval_every", "eval_steps"):
@@ -146,20 +149,20 @@ class EvaluationConfig:
 @documented
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long a run goes on, and what it leaves."""
+    """The length of a run, and what it saves."""
 
     num_iterations: Annotated[int | None, tyro.conf.arg(aliases=("--iterations",))] = None
-    """The run ends after so many iterations; None: no limit."""
+    """Number of iterations after which the run ends; None: no limit."""
     minutes: float | None = None
-    """The run ends when its iterations have taken so many minutes, evaluation not counted; None: no limit.
-    With neither limit a run goes on until Ctrl-C."""
+    """Minutes after which the run ends, evaluation not counted; None: no limit. With neither limit, a run continues
+    until Ctrl-C."""
     checkpoint_every: int = 10
-    """Iterations from one checkpoint to the next."""
+    """Number of iterations between checkpoints."""
     num_checkpoints: int = 2
-    """Checkpoints that are kept, the latest ones."""
+    """Number of checkpoints to keep, the latest ones."""
     trackers: tuple[str, ...] | None = None
-    """Where metrics go beside metrics.jsonl: accelerate's trackers by name, such as tensorboard or wandb.
-    None: tensorboard where it is installed."""
+    """Trackers of accelerate that get the metrics in addition to metrics.jsonl, such as tensorboard or wandb; None:
+    tensorboard if it is installed."""
 
     def __post_init__(self) -> None:
         for name in ("num_iterations", "minutes"):
@@ -171,7 +174,16 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides what a run computes. Recipes return one; a run directory holds one as `config.json`."""
+    """All settings of a run. A recipe returns one; a run directory stores one as `config.json`.
+
+    Attributes:
+        run: its length, and what it saves.
+        policy: the model, and how it is kept in memory.
+        task: the prompts and the rewards.
+        grpo: one iteration.
+        optimizer: the optimizer, its learning rate, and the average of the weights.
+        evaluation: how the policy is evaluated.
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -181,11 +193,18 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def flat(self) -> dict[str, Any]:
-        """Setting name -> value; names are unique over all groups, as on the command line."""
+        """Returns setting name -> value. Names are unique across all groups, as on the command line."""
         return {name: value for group in asdict(self).values() for name, value in group.items()}
 
     def with_settings(self, **settings: Any) -> TrainConfig:
-        """A copy with settings replaced by name, whatever group they are in; ValueError for an unknown name."""
+        """Returns a copy with other values.
+
+        Args:
+            **settings: new values by setting name, whatever their group.
+
+        Raises:
+            ValueError: for an unknown name, or a value that is out of range.
+        """
         known = self.flat()
         for name in settings.keys() - known.keys():
             unknown("with_settings", "setting", name, known)
@@ -197,17 +216,28 @@ class TrainConfig:
 
     @classmethod
     def marked(cls, mark: str) -> list[str]:
-        """The names of the settings with a mark of `fields`: FIXED, FIXED_PRESENCE or SCORES."""
+        """Returns the names of the settings that have a mark.
+
+        Args:
+            mark: FIXED, FIXED_PRESENCE or SCORES of `settings.fields`.
+        """
         groups: list[Any] = [group.default_factory for group in fields(cls)]
         return [item.name for group in groups for item in fields(group) if item.metadata.get(mark)]
 
     def to_json(self) -> str:
-        """The settings as JSON text, by group."""
+        """Returns the settings as JSON text, by group."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """The settings that `to_json` wrote; ValueError if they are none."""
+        """Returns the settings in a text that `to_json` wrote.
+
+        Args:
+            text: the JSON.
+
+        Raises:
+            ValueError: if it is not the JSON of a config.
+        """
         try:
             return _from_dict(cls, json.loads(text))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -215,13 +245,21 @@ class TrainConfig:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Setting name -> (old value, new value), of those that differ."""
+    """Compares two configs.
+
+    Args:
+        old: one config.
+        new: the other.
+
+    Returns:
+        Setting name -> (old value, new value), for the settings that differ.
+    """
     before, after = old.flat(), new.flat()
     return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
 
 
 def _from_dict(kind: type[Settings], data: dict[str, Any]) -> Settings:
-    """A (nested) dataclass from what `asdict` and JSON made of it; JSON has lists where the settings have tuples."""
+    """The (nested) dataclass that `asdict` and JSON turned into `data`; JSON has lists where settings have tuples."""
     hints = get_type_hints(kind)
     values = {
         name: _from_dict(hints[name], value) if is_dataclass(hints.get(name)) else _with_tuples(value)

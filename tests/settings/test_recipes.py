@@ -1,4 +1,4 @@
-"""The recipes of the real models, end to end on tiny random models of the same classes: all but the weights."""
+"""The recipes of the large models, end to end on tiny random models of the same classes."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_a_recipe_trains_evaluates_and_leaves_an_adapter(tmp_path, name):
     assert before.keys() == after.keys()
     assert [sentence.split(":")[0] for sentence in said] == ["before training", "after training"]
     assert (run.lora / "pytorch_lora_weights.safetensors").is_file()
-    assert not run.model.exists(), "the model itself is where it was"
+    assert not run.model.exists(), "only the adapter is written"
     num_trained = sum(parameter.numel() for parameter in policy.parameters())
     assert sum(parameter.numel() for parameter in tuned_policy(config.policy, run).parameters()) == num_trained
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "shapes"])
 def test_recipes_are_the_public_settings(name):
-    """What the authors' scripts share, from a table of them rather than from the recipes."""
+    """Compared with a table of the authors' settings, not with the recipes themselves."""
     settings = get_recipe(name).flat()
     model = name.split("-")[0]
     expected = {

@@ -1,4 +1,4 @@
-"""The settings of a run: as JSON, by name, and within their ranges."""
+"""The settings of a run: as JSON, by name, and their ranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_settings_survive_json_and_differ_by_name(name):
     other = config.with_settings(seed=3, clip_range=0.5, betas=(0.1, 0.2))
     assert differences(config, other).keys() == {"seed", "clip_range", "betas"}
     names = [setting for group in json.loads(config.to_json()).values() for setting in group]
-    assert len(names) == len(set(names)), "a name that two groups have could not be set on the command line"
+    assert len(names) == len(set(names)), "a name in two groups could not be set on the command line"
     with pytest.raises(ValueError, match=r"got 'clip_rang' \(did you mean clip_range"):
         config.with_settings(clip_rang=1)
     with pytest.raises(ValueError, match="JSON of a config"):

@@ -1,7 +1,7 @@
-"""Recipes: named settings of a training run, one small file per model.
+"""Recipes: named settings of a training run, one file per model.
 
 A recipe is a function without arguments that returns a `TrainConfig`; its docstring is what `tempflow-fast recipes`
-prints. A new one is a function and a line in `RECIPES`.
+prints. To add one, write a function and add a line to `RECIPES`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def get_recipe(name: str) -> TrainConfig:
-    """The settings of a recipe; ValueError for an unknown name, with the nearest ones."""
+    """Returns the settings of a recipe.
+
+    Args:
+        name: a key of `RECIPES`.
+
+    Raises:
+        ValueError: for an unknown name; it suggests the nearest ones.
+    """
     if name not in RECIPES:
         unknown("get_recipe", "name", name, RECIPES)
     return RECIPES[name]()

@@ -1,4 +1,4 @@
-"""FLUX.1-dev, as the method's authors train it."""
+"""FLUX.1-dev with the settings of the method's authors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flux_hps() -> TrainConfig:
     """FLUX.1-dev with LoRA on the human preference score: as flux-pickscore, with the prompts of HPSv2.
 
     Prompts: lines of text in dataset/hpsv2/train.txt and test.txt.
-    Source: config/dgx.py (flux_pr) of the public TempFlow-GRPO scripts, which use HPSv3 where this is HPSv2.
+    Source: config/dgx.py (flux_pr) of the public TempFlow-GRPO scripts, which use HPSv3 instead of HPSv2.
     """
     return _flux("hpsv2", "hpsv2")
 

@@ -1,4 +1,4 @@
-"""Qwen-Image, as the method's authors train it."""
+"""Qwen-Image with the settings of the method's authors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..run import EvaluationConfig, OptimizerConfig, PolicyConfig, RunConfig, Ta
 
 
 def qwen_image_pickscore() -> TrainConfig:
-    """Qwen-Image with LoRA on PickScore: 48 prompts x 4 seeds x 6 branches, 512 px, guidance 4, without KL and EMA.
+    """Qwen-Image with LoRA on PickScore: 48 prompts x 4 seeds x 6 branches, 512 px, guidance 4, no KL, no EMA.
 
     Prompts: lines of text, a training and a test file as in dataset/pickscore of the Flow-GRPO repository.
     Source: config/dgx.py (pickscore_qwenimage_pr) of the public TempFlow-GRPO scripts; the noise level is that of

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3.5 Medium, as the method's authors train it."""
+"""Stable Diffusion 3.5 Medium with the settings of the method's authors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def sd35m_geneval() -> TrainConfig:
 
     Prompts: GenEval's metadata, a training and a test file as in dataset/geneval of the Flow-GRPO repository.
     Source: config/dgx.py (geneval_sd3_pr) and scripts/train_sd3_pr.py of the public TempFlow-GRPO scripts, which
-    compute in fp16 where this is bf16; learning rate, clip range and weight decay are Flow-GRPO's config/base.py.
+    compute in fp16 instead of bf16; learning rate, clip range and weight decay are Flow-GRPO's config/base.py.
     """
     return _sd35m(
         TaskConfig(
@@ -37,11 +37,11 @@ def sd35m_pickscore() -> TrainConfig:
 
 
 def sd35m_ocr() -> TrainConfig:
-    """SD3.5-Medium with LoRA on rendered text: as sd35m-geneval, rewarded by what an OCR reads.
+    """SD3.5-Medium with LoRA on rendered text: as sd35m-geneval, rewarded by what an OCR model reads.
 
     Prompts: lines of text with the words to draw in quotes, as in dataset/ocr of the Flow-GRPO repository.
     Source: config/dgx.py (general_ocr_sd3) of the public TempFlow-GRPO scripts for the KL weight and the test set; the
-    branching settings are those of its GenEval run, since the scripts have no branching run with OCR.
+    branching settings are those of its GenEval run, because the scripts have no branching run with OCR.
     """
     return _sd35m(_texts("ocr", "ocr"), beta=0.004, eval_images=1018, num_iterations=3000)
 

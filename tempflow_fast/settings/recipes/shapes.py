@@ -1,4 +1,4 @@
-"""The embedded default: a small pipeline of coloured shapes, trained in minutes on a CPU."""
+"""The default recipe: the packaged pipeline of coloured shapes, trained in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NUM_STEPS = 6
 
 
 def shapes() -> TrainConfig:
-    """Full fine-tuning of the packaged pipeline on the six GenEval tasks, in float32 and without guidance: minutes.
+    """Full fine-tuning of the packaged pipeline on the six GenEval tasks, in float32, without guidance, in minutes.
 
     Source: tuned here, see LAB.md.
     """
@@ -20,29 +20,29 @@ def shapes() -> TrainConfig:
             num_steps=NUM_STEPS,
             # The pipeline's own schedule spends its last step on sigma 0.001 -> 0; this one ends a step earlier.
             sigmas=(*(1.0 - step / NUM_STEPS for step in range(NUM_STEPS)), 0.0),
-            # Earlier branches teach little after the first minute, later ones change little.
+            # Earlier branches teach little after the first minute; later ones change little.
             branch_steps=(1, 2, 3),
             num_seeds=1,
             num_branches=6,
-            # CPS keeps the marginals of the flow at any strength: its branches explore without losing quality.
+            # CPS keeps the marginals of the flow at any noise level, so its branches explore without losing quality.
             sampler="cps",
             noise_level=0.8,
             num_updates=2,
-            # Rewards of a group that differ by a hair are no reason for a full advantage.
+            # Rewards of a group that barely differ do not deserve a full advantage.
             adv_eps=0.3,
-            # A log-ratio averages over D elements and so spreads as 1 / sqrt(D): 432 here, 65,536 for SD3.5.
+            # A log-ratio is a mean over D elements, so it spreads as 1 / sqrt(D); D is 432 here, 65,536 for SD3.5.
             clip_range=1e-2,
-            # Small enough for the activations to stay in a processor's cache.
+            # Small enough for the activations to fit in a processor's cache.
             max_batch=64,
         ),
         optimizer=OptimizerConfig(
             learning_rate=8e-4,
             betas=(0.9, 0.99),
-            # About the size of a gradient's elements: those that are only noise move less than with Adam's usual 1e-8.
+            # About the size of a gradient's elements: pure noise moves a weight less than with Adam's usual 1e-8.
             adam_eps=2e-5,
             learning_rate_decay=1.0,
         ),
-        # As everywhere in this field, images are judged with more steps than rollouts take.
+        # As usual in the field, evaluation takes more steps than rollouts.
         evaluation=EvaluationConfig(eval_steps=10),
         run=RunConfig(num_iterations=150),
     )
