@@ -1,1 +1,5 @@
-"""CUDA graphs: capture (records a segment of fixed shape), replay (keeps recorded segments and runs them)."""
+"""CUDA graphs of a rollout's network calls.
+
+capture    captures a segment of fixed shape, and finds what forbids it
+replay     keeps captured segments and replays them
+"""

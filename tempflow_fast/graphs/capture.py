@@ -1,4 +1,4 @@
-"""Capturing work on a GPU as a graph: the few calls that `cuda_graphs` needs, and what in a network forbids them."""
+"""Capturing work on a GPU as a graph: the calls that `replay` needs, and what in a network forbids them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,38 @@ Result = TypeVar("Result")
 
 
 class Capturer(Protocol):
-    """A device that can record work once and replay it, with one memory pool and one side stream of its own."""
+    """A device that can capture work once and replay it, with its own memory pool and side stream."""
 
     def warm_up(self, function: Callable[[], Result]) -> tuple[Result, list[str]]:
-        """Runs `function` on the side stream, before and after all other work.
+        """Runs a function on the side stream, after all earlier and before all later work.
 
-        Returns its result, and where it made the host wait for the device, which a graph cannot do.
+        Args:
+            function: the work.
+
+        Returns:
+            Its result, and the places where it made the host wait for the device, which a graph cannot do.
         """
         ...
 
     def capture(self, function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-        """Records `function` on the side stream, without running it, its memory taken from the pool.
+        """Captures a function on the side stream without running it, with memory from the pool.
 
-        Returns what replays it on the current stream, and the tensors that every replay writes. They stay where they
-        are as long as they are held; everything else in the pool belongs to whichever graph ran last.
+        Args:
+            function: the work.
+
+        Returns:
+            A function that replays the work on the current stream, and the tensors that every replay writes. Those keep
+            their addresses while they are referenced; all other memory of the pool belongs to the graph that ran last.
         """
         ...
 
 
 class CudaCapturer:
-    """`Capturer` by torch.cuda. Nothing here touches the device before the first call."""
+    """A `Capturer` that uses torch.cuda. It does not touch the device before the first call.
+
+    Args:
+        device: the GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -53,7 +65,7 @@ class CudaCapturer:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), host_syncs() as places:
             result = function()
-        # Memory that the result holds belongs to the side stream, which never runs before it has waited again.
+        # The memory of the result belongs to the side stream, which always waits before it runs again.
         current.wait_stream(self._stream)
         return result, places
 
@@ -64,23 +76,27 @@ class CudaCapturer:
             graph = torch.cuda.CUDAGraph()
             cause: Exception | None = None
             try:
-                # thread_local: a reward that runs in another thread may allocate meanwhile.
+                # thread_local: a reward in another thread may allocate memory in the meantime.
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     try:
                         result = function()
                     except Exception as error:
                         cause = error
                         raise
-            except Exception as error:  # that the capture could not end says less than why
+            except Exception as error:  # this one only says that the capture did not end; the cause says why
                 raise cause or error from None
             finally:
-                torch.cuda.set_stream(current)  # a capture that fails leaves the side stream behind
+                torch.cuda.set_stream(current)  # a capture that fails leaves the side stream current
         return graph.replay, result
 
 
 @contextmanager
 def host_syncs() -> Iterator[list[str]]:
-    """Collects where, inside the context, the host waits for the GPU: "file:line" each, by CUDA's sync debug mode."""
+    """Collects the places where the host waits for the GPU inside the context, with CUDA's sync debug mode.
+
+    Yields:
+        A list that is complete after the context: "file:line" of each wait.
+    """
     places: list[str] = []
     usual = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
@@ -98,14 +114,28 @@ def host_syncs() -> Iterator[list[str]]:
 
 
 def replayable(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a forward hook that has nothing left to do when the network's kernels are replayed without Python."""
+    """Marks a forward hook that need not run when the network's kernels are replayed without Python.
+
+    Args:
+        hook: the forward hook or forward pre-hook.
+
+    Returns:
+        The same hook.
+    """
     marked: Any = hook
     marked.replayable = True
     return hook
 
 
 def obstacle(network: nn.Module) -> str | None:
-    """Why the calls of `network` cannot be replayed without running its Python; None: they can."""
+    """Finds out why the calls of a network cannot be replayed without its Python code.
+
+    Args:
+        network: the network.
+
+    Returns:
+        The reason; None if they can be replayed.
+    """
     for name, module in network.named_modules():
         where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if is_sharded(module):
@@ -122,10 +152,13 @@ def obstacle(network: nn.Module) -> str | None:
 
 
 def state_of(network: nn.Module) -> Hashable:
-    """What a graph of `network` takes for granted: modules, modes, what is compiled, adapters, where the weights lie,
-    precision.
+    """Returns a hash of everything that a graph of a network depends on: modules, modes, what is compiled, adapters,
+    addresses of the weights, precision.
 
-    In-place updates of weights change nothing of it and are seen by replays; a weight that is replaced does.
+    In-place updates of weights do not change it, and replays see them; replacing a weight changes it.
+
+    Args:
+        network: the network.
     """
     modules = tuple(
         (id(module), module.training, module._compiled_call_impl is None, *_adapter_state(module))
@@ -139,7 +172,7 @@ def state_of(network: nn.Module) -> Hashable:
 
 
 def _adapter_state(module: Any) -> tuple[Hashable, ...]:
-    """The switches of a layer of peft."""
+    """The switches of a peft layer."""
     if not hasattr(module, "merged_adapters"):
         return ()
     scaling = tuple(sorted(getattr(module, "scaling", {}).items()))

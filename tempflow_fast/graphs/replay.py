@@ -1,8 +1,8 @@
 """Capture and replay of a rollout's network calls.
 
-A segment is a function of tensors: one network call and the moves that follow it. The first time that it comes with
-inputs of some shape, it runs as it is, on a side stream; the second time it is captured, and replayed from then on. So
-nothing is computed only to prepare for a graph, and shapes that never return are never captured.
+A segment is a function of tensors: one network call and the steps that follow it. The first time it gets inputs of a
+shape, it runs eagerly on a side stream. The second time it is captured, and from then on replayed. So no work is done
+only to prepare a graph, and a shape that occurs once is never captured.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from ..policies.base import Policy
 from .capture import Capturer, CudaCapturer, obstacle, state_of
 
 Tensors = dict[str, Tensor]
+"""Name -> tensor."""
 Segment = Callable[[Tensors], tuple[Tensor, ...]]
+"""Inputs -> outputs."""
 
 MAX_GRAPHS = 64
-"""Graphs that are kept; the least recently used one gives way."""
+"""Maximum number of graphs to keep; the least recently used one is dropped."""
 MAX_ROW_COUNTS = 16
-"""Row counts that the calls of one rollout may have before they are rounded up to fewer."""
+"""Number of different row counts in one rollout above which they are rounded up to fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,19 +40,18 @@ class _Graph:
 class CudaGraphs:
     """The graphs of one policy, in one memory pool.
 
-    A graph is found again by all that it takes for granted: the caller's key, the names, shapes and dtypes of the
-    inputs, and the state of the network, with its modes, adapters and the addresses of its weights. What changes
-    between replays are the inputs, which are copied into buffers of fixed addresses, and the weights, in place.
+    A graph is looked up by everything it depends on: the caller's key, the names, shapes and dtypes of the inputs, and
+    the state of the network (see `state_of`). Between replays, only the inputs change, which are copied into buffers
+    with fixed addresses, and the values of the weights.
 
-    Where a network cannot be captured, segments run as they are, and one warning names the reason.
+    If a network cannot be captured, segments run eagerly, and one warning gives the reason.
 
     Args:
-        capturer: records and replays; None: segments always run as they are, with the row counts of the graphs.
-        max_graphs: how many are kept.
+        capturer: captures and replays; None: segments always run eagerly, with the row counts of the graphs.
     """
 
-    def __init__(self, capturer: Capturer | None, max_graphs: int = MAX_GRAPHS) -> None:
-        self._capturer, self._max_graphs = capturer, max_graphs
+    def __init__(self, capturer: Capturer | None) -> None:
+        self._capturer = capturer
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
         self._buffers: dict[Hashable, Tensor] = {}
         self._doubtful: set[Hashable] = set()
@@ -58,22 +59,20 @@ class CudaGraphs:
         self._capacity = 0
         self._refusal: str | None = None
         self._warned: set[str] = set()
-        self.num_captures = 0
-        """Graphs captured so far."""
         self.num_replays = 0
-        """Segments that a graph ran."""
+        """Number of segments that were replayed so far."""
 
     @property
     def num_graphs(self) -> int:
-        """Graphs that are kept now."""
+        """Number of graphs that are kept now."""
         return sum(graph is not None for graph in self._graphs.values())
 
     def begin(self, policy: Policy, num_rows: int) -> None:
-        """To be called before the segments of a rollout: looks at the network, which must not change meanwhile.
+        """Prepares for the segments of a rollout, during which the network must not change.
 
         Args:
             policy: whose velocity the segments call.
-            num_rows: most rows of one segment; input buffers are made for so many.
+            num_rows: maximum number of rows of a segment, the size of the input buffers.
         """
         if self._capturer is None:
             return
@@ -85,12 +84,15 @@ class CudaGraphs:
             self._warn(reason)
 
     def run(self, key: Hashable, segment: Segment, inputs: Tensors) -> tuple[Tensor, ...]:
-        """The outputs of `segment(inputs)`, bit for bit; they hold until the next call.
+        """Computes `segment(inputs)`, by a graph if there is one.
 
         Args:
-            key: what tells this segment from others with inputs of the same shapes.
-            segment: reads tensors from `inputs` and the network's weights alone.
-            inputs: device tensors of one dimension or more.
+            key: distinguishes the segment from others with inputs of the same shapes.
+            segment: reads no tensors but its inputs and the network's weights.
+            inputs: device tensors with at least one dimension, the rows.
+
+        Returns:
+            The outputs, equal bit for bit to those of an eager call, and valid until the next call.
         """
         capturer = self._capturer
         if capturer is None or self._refusal or self._state is None:
@@ -112,32 +114,31 @@ class CudaGraphs:
         return graph.outputs
 
     def _first_time(self, capturer: Capturer, key: Hashable, segment: Segment, static: Tensors) -> tuple[Tensor, ...]:
-        """Runs the segment, so that compilers, autotuners and library handles are done when it is captured."""
+        """Runs the segment eagerly, so that compilers, autotuners and library handles are ready when it is captured."""
         outputs, syncs = capturer.warm_up(lambda: segment(static))
         if not syncs:
             self._graphs[key] = None
-        elif key in self._doubtful:  # compiling may wait once; a network that waits again always does
+        elif key in self._doubtful:  # compiling may wait once; a network that waits twice always does
             self._refuse(f"the host waits for the device at {syncs[0]}")
         else:
             self._doubtful.add(key)
-        while len(self._graphs) > 2 * self._max_graphs:
+        while len(self._graphs) > 2 * MAX_GRAPHS:
             self._graphs.popitem(last=False)
         return outputs
 
     def _captured(self, capturer: Capturer, key: Hashable, segment: Segment, static: Tensors) -> _Graph | None:
         try:
             replay, outputs = capturer.capture(lambda: segment(static))
-        except Exception as error:  # the segment itself has run before, so whatever this is, eager calls do without
+        except Exception as error:  # the segment has run before, so the cause is the capture, and eager calls work
             self._refuse(f"capture failed: {(str(error) or type(error).__name__).splitlines()[0]}")
             return None
-        self.num_captures += 1
-        if self.num_graphs >= self._max_graphs:
+        if self.num_graphs >= MAX_GRAPHS:
             del self._graphs[next(name for name, kept in self._graphs.items() if kept is not None)]
         self._graphs[key] = graph = _Graph(replay, static, outputs)
         return graph
 
     def _buffer(self, name: str, like: Tensor) -> Tensor:
-        """A slice of the buffer that all graphs share for this input; graphs keep theirs where a larger one is made."""
+        """A slice of the buffer that all graphs share for this input; existing graphs keep theirs if it is replaced."""
         place = (name, like.shape[1:], like.dtype, like.device)
         if place not in self._buffers or len(self._buffers[place]) < len(like):
             num_rows = max(len(like), self._capacity)
@@ -145,7 +146,7 @@ class CudaGraphs:
         return self._buffers[place][: len(like)]
 
     def _refuse(self, reason: str) -> None:
-        """From now on everything runs as it is: what failed once would fail again, and a failed capture costs time."""
+        """Makes all later calls eager: what failed once would fail again, and a failed capture takes time."""
         self._refusal = reason
         self._graphs.clear()
         self._buffers.clear()
@@ -162,7 +163,14 @@ _graphs_of_policies: WeakKeyDictionary[Policy, CudaGraphs] = WeakKeyDictionary()
 
 
 def graphs_of(policy: Policy) -> CudaGraphs | None:
-    """The graphs of `policy`, the same ones at every call, and gone with it; None where it is on no CUDA device."""
+    """Returns the graphs of a policy, the same object in every call; it is freed with the policy.
+
+    Args:
+        policy: the policy.
+
+    Returns:
+        The graphs; None if the policy is not on a CUDA device.
+    """
     if policy.device.type != "cuda":
         return None
     if policy not in _graphs_of_policies:

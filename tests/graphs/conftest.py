@@ -1,4 +1,4 @@
-"""A stand-in for stream capture; a test that breaks its rules fails."""
+"""A stand-in for stream capture; a test that breaks the rules of capture fails."""
 
 from __future__ import annotations
 

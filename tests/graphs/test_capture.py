@@ -14,7 +14,7 @@ from tempflow_fast.graphs import capture
 
 
 class FakeCuda:
-    """As much of torch.cuda as `CudaCapturer` calls, which notes the calls in their order."""
+    """The part of torch.cuda that `CudaCapturer` calls; it records the calls in order."""
 
     def __init__(self):
         self.events, self.now, self.graph_arguments = [], "main", []

@@ -18,12 +18,12 @@ from tempflow_fast.policies import QwenImagePolicy
 
 def test_qwen_image_waits_where_texts_differ_in_length(device, tmp_path):
     policy, graphs = QwenImagePolicy(qwen_image_pipeline(tmp_path)), CudaGraphs(device)
-    # diffusers hands the length of the text to the device there, in every call.
+    # diffusers copies the length of the text to the device there, in every call.
     expect_eager(policy, graphs, "the host waits for the device at lift_fresh", steps=2, max_batch=2)
 
 
 class WaitingPolicy(TinyPolicy):
-    """Asks for a value on the way, as a model does that masks by length."""
+    """Reads a value from the device, like a model that masks by length."""
 
     waits = 1000
 
@@ -46,7 +46,7 @@ def test_one_wait_while_something_compiles_is_forgiven(device):
     policy.waits = 1
     for iteration in range(3):
         assert_equal(draw(policy, graphs, iteration), draw(policy, None, iteration))
-    assert graphs.num_captures > 0
+    assert "capture" in device.events
 
 
 def test_a_capture_that_fails_leaves_eager_calls(device):
@@ -56,7 +56,7 @@ def test_a_capture_that_fails_leaves_eager_calls(device):
     expect_eager(policy, graphs, "capture failed: operation not permitted when stream is capturing")
 
 
-def test_hooks_are_named_and_respected_until_they_go(device):
+def test_hooks_are_named_and_respected_until_they_are_removed(device):
     policy, graphs = TinyPolicy(), CudaGraphs(device)
     seen = []
     handle = policy.network[0].register_forward_hook(lambda *_: seen.append(1))
@@ -95,7 +95,7 @@ def test_a_sharded_network_runs_as_it_is(device, tmp_path):
     assert not device.events
 
 
-def test_on_a_cpu_graphs_are_eager_without_a_word(recwarn):
+def test_on_a_cpu_graphs_are_eager_without_a_warning(recwarn):
     policies = [TinyPolicy(), TinyPolicy()]
     assert graphs_of(policies[0]) is None
     for policy, wanted in zip(policies, (True, False), strict=True):

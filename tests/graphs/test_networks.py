@@ -28,7 +28,7 @@ def test_the_models_can_be_captured_with_an_adapter_that_learns(
     for iteration in range(3):
         assert_equal(draw(policy, graphs, iteration, **options), draw(policy, None, iteration, **options))
         nudge(policy)
-    assert graphs.num_replays > graphs.num_captures > 0
+    assert graphs.num_replays > device.events.count("capture") > 0
 
 
 def test_autocast_by_hooks_is_captured_with_the_weights_as_they_are(device):
@@ -47,7 +47,7 @@ def test_blocks_are_compiled_one_by_one_and_captured_or_refused(device, tmp_path
     names = [name for name, _ in policy.network.named_parameters()]
     blocks = policy.network.transformer_blocks
     compiled = []
-    for block in blocks:  # what is compiled is the block's own forward; the compiler is torch's affair
+    for block in blocks:  # only checks which forward is compiled; the compiler is torch's
         block.compile = lambda block=block, **options: compiled.append(block)
     assert compile_blocks(policy.network) == len(compiled) == len(blocks)
     assert compiled == list(blocks)
