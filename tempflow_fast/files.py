@@ -58,6 +58,15 @@ def check_writable(path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def is_taken(path: Path) -> bool:
+    """Returns whether a path is a file, or a directory with something in it.
+
+    Args:
+        path: the file or directory.
+    """
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def remove(path: Path) -> None:
     """Removes a file or a directory, if it exists. A directory disappears at once, however long its files take.
 

@@ -1,9 +1,13 @@
-"""Judging a policy: the same held-out prompts and the same noise every time.
+"""Scoring a policy: the same held-out prompts and the same noise every time.
 
 sample       noise -> images by the ODE
 measures     images -> named scores
-evaluate     a policy -> an Evaluation; result: what one holds, and its file
-directory    scores kept as they come, so that an evaluation resumes where it stopped
-intervals, compare    means with 95 % intervals, and differences between two evaluations
-report, sheets, curves    Markdown, contact sheets, plots
+evaluate     a policy -> an Evaluation
+result       what an Evaluation holds, and its file
+directory    scores saved as they arrive, so that an evaluation resumes where it stopped
+intervals    means with 95 % intervals
+compare      differences between two evaluations
+report       Markdown and JSON
+sheets       contact sheets
+curves       plots
 """

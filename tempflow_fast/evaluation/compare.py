@@ -4,40 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import require
 from ..prompts.sets import Entry
-from .intervals import Interval, task_intervals
+from .intervals import Interval
 from .result import Evaluation, Noise
 
 
 def check_comparable(metadata: Sequence[Entry], noise: Noise, old: Evaluation) -> None:
-    """ValueError unless an evaluation of these prompts from this noise shares both with `old`, image by image."""
-    if len(metadata) != len(old.metadata):
-        got = f"{len(metadata)} and {len(old.metadata)}"
-        raise ValueError(f"compare: both evaluations must have as many images, got {got}")
-    if noise != old.noise:
-        raise ValueError(f"compare: both evaluations must start from the same noise, got {noise} and {old.noise}")
+    """Checks that an evaluation can be compared with another one image by image, before or after it is made.
+
+    Args:
+        metadata: R prompts of the evaluation.
+        noise: its noise.
+        old: the other evaluation.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    name, other = "check_comparable", "the other evaluation"
+    expected = f"{len(old.metadata)} entries, as in {other}"
+    require(len(metadata) == len(old.metadata), name, "metadata", expected, len(metadata))
+    require(noise == old.noise, name, "noise", f"the noise of {other}, {old.noise}", noise)
     for row, (ours, theirs) in enumerate(zip(metadata, old.metadata, strict=True)):
-        if ours != theirs:
-            got = f"{ours['prompt']!r} and {theirs['prompt']!r} at image {row}"
-            raise ValueError(f"compare: both evaluations must have the same prompts with the same metadata, got {got}")
+        expected = f"the same prompts with the same metadata as in {other}"
+        got = f"{ours['prompt']!r} where it has {theirs['prompt']!r}, at image {row}"
+        require(ours == theirs, name, "metadata", expected, got)
 
 
 def paired_differences(new: Evaluation, old: Evaluation) -> dict[str, dict[str, Interval]]:
-    """Task -> measure -> the mean of new - old over images that share prompt and noise, with a 95 % interval.
+    """Computes the mean of new - old over images that share prompt and noise, with a 95 % interval.
 
-    Only where both start from one noise does a difference say what the policies differ by: prompts and noise that are
-    hard for both then cancel.
+    Because prompts and noise are shared, what is hard for both policies cancels.
+
+    Args:
+        new: one evaluation.
+        old: the other.
+
+    Returns:
+        Task -> measure -> interval.
 
     Raises:
-        ValueError: naming what is not the same, or that they have no measure in common.
+        ValueError: naming what is not the same, or if they have no measure in common.
     """
     check_comparable(new.metadata, new.noise, old)
     shared = [name for name in new.measures if name in old.measures]
-    if not shared:
-        got = f"{', '.join(new.measures)} and {', '.join(old.measures)}"
-        raise ValueError(f"compare: both evaluations must have a measure in common, got {got}")
-    found = {
-        name: task_intervals(new.measures[name] - old.measures[name], new.tags, new.tasks, new.prompt_keys)
-        for name in shared
-    }
-    return {task: {name: found[name][task] for name in shared} for task in found[shared[0]]}
+    expected = f"an evaluation that shares a measure with old, which has {', '.join(old.measures)}"
+    require(bool(shared), "paired_differences", "new", expected, ", ".join(new.measures))
+    return new.intervals_of({name: new.measures[name] - old.measures[name] for name in shared})

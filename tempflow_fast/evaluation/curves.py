@@ -1,4 +1,4 @@
-"""Figures of numbers: the reward curve, the signs of reward hacking, how scores spread."""
+"""Plots: the reward curve, the signs of reward hacking, histograms of scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHED_OVER = 10
-"""Iterations in a running mean."""
+"""Number of iterations in a running mean."""
 NUM_COLUMNS = 3
+"""Panels per row."""
 NUM_BINS = 30
+"""Bins of a histogram."""
 PART, NO_PARTS = "reward_", ("reward_mean", "reward_std")
-"""Begins the names of rewards that are logged by themselves, and what else begins so."""
+"""Prefix of the metrics of single rewards, and the metrics with this prefix that are something else."""
 TITLES = {
     "reward_mean": "reward that is trained on",
     "kl": "KL to the starting policy",
@@ -28,27 +30,38 @@ TITLES = {
     "image_diversity": "diversity within a seed group",
     "image_saturation": "saturation",
     "image_contrast": "contrast",
-    "image_clipped": "share of black or full values",
+    "image_clipped": "share of clipped values",
 }
 
 Metrics = Sequence[Mapping[str, float]]
+"""Metric -> value, one mapping per iteration."""
 
 
 def training_curve(path: Path, metrics: Metrics) -> None:
-    """Draws the mean reward of every iteration and its running mean, a PNG."""
+    """Draws the mean reward of every iteration and its running mean.
+
+    Args:
+        path: the PNG.
+        metrics: of every iteration.
+    """
     figure = _figure(7, 4)
     axes = figure.subplots()
     _curve(axes, metrics, "reward_mean")
-    axes.set(xlabel="iteration", ylabel="reward of the training images (mean)", title="Reward while training")
+    axes.set(xlabel="iteration", ylabel="reward of the training images (mean)", title="Reward during training")
     axes.legend()
     _save(path, figure)
 
 
 def hacking_signs(path: Path, metrics: Metrics, weights: Mapping[str, float]) -> None:
-    """Draws side by side what tells a policy that gets better from one that cheats its reward, a PNG.
+    """Draws the metrics that tell a better policy from one that hacks its reward, one panel each.
 
-    The trained reward and every part of it, also those that are held out, by their name and weight; the KL where it was
-    measured; how rewards spread in a group; the statistics of the images.
+    These are the trained reward and all its parts, including those that are held out; the KL, if it was measured; the
+    spread of the log-ratios and of the rewards in a group; and the statistics of the images.
+
+    Args:
+        path: the PNG.
+        metrics: of every iteration.
+        weights: reward -> its weight in the sum; held-out rewards have 0.
     """
     parts = [name for name in metrics[0] if name.startswith(PART) and name not in NO_PARTS]
     measured = ["kl"] if any(row["kl"] for row in metrics) else []
@@ -68,12 +81,17 @@ def hacking_signs(path: Path, metrics: Metrics, weights: Mapping[str, float]) ->
 
 
 def _title(part: str, weights: Mapping[str, float]) -> str:
-    """Of one reward by itself."""
-    return f"{part}, by itself" if weights.get(part) else f"{part}, held out"
+    """The title of a panel with a single reward."""
+    return f"{part}, trained on" if weights.get(part) else f"{part}, held out"
 
 
 def reward_histograms(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Draws how each measure spreads over the images, evaluations on top of one another, a PNG."""
+    """Draws a histogram of each measure over the images, with the evaluations in one panel.
+
+    Args:
+        path: the PNG.
+        evaluations: name -> evaluation; the first one decides the measures.
+    """
     names = list(next(iter(evaluations.values())).measures)
     num_columns = min(NUM_COLUMNS, len(names))
     num_rows = -(-len(names) // num_columns)
@@ -94,7 +112,7 @@ def reward_histograms(path: Path, evaluations: Mapping[str, Evaluation]) -> None
 
 
 def _curve(axes: Axes, metrics: Metrics, name: str) -> None:
-    """One metric by iteration, and its running mean."""
+    """Draws one metric by iteration, and its running mean."""
     iterations, values = ([row[key] for row in metrics] for key in ("iteration", name))
     windows = [values[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(values) + 1)]
     smooth = [sum(window) / len(window) for window in windows]

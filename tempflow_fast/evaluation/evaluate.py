@@ -1,4 +1,4 @@
-"""A policy's score on fixed prompts and fixed noise: the same images before and after training, but for the policy."""
+"""Scoring a policy on fixed prompts and fixed noise, so that only the policy differs between two evaluations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batching import equal_pieces
+from ..choices import NOISELESS
 from ..ops.schedule import StepTable, step_table
 from ..policies.base import Policy
 from ..processes import Processes
@@ -21,27 +22,52 @@ from .sample import sample_images
 
 
 class Store(Protocol):
-    """Where scores are kept as they come, so that an evaluation goes on where it was stopped; one for all processes."""
+    """Where scores are saved as they arrive, so that an evaluation can resume. All processes share it."""
 
     def scores(self) -> dict[int, dict[str, float]]:
-        """Row -> name -> score, of the rows that are done."""
+        """Returns row -> name -> score for the rows that are done."""
         ...
 
     def picture(self, row: int) -> Tensor:
-        """The `small` image [3, H, W] of a row below `NUM_SHOWN` that is done."""
+        """Returns the `small` image [3, H, W] of a row below `NUM_SHOWN` that is done.
+
+        Args:
+            row: its index.
+        """
         ...
 
     def keep_images(self, rows: Sequence[int], images: Tensor) -> None:
-        """Called by each process with its own images [R, 3, H, W], before `keep_scores`."""
+        """Saves images; each process calls it with its own, before `keep_scores`.
+
+        Args:
+            rows: R indices.
+            images: [R, 3, H, W] in [0, 1].
+        """
         ...
 
     def keep_scores(self, scores: dict[int, dict[str, float]]) -> None:
-        """Called by the main process alone: these rows are done."""
+        """Saves the scores of rows that are done; only the main process calls it.
+
+        Args:
+            scores: row -> name -> score.
+        """
         ...
 
 
 def score(config: TrainConfig, policy: Policy, processes: Processes | None = None) -> Evaluation:
-    """The policy's evaluation as a run with these settings does it."""
+    """Evaluates a policy as a run with these settings does.
+
+    Args:
+        config: the settings.
+        policy: the model.
+        processes: those that share the work; None: this process alone.
+
+    Returns:
+        The evaluation, in every process.
+
+    Raises:
+        RewardError: in all processes, if a reward failed in one.
+    """
     return evaluate(config, policy, task_measure(config.task), processes)
 
 
@@ -55,14 +81,17 @@ def evaluate(
     """Draws images of held-out prompts by the ODE and scores them, at most `max_batch` at a time in each process.
 
     Args:
-        config: which prompts, how many, from which noise, by how many steps: all but what `measure` says.
+        config: the prompts, their number, the noise and the steps; its rewards are ignored.
         policy: the model.
         measure: scores images.
-        processes: those that share the work; each of them gets the whole result.
-        store: keeps scores as they come, and has those of an earlier start.
+        processes: those that share the work; None: this process alone.
+        store: saves scores as they arrive, and has those of an earlier start; None: nothing is saved.
+
+    Returns:
+        The evaluation, in every process.
 
     Raises:
-        RewardError: in all processes, where a reward failed in one; its sample is the row.
+        RewardError: in all processes, if a reward failed in one; its sample is the row.
     """
     processes, own = processes or Processes(), config.evaluation
     table = config.grpo.table(policy) if own.eval_steps is None else _plain_table(policy, own.eval_steps)
@@ -91,7 +120,17 @@ def evaluate(
 
 
 def heldout(config: TrainConfig) -> tuple[PromptSet, list[Entry]]:
-    """The prompts that a run with these settings evaluates with: their set, and the R entries drawn from it."""
+    """Returns the prompts with which a run with these settings evaluates.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The prompt set, and R entries from it, one per image.
+
+    Raises:
+        ValueError: if the prompts cannot be read.
+    """
     task, own = config.task, config.evaluation
     prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
     return prompts, prompts.heldout(own.eval_images, own.eval_seed)
@@ -99,13 +138,13 @@ def heldout(config: TrainConfig) -> tuple[PromptSet, list[Entry]]:
 
 def _plain_table(policy: Policy, num_steps: int) -> StepTable:
     """The model's own schedule without noise."""
-    return step_table(policy.sigmas(num_steps), "ode")
+    return step_table(policy.sigmas(num_steps), NOISELESS)
 
 
 def _share(rows: Sequence[int], processes: Processes) -> list[int]:
-    """The rows of this process. All have as many, so that all make the same network calls; the last may repeat.
+    """The rows of this process. All get the same number, for the same network calls; the last row may occur twice.
 
-    The same row gives the same image everywhere, so it does not matter who computes it twice.
+    A row gives the same image in every process, so it does not matter which result is kept.
     """
     rounds = -(-len(rows) // processes.count)
     places = (turn * processes.count + processes.index for turn in range(rounds))
@@ -120,7 +159,7 @@ def _scored(
     metadata: Sequence[Entry],
     processes: Processes,
 ) -> dict[str, Tensor]:
-    """The scores of this process's images; a failure in one process is raised in all, or they would wait for it."""
+    """The scores of this process's images. A failure in one process is raised in all, so that none waits for it."""
     scores, error = {}, None
     try:
         scores = measure(images, [entry["prompt"] for entry in entries], entries)
@@ -135,7 +174,7 @@ def _scored(
 
 
 def _collected(part: Tensor, mine: Sequence[int], rows: Sequence[int], processes: Processes) -> Tensor:
-    """[len(rows), ...] of all processes, from this one's part [R, ...], which are the rows `mine`; surplus ones go."""
+    """[len(rows), ...] from the parts [R, ...] of all processes; `mine` are the rows of this part, which may repeat."""
     places = {row: place for place, row in enumerate(rows)}
     whole = torch.full((len(rows), *part.shape[1:]), -torch.inf, dtype=part.dtype)
     for row, value in zip(mine, part, strict=True):

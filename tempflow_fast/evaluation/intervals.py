@@ -1,4 +1,4 @@
-"""How sure a mean over images is: 95 % intervals by the bootstrap, task by task and over all tasks."""
+"""95 % bootstrap intervals of means over images, per task and over all tasks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 OVERALL = "overall"
+"""Name of the mean of the tasks, next to the names of the tasks."""
 NUM_RESAMPLES = 2000
 COVERED = 0.95
+"""Share of the resampled means that an interval contains."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and between which values it lies for 95 % of the resampled sets of prompts."""
+    """A mean and its 95 % bootstrap interval: 95 % of the resampled sets of prompts have their mean in it."""
 
     mean: float
     low: float | None
-    """None where a task has a single image, of which nothing can be said."""
+    """None for a task with a single image, which has no interval."""
     high: float | None
 
     def __str__(self) -> str:
@@ -29,7 +31,16 @@ class Interval:
 
 
 def task_means(values: Tensor, tags: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
-    """Mean of `values` [R] for each of `tasks` that occurs, and `overall`: the mean of the tasks', as in GenEval."""
+    """Averages over the images of each task.
+
+    Args:
+        values: [R] scores.
+        tags: R tasks.
+        tasks: in the order of reports; those without an image are left out.
+
+    Returns:
+        Task -> mean, and `overall`, the mean of the tasks' means, as in GenEval.
+    """
     chosen = {task: torch.tensor([tag == task for tag in tags]) for task in tasks if task in tags}
     means = {task: values[rows].mean().item() for task, rows in chosen.items()}
     return {**means, OVERALL: sum(means.values()) / len(means)}
@@ -38,17 +49,20 @@ def task_means(values: Tensor, tags: Sequence[str], tasks: Sequence[str]) -> dic
 def task_intervals(
     values: Tensor, tags: Sequence[str], tasks: Sequence[str], prompts: Sequence[Hashable]
 ) -> dict[str, Interval]:
-    """The means of `task_means` with their intervals.
+    """Computes the means of `task_means` with their intervals.
 
-    Prompts are drawn with replacement, each with all its images, and within each task: images of one prompt are no
-    independent evidence, and a benchmark fixes how many prompts a task has. Of a task with a single prompt the images
-    are drawn. The same numbers give the same intervals.
+    The bootstrap draws prompts with replacement, separately for each task and each prompt with all its images: images
+    of one prompt are not independent, and a benchmark fixes the number of prompts per task. For a task with a single
+    prompt it draws images instead. The same values always give the same intervals.
 
     Args:
         values: [R] scores, or paired differences of scores.
         tags: R tasks.
         tasks: in the order of reports.
         prompts: R keys that are equal for images of one prompt.
+
+    Returns:
+        Task -> interval, with `overall` last.
     """
     generator = torch.Generator().manual_seed(0)
     drawn, found = [], {}
@@ -61,7 +75,7 @@ def task_intervals(
 
 
 def _by_prompt(values: Tensor, tags: Sequence[str], prompts: Sequence[Hashable], task: str) -> tuple[Tensor, Tensor]:
-    """The sum and the number of the values of each prompt of a task, [P] and [P]; of each image, if P would be 1."""
+    """The sum and the number of values for each prompt of a task, [P] and [P]; for each image, if P would be 1."""
     rows: dict[Hashable, list[int]] = {}
     for row, (tag, prompt) in enumerate(zip(tags, prompts, strict=True)):
         if tag == task:
@@ -74,7 +88,7 @@ def _by_prompt(values: Tensor, tags: Sequence[str], prompts: Sequence[Hashable],
 
 
 def _resampled(sums: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Means of `NUM_RESAMPLES` draws of as many prompts as there are, [NUM_RESAMPLES]; None for a single one."""
+    """Means of `NUM_RESAMPLES` draws of as many prompts as there are, [NUM_RESAMPLES]; None for a single prompt."""
     if len(sums) < 2:
         return None
     chosen = torch.randint(len(sums), (NUM_RESAMPLES, len(sums)), generator=generator)
@@ -95,5 +109,5 @@ def _interval(mean: float, resampled: Tensor | None) -> Interval:
 
 
 def _short(value: float) -> str:
-    """Four digits that count: some rewards are thousandths."""
+    """Four significant digits: some rewards are in the thousandths."""
     return f"{value:#.4g}"

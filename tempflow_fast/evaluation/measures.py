@@ -15,7 +15,18 @@ Measure = Callable[[Tensor, Sequence[str], Sequence[Entry]], dict[str, Tensor]]
 
 
 def task_measure(task: TaskConfig) -> Measure:
-    """`accuracy` where the task has one, `reward`, and the parts of a sum, also those that are only watched."""
+    """Returns the measure of a training run.
+
+    Args:
+        task: names the reward and the accuracy.
+
+    Returns:
+        A measure with the names `accuracy` if the task has one, `reward`, and `reward_<name>` for each part of a sum,
+        including parts of weight 0.
+
+    Raises:
+        ValueError: for a reward that is unknown or cannot be loaded.
+    """
     reward = get_reward(task.reward)
     accuracy = None if task.accuracy is None else get_reward(task.accuracy)
 
@@ -29,6 +40,13 @@ def task_measure(task: TaskConfig) -> Measure:
 
 
 def reward_measure(spec: str) -> Measure:
-    """Every reward of `spec` (see `get_reward`) under its own name; weights play no part."""
+    """Returns a measure that reports every reward under its own name.
+
+    Args:
+        spec: the rewards, as in `get_reward`; their weights are ignored.
+
+    Raises:
+        ValueError: for a reward that is unknown or cannot be loaded.
+    """
     reward = get_reward(spec)
     return lambda images, prompts, metadata: reward.score(images, prompts, metadata).parts

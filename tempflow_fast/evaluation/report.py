@@ -1,4 +1,4 @@
-"""An evaluation as Markdown and JSON: means with intervals, GenEval's table, differences to another evaluation."""
+"""An evaluation as Markdown and JSON: means with intervals, GenEval's table, differences from another evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from .intervals import Interval
 from .result import Evaluation
 
 ByTask = Mapping[str, Mapping[str, Interval]]
+"""Task -> measure -> interval."""
 
 
 def report(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
-    """The Markdown of an evaluation, with what it depends on."""
+    """Writes the Markdown of an evaluation.
+
+    Args:
+        evaluation: the scores.
+        facts: what they depend on, by name.
+    """
     sections = ["# Evaluation", _facts(facts), _table(evaluation, evaluation.intervals()), NOTE]
     if tables := geneval_tables(evaluation):
         sections += ["## GenEval", GENEVAL_NOTE, paper_table(tables)]
@@ -25,11 +31,19 @@ def report(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
 def comparison(
     evaluation: Evaluation, facts: Mapping[str, Any], differences: ByTask, old: Evaluation, old_facts: Mapping[str, Any]
 ) -> str:
-    """The Markdown of the paired differences of an evaluation to an old one, and in what their settings differ."""
+    """Writes the Markdown of paired differences, with the settings that differ.
+
+    Args:
+        evaluation: the scores.
+        facts: what they depend on, by name.
+        differences: of `evaluation` from `old`.
+        old: the other evaluation.
+        old_facts: what its scores depend on.
+    """
     changed = {
         name: f"{old_facts.get(name)} -> {value}" for name, value in facts.items() if old_facts.get(name) != value
     }
-    sections = ["## Difference to another evaluation", _facts(changed), _table(evaluation, differences), PAIRED_NOTE]
+    sections = ["## Difference from another evaluation", _facts(changed), _table(evaluation, differences), PAIRED_NOTE]
     both = {"the other": geneval_tables(old), "this": geneval_tables(evaluation)}
     tables = {f"{measure}, {who}": table for who, found in both.items() for measure, table in found.items()}
     if tables:
@@ -38,7 +52,12 @@ def comparison(
 
 
 def as_json(evaluation: Evaluation, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Every score, the means and their intervals."""
+    """Returns every score, the means and their intervals, ready for JSON.
+
+    Args:
+        evaluation: the scores.
+        facts: what they depend on, by name.
+    """
     columns = {name: values.tolist() for name, values in evaluation.measures.items()}
     return {
         "settings": dict(facts),
@@ -56,12 +75,23 @@ def as_json(evaluation: Evaluation, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def intervals_as_json(table: ByTask) -> dict[str, Any]:
-    """Task -> measure -> mean, low, high."""
+    """Returns task -> measure -> mean, low and high.
+
+    Args:
+        table: the intervals.
+    """
     return {task: {name: asdict(interval) for name, interval in row.items()} for task, row in table.items()}
 
 
 def geneval_tables(evaluation: Evaluation) -> dict[str, dict[str, dict[str, float]]]:
-    """GenEval's table of each measure that is a verdict, 0 or 1, on prompts of GenEval's six tasks."""
+    """Returns GenEval's table for each measure that is a verdict, 0 or 1 for every image.
+
+    Args:
+        evaluation: the scores.
+
+    Returns:
+        Measure -> task -> column -> value; empty unless all prompts belong to GenEval's six tasks.
+    """
     if not set(evaluation.tags) <= set(TASKS):
         return {}
     verdicts = {name: v for name, v in evaluation.measures.items() if ((v == 0) | (v == 1)).all()}
@@ -69,14 +99,14 @@ def geneval_tables(evaluation: Evaluation) -> dict[str, dict[str, dict[str, floa
 
 
 NOTE = (
-    "Means with 95 % intervals of a bootstrap over the prompts of each task; overall is the mean of the tasks. They "
-    "tell how far the choice of prompts and noise may have moved a mean, and nothing of other faults of a reward."
+    "Means with 95 % intervals from a bootstrap over the prompts of each task; overall is the mean of the tasks. The "
+    "intervals show how far the choice of prompts and noise may have moved a mean, not how good a reward is."
 )
 PAIRED_NOTE = (
-    "Means of the difference image by image, of the same prompts from the same noise, with 95 % intervals: where an "
-    "interval leaves out 0, the evaluations differ by more than the choice of prompts and noise explains."
+    "Mean differences, image by image, for the same prompts and the same noise, with 95 % intervals. Where an interval "
+    "excludes 0, the evaluations differ by more than the choice of prompts and noise explains."
 )
-GENEVAL_NOTE = "As papers print it: the share of right images per task, and the mean of the tasks."
+GENEVAL_NOTE = "As in papers: the share of images that are right per task, and the mean of the tasks."
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
-"""What an evaluation holds, and the file it is kept in."""
+"""What an evaluation holds, and its file."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,32 +17,48 @@ from ..prompts.sets import TASK, Entry
 from .intervals import OVERALL, Interval, task_intervals, task_means
 
 NUM_SHOWN = 48
+"""Number of images that every evaluation keeps, the first ones."""
 SHOWN_SIDE = 256
-"""Images that are kept for looking at are scaled down to so many pixels."""
+"""Longer side, in pixels, to which those images are scaled down."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What the initial noise of row r depends on beside r; equal ones start from equal bits."""
+    """What the initial noise of row r depends on, in addition to r; equal ones give equal bits.
+
+    Attributes:
+        seed: the key of the noise.
+        latent_shape: shape of one image's latents.
+    """
 
     seed: int
     latent_shape: tuple[int, ...]
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Noise:
+        """Returns the noise that `asdict` and JSON turned into `data`, where the shape is a list.
+
+        Args:
+            data: the fields by name.
+        """
+        return cls(data["seed"], tuple(data["latent_shape"]))
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What R images scored."""
+    """The scores of R images."""
 
     tasks: tuple[str, ...]
-    """In the order of the prompt set."""
+    """The tasks of the prompt set, in its order."""
     metadata: list[Entry]
     """R prompts with their tasks."""
     measures: dict[str, Tensor]
-    """Name -> [R], float64, the one that matters most first. Where a run knows what is strictly right, that is
-    `accuracy`, 1 or 0; its training reward is `reward`, and `reward_<name>` the parts of a sum."""
+    """Name -> [R] scores, float64, the most important measure first. In a run these are `accuracy` (1 or 0), if it has
+    one, `reward`, and `reward_<name>` for each part of a sum."""
     images: Tensor
-    """The first images, [num_shown, 3, H, W] in [0, 1]."""
+    """The first images, [min(R, NUM_SHOWN), 3, H, W] in [0, 1]."""
     noise: Noise
+    """The noise that the images start from."""
 
     @classmethod
     def of_rows(
@@ -51,13 +69,21 @@ class Evaluation:
         pictures: dict[int, Tensor],
         noise: Noise,
     ) -> Evaluation:
-        """From the scores of all rows by name, and pictures [3, H, W] of the first ones."""
+        """Builds an evaluation from its rows.
+
+        Args:
+            tasks: the tasks of the prompt set.
+            metadata: R prompts with their tasks.
+            scores: row -> name -> score, for all R rows.
+            pictures: row -> image [3, H, W], for the first rows.
+            noise: what the images start from.
+        """
         columns = {name: [scores[row][name] for row in range(len(metadata))] for name in scores[0]}
         measures = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
         return cls(tasks, metadata, measures, torch.stack([pictures[row] for row in sorted(pictures)]), noise)
 
     def table(self) -> dict[str, dict[str, float]]:
-        """The measures and num_images per task and `overall`, which is the mean of the tasks, as in GenEval."""
+        """Returns task -> measure -> mean, with num_images; `overall` is the mean of the tasks, as in GenEval."""
         tags = self.tags
         means = {name: task_means(values, tags, self.tasks) for name, values in self.measures.items()}
         numbers = {task: tags.count(task) for task in self.tasks if task in tags} | {OVERALL: len(tags)}
@@ -67,12 +93,19 @@ class Evaluation:
         }
 
     def intervals(self) -> dict[str, dict[str, Interval]]:
-        """Task -> measure -> its mean with a 95 % interval, for the rows of `table`."""
+        """Returns task -> measure -> its mean with a 95 % interval, for the rows of `table`."""
+        return self.intervals_of(self.measures)
+
+    def intervals_of(self, measures: Mapping[str, Tensor]) -> dict[str, dict[str, Interval]]:
+        """Returns task -> measure -> the mean with a 95 % interval of any values of these images.
+
+        Args:
+            measures: name -> [R] values; at least one.
+        """
         found = {
-            name: task_intervals(values, self.tags, self.tasks, self.prompt_keys)
-            for name, values in self.measures.items()
+            name: task_intervals(values, self.tags, self.tasks, self.prompt_keys) for name, values in measures.items()
         }
-        return {task: {name: by_task[task] for name, by_task in found.items()} for task in self.table()}
+        return {task: {name: found[name][task] for name in measures} for task in next(iter(found.values()))}
 
     @property
     def tags(self) -> list[str]:
@@ -85,15 +118,23 @@ class Evaluation:
         return [json.dumps(entry, sort_keys=True) for entry in self.metadata]
 
     def save(self, path: Path) -> None:
-        """Writes everything as one safetensors file; of the images, 8 bits per colour."""
+        """Writes everything to one safetensors file; the images have 8 bits per channel.
+
+        Args:
+            path: the file.
+        """
         facts = {"tasks": self.tasks, "metadata": self.metadata, "noise": asdict(self.noise)}
-        # safetensors sorts its tensors, so the order of the measures is kept as text.
+        # safetensors sorts its tensors, so the order of the measures is stored as text.
         texts = {name: json.dumps(fact) for name, fact in {**facts, "measures": list(self.measures)}.items()}
         save_file({**self.measures, "images": (self.images * 255).round().byte().contiguous()}, path, texts)
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """What `save` wrote."""
+        """Reads what `save` wrote.
+
+        Args:
+            path: the file.
+        """
         with safe_open(path, "pt") as file:
             tensors, texts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         facts = {name: json.loads(text) for name, text in texts.items()}
@@ -102,12 +143,16 @@ class Evaluation:
             metadata=facts["metadata"],
             measures={name: tensors[name] for name in facts["measures"]},
             images=tensors["images"].float() / 255,
-            noise=Noise(facts["noise"]["seed"], tuple(facts["noise"]["latent_shape"])),
+            noise=Noise.from_json(facts["noise"]),
         )
 
 
 def small(images: Tensor) -> Tensor:
-    """Images [R, 3, H, W] scaled down to fit `SHOWN_SIDE`; small ones as they are."""
+    """Scales images down to a longer side of `SHOWN_SIDE` pixels.
+
+    Args:
+        images: [R, 3, H, W]; smaller ones stay as they are.
+    """
     scale = SHOWN_SIDE / max(images.shape[2:])
     if scale >= 1:
         return images

@@ -1,4 +1,4 @@
-"""Noise -> images by the ODE, with any policy."""
+"""Noise -> images by the ODE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy
 
 FIRST_TRAJECTORY = 1 << 40
-"""Trajectory id of row 0. Training counts from 0, so no image here starts from noise that training saw."""
+"""Trajectory id of row 0. Training counts from 0, so no image of an evaluation starts from noise that training saw."""
 
 
 @torch.no_grad()
@@ -26,22 +26,22 @@ def sample_images(
     max_batch: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """One image per prompt, drawn without noise on the way.
+    """Draws one image per prompt, deterministically from its initial noise.
 
-    Row r starts from noise that depends on (seed, r) alone, so two policies given the same prompts can be compared
-    image by image, whatever `max_batch` is.
+    The noise of row r depends only on (seed, r), so two policies with the same prompts can be compared image by image,
+    whatever `max_batch` is.
 
     Args:
         policy: the model.
         prompts: R texts.
-        table: the schedule; its sampler plays no part.
+        table: the schedule; its sampler is ignored.
         seed: key of the initial noise.
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
-        max_batch: most images in one network call; None: no limit.
-        rows: [R], which rows these are of a larger set of images; None: 0..R-1.
+        max_batch: maximum number of images in one network call; None: no limit.
+        rows: R indices of these images in a larger set; None: 0..R-1.
 
     Returns:
-        [R, 3, H, W], float32 in [0, 1], on the host.
+        [R, 3, H, W] images, float32 in [0, 1], on the host.
     """
     condition = policy.encode(prompts, guided=guidance_scale != 1.0)
     ids = FIRST_TRAJECTORY + (torch.arange(len(prompts)) if rows is None else torch.tensor(rows))
@@ -54,7 +54,7 @@ def sample_images(
 
 
 def _solve(policy: Policy, latents: Tensor, condition: Condition, table: StepTable, guidance_scale: float) -> Tensor:
-    """Latents [R, *shape] carried from the first sigma to the last by Euler steps."""
+    """Moves latents [R, *shape] from the first sigma to the last by Euler steps."""
     for step, sigma in enumerate(table.sigma.tolist()):
         velocity, uncond = policy.velocity(latents, sigma, condition, guidance_scale)
         scale = 1.0 if uncond is None else guidance_scale

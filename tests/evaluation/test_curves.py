@@ -1,4 +1,4 @@
-"""What the figures of a run and of an evaluation show."""
+"""The plots of a run and of an evaluation."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def panels(figure) -> list[str]:
     return [axes.get_title() for axes in figure.axes if axes.get_visible()]
 
 
-def test_signs_of_hacking_stand_side_by_side(tmp_path, figures):
+def test_signs_of_hacking_are_side_by_side(tmp_path, figures):
     rows = metrics(reward_jpeg=1.0, reward_shapes=0.5, kl=0.1, image_diversity=0.2)
     curves.hacking_signs(tmp_path / "s.png", rows, {"jpeg": 2.0, "shapes": 0.0})
     assert panels(figures[tmp_path / "s.png"]) == [
         "reward that is trained on",
-        "jpeg, by itself",
+        "jpeg, trained on",
         "shapes, held out",
         "KL to the starting policy",
         "spread of the log-ratios",

@@ -1,4 +1,4 @@
-"""Evaluations: kept as they come, gone on with, shared by processes, compared on the same noise."""
+"""Evaluations: scores saved as they arrive, resumed, shared by processes, compared on the same noise."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_directory_holds_scores_tables_and_pictures(done):
     assert len(list((done / "images").iterdir())) == 12
 
 
-def test_an_evaluation_that_was_killed_goes_on_and_draws_only_what_is_missing(done, tmp_path, monkeypatch, capsys):
+def test_a_killed_evaluation_resumes_and_draws_only_what_is_missing(done, tmp_path, monkeypatch, capsys):
     drawn, real = [], sample.sample_images
 
     def counting(policy, texts, table, seed, scale, limit, rows):
@@ -129,7 +129,7 @@ def test_a_failure_names_the_row_and_stops_all(tmp_path):
         evaluate(CONFIG, load_policy("embedded"), fine, SecondOfTwo())
 
 
-def test_a_sum_of_rewards_is_reported_with_its_parts_also_the_watched_ones():
+def test_a_sum_of_rewards_is_reported_with_its_parts_including_those_of_weight_0():
     task = CONFIG.with_settings(reward="support.tiny:brightness=2,jpeg_incompressibility=0").task
     images = torch.rand(2, 3, 24, 24)
     metadata = [{"include": [{"class": "circle", "count": 1}], "tag": "single_object"}] * 2
@@ -139,7 +139,7 @@ def test_a_sum_of_rewards_is_reported_with_its_parts_also_the_watched_ones():
 
 
 def test_intervals_draw_prompts_not_images_and_within_tasks():
-    """Twenty images of each of 40 prompts that agree: as sure as 40 images, whatever the number of images is."""
+    """Twenty equal images of each of 40 prompts give the interval of 40 images."""
     values = torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
     keys = [str(number) for number in range(40)]
     one = task_intervals(values, ["t"] * 40, ("t",), keys)["overall"]
@@ -148,7 +148,7 @@ def test_intervals_draw_prompts_not_images_and_within_tasks():
     for interval in (one, many["overall"]):
         assert interval.mean == pytest.approx(values.mean().item())
         assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.15)
-    # Tasks that differ, but not within: nothing is left to draw.
+    # The tasks differ, but all values within a task are equal: no draw changes the mean.
     split = task_intervals(torch.tensor([0.0, 0, 1, 1, 1, 1]), list("aabbbb"), ("a", "b"), list("uvwxyz"))
     assert (split["overall"].low, split["overall"].mean, split["overall"].high) == (0.5, 0.5, 0.5)
     single = task_intervals(torch.tensor([0.0, 1.0, 1.0]), list("aaa"), ("a",), list("ppp"))["a"]
@@ -157,7 +157,7 @@ def test_intervals_draw_prompts_not_images_and_within_tasks():
 
 
 def test_differences_are_paired():
-    hard = torch.linspace(0, 1, 8).tolist()  # how prompts differ drops out
+    hard = torch.linspace(0, 1, 8).tolist()  # how hard the prompts are cancels
     new, old = made_up([value + 0.1 for value in hard]), made_up(hard)
     interval = paired_differences(new, old)["overall"]["reward"]
     assert (interval.low, interval.mean, interval.high) == pytest.approx((0.1, 0.1, 0.1))
@@ -168,16 +168,25 @@ def test_differences_are_paired():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (made_up([0.0, 1.0, 2.0], noise=Noise(1, (1, 2))), "same noise, got Noise(seed=0"),
-        (made_up([0.0, 1.0, 2.0], noise=Noise(0, (2, 2))), "same noise"),
-        (made_up([0.0, 1.0, 2.0], prompts="pqx"), "same prompts with the same metadata, got 'r' and 'x' at image 2"),
-        (made_up([0.0, 1.0, 2.0], prompts="prq"), "got 'q' and 'r' at image 1"),
-        (made_up([0.0, 1.0]), "as many images, got 3 and 2"),
-        (made_up([0.0] * 3, measures={"other": torch.zeros(3)}), "measure in common, got reward and other"),
+        (
+            made_up([0.0, 1.0, 2.0], noise=Noise(1, (1, 2))),
+            "noise must be the noise of the other evaluation, Noise(seed=1, ",
+        ),
+        (made_up([0.0, 1.0, 2.0], noise=Noise(0, (2, 2))), "latent_shape=(2, 2)), got Noise(seed=0, "),
+        (
+            made_up([0.0, 1.0, 2.0], prompts="pqx"),
+            "same metadata as in the other evaluation, got 'r' where it has 'x'",
+        ),
+        (made_up([0.0, 1.0, 2.0], prompts="prq"), "got 'q' where it has 'r', at image 1"),
+        (made_up([0.0, 1.0]), "metadata must be 2 entries, as in the other evaluation, got 3"),
+        (
+            made_up([0.0] * 3, measures={"other": torch.zeros(3)}),
+            "shares a measure with old, which has other, got reward",
+        ),
     ],
 )
 def test_what_cannot_be_paired_is_refused(other, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         paired_differences(made_up([0.0, 1.0, 2.0]), other)
 
 
@@ -185,7 +194,7 @@ def test_the_command_compares_and_refuses_other_noise_before_it_draws(done, tmp_
     same, other = (["eval", *OPTIONS, "--directory", str(tmp_path / name), "--compare", str(done)] for name in "cd")
     assert main([*same, "--steps", "2"]) == 0
     text = (tmp_path / "c" / "report.md").read_text()
-    assert "## Difference to another evaluation" in text
+    assert "## Difference from another evaluation" in text
     assert "- eval_steps: 10 -> 2" in text
     data = json.loads((tmp_path / "c" / "scores.json").read_text())
     (difference,) = data["difference"].values()
@@ -194,9 +203,9 @@ def test_the_command_compares_and_refuses_other_noise_before_it_draws(done, tmp_
     assert difference["overall"]["support.tiny:brightness"]["mean"] == pytest.approx(gain)
     monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", None)
     assert main([*other, "--seed", "5"]) == 2
-    assert "same noise, got Noise(seed=5" in capsys.readouterr().err
+    assert "got Noise(seed=5" in capsys.readouterr().err
     assert main([*same, "--steps", "2", "--seed", "5"]) == 2
-    assert "with the same eval_seed, got 5, where" in capsys.readouterr().err
+    assert "eval_seed must be 0 as in" in capsys.readouterr().err
 
 
 def test_a_mistyped_reward_does_not_keep_its_directory(tmp_path, capsys):
@@ -205,7 +214,7 @@ def test_a_mistyped_reward_does_not_keep_its_directory(tmp_path, capsys):
     assert "must be one that loads" in capsys.readouterr().err
     assert main([*command, "support.tiny:brightness"]) == 0
     assert main([*command, "shapes"]) == 2
-    assert "with the same rewards, got shapes, where" in capsys.readouterr().err
+    assert "rewards must be support.tiny:brightness as in" in capsys.readouterr().err
 
 
 def test_all_prompts_of_a_file_are_drawn_as_often_as_asked(tmp_path, capsys):
@@ -220,10 +229,10 @@ def test_all_prompts_of_a_file_are_drawn_as_often_as_asked(tmp_path, capsys):
     assert main([*command, "--per-prompt", "2", "--images", "3"]) == 2
     assert "--per-prompt must be" in capsys.readouterr().err
     assert main([*command, "--save-images"]) == 2
-    assert "--save-images must be given with --directory" in capsys.readouterr().err
+    assert "--save-images must be given together with --directory" in capsys.readouterr().err
 
 
-def test_genevals_table_is_made_of_verdicts_on_its_tasks():
+def test_genevals_table_contains_verdicts_on_its_tasks():
     metadata = [{"tag": tag, "prompt": str(place)} for place, tag in enumerate(("counting", "counting", "position"))]
     measures = {"geneval": torch.tensor([1.0, 0.0, 1.0]), "credit": torch.tensor([1.0, 0.5, 1.0])}
     found = geneval_tables(made_up([0.0] * 3, metadata=metadata, tasks=("counting", "position"), measures=measures))
