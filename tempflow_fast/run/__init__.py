@@ -1,10 +1,15 @@
-"""A training run and how it survives.
+"""A training run, and how it survives an interruption.
 
 train         the loop
-prepare       settings -> policy; load: a model by name
-optimizers, average    how the weights move, and their moving average
-checkpoint, random_state    what a checkpoint holds, how it is written and read
+prepare       settings -> policy
+load          model name -> policy
+optimizers    the optimizer and its learning rate
+average       the moving average of the weights
+checkpoint    what a checkpoint holds, how it is written and read
+random_state  the state of the random number generators
 resume        where a run starts, and which settings may change
 directory     the files of a run
-trackers, progress, report    what it logs, shows and says at its end
+trackers      TensorBoard, Weights & Biases and the like
+progress      the budget, the progress bar, Ctrl-C
+report        the tables and the last lines that are printed
 """

@@ -1,4 +1,4 @@
-"""The moving average of the weights that training changes."""
+"""The moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..quiet import quiet
 
 
 class WeightAverage:
-    """diffusers' `EMAModel`, moved by the optimizer itself: after every `every`-th of its updates.
+    """diffusers' `EMAModel`, stepped by a hook of the optimizer after every `every`-th update.
 
-    The decay rises from 0 to its value as (1 + n) / (10 + n) does, so that the first weights are soon forgotten.
+    In step n the decay is (1 + n) / (10 + n) until that reaches `decay`, so that the first weights are soon forgotten.
 
     Args:
-        policy: whose `parameters()` are averaged; they must be the ones that the optimizer holds.
-        optimizer: whose updates count.
-        decay: share of the average that a step keeps.
-        every: updates from one step to the next.
+        policy: whose `parameters()` are averaged; the optimizer must hold the same parameters.
+        optimizer: whose updates are counted.
+        decay: share of the average that a step keeps, in [0, 1).
+        every: number of updates per step of the average.
     """
 
     def __init__(self, policy: Policy, optimizer: Optimizer, decay: float, every: int) -> None:
@@ -32,7 +32,7 @@ class WeightAverage:
         self._parameters = policy.parameters()
         self._model = EMAModel(self._parameters, decay=decay)
         self._every, self._num_updates = every, 0
-        # accelerate hands out a wrapper around the optimizer, which keeps no hooks.
+        # accelerate wraps the optimizer; its wrapper has no hooks.
         getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._after_update)
 
     def _after_update(self, *_: Any) -> None:
@@ -43,7 +43,7 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside this context the policy has the average weights."""
-        # Not the library's own store, which moves them to the host: sharded weights have to stay where they are.
+        # The library's own `store` moves the weights to the host, but sharded weights must stay where they are.
         trained = [parameter.detach().clone() for parameter in self._parameters]
         self._model.copy_to(self._parameters)
         try:
@@ -54,13 +54,18 @@ class WeightAverage:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The average of each of the policy's parameters, in their order; to be changed in place."""
+        """The average of each of the policy's parameters, in their order; change them in place."""
         return self._model.shadow_params
 
     def counts(self) -> dict[str, int]:
-        """How far it has come, for `set_counts`."""
+        """Returns the counters that `set_counts` takes."""
         return {"num_updates": self._num_updates, "num_steps": self._model.optimization_step}
 
     def set_counts(self, num_updates: int, num_steps: int) -> None:
-        """Goes on from there."""
+        """Continues from the counters of an earlier average.
+
+        Args:
+            num_updates: updates of the optimizer.
+            num_steps: steps of the average.
+        """
         self._num_updates, self._model.optimization_step = num_updates, num_steps

@@ -1,14 +1,14 @@
-"""Checkpoints: what it takes to go on with a run as if nothing had happened.
+"""Checkpoints: everything needed to resume a run as if it had not been interrupted.
 
-    weights.safetensors      the weights that training changes, under the network's names for them
+    weights.safetensors      the trained weights, under their names in the network
     average.safetensors      their moving average, if the run keeps one
     optimizer.safetensors    the optimizer's tensors, as weight/name
     random.safetensors       states of the random number generators
     lora/                    the adapter for diffusers' `load_lora_weights`, if one is trained
-    state.json               how far the run is, the other state of optimizer and average, the settings
+    state.json               progress of the run, the rest of the state of optimizer and average, the settings
 
-Prompts and noise are functions of the seed and the iteration, so where they go on needs no more than its number. A
-checkpoint is written aside and renamed: one that is there is whole, whenever the process or the machine died.
+Prompts and noise are functions of the seed and the iteration, so they need only the number of the iteration. A
+checkpoint is written under another name and renamed: an existing one is complete, even after a crash.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from ..errors import fail
 from ..files import remove, written_aside
 from ..policies.base import Policy
 from ..policies.sharding import gathered, is_sharded
@@ -34,28 +35,38 @@ from . import random_state
 from .average import WeightAverage
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What data-parallel and compiled wrappers put before a parameter's name."""
+"""Prefixes that data-parallel and compiled wrappers add to the names of parameters."""
 
 
 @dataclass
 class TrainingState:
-    """Everything that changes while a run goes on."""
+    """Everything that changes during a run."""
 
     policy: Policy
+    """The model in training."""
     optimizer: Optimizer
+    """Holds the policy's parameters."""
     average: WeightAverage | None
+    """Their moving average; None: the run keeps none."""
     num_iterations: int = 0
-    """How many are done."""
+    """Number of iterations that are done."""
     seconds: float = 0.0
-    """Wall seconds that they took."""
+    """Wall time of these iterations, in seconds."""
 
 
 def save_checkpoint(
     directory: Path, state: TrainingState, config: TrainConfig, processes: Processes, keep: int
 ) -> None:
-    """Writes the checkpoint of the present iteration, then removes all but the `keep` latest.
+    """Writes a checkpoint of the current state, then removes all but the latest ones.
 
-    All processes must call it together; the main one writes.
+    All processes must call it together; the main process writes.
+
+    Args:
+        directory: holds the checkpoints of the run.
+        state: what to write.
+        config: the settings.
+        processes: those that share the run.
+        keep: how many checkpoints to keep.
     """
     keep_it = processes.is_main
     weights = {name: _whole(parameter, keep_it) for name, parameter in _named(state.policy).items()}
@@ -78,7 +89,7 @@ def _write(
     files: dict[str, dict[str, Tensor]],
     scalars: dict[str, Any],
 ) -> None:
-    """Writes the checkpoint from the tensors by file; the main process's part."""
+    """Writes a checkpoint from its tensors by file; only the main process calls it."""
     random, random_scalars = random_state.captured()
     facts = {
         "num_iterations": state.num_iterations,
@@ -94,25 +105,36 @@ def _write(
             if content:
                 save_file({key: tensor.contiguous() for key, tensor in content.items()}, aside / f"{name}.safetensors")
         if config.policy.lora_rank is not None:
-            state.policy.save_lora(aside / "lora")
+            policy: Any = state.policy  # one that has an adapter has save_lora, too
+            policy.save_lora(aside / "lora")
         (aside / "state.json").write_text(json.dumps(facts))
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint with the most iterations, if there is one."""
+    """Returns the checkpoint with the most iterations, or None.
+
+    Args:
+        directory: holds the checkpoints of a run.
+    """
     return max(_all(directory), default=None)
 
 
 def load_checkpoint(path: Path, state: TrainingState) -> None:
-    """Gives `state` everything that the checkpoint holds; every process reads it.
+    """Restores a state from a checkpoint; every process reads the files.
+
+    Args:
+        path: the checkpoint.
+        state: changed in place.
 
     Raises:
         ValueError: if the checkpoint does not fit the policy, the optimizer or the average.
     """
     parameters, facts = _named(state.policy), json.loads((path / "state.json").read_text())
     _fill(parameters, load_file(path / "weights.safetensors"), path)
-    if (state.average is not None) != (facts["average"] is not None):
-        raise ValueError(f"load_checkpoint: ema_decay must be as in {str(path)!r}, of which one has an average")
+    has_average, expects_average = state.average is not None, facts["average"] is not None
+    if has_average != expects_average:
+        expected = f"one {'with' if expects_average else 'without'} a moving average, as in {str(path)!r}"
+        fail("load_checkpoint", "state", expected, f"one {'with' if has_average else 'without'} (see ema_decay)")
     if state.average is not None:
         averages = dict(zip(parameters, state.average.weights, strict=True))
         _fill(averages, load_file(path / "average.safetensors"), path)
@@ -128,7 +150,7 @@ def _all(directory: Path) -> list[Path]:
 
 
 def _named(policy: Policy) -> dict[str, Parameter]:
-    """Name -> trained parameter, in the order of the optimizer, the names without those of wrappers."""
+    """Name -> trained parameter, in the order of the optimizer; the names have no prefixes of wrappers."""
     named = {}
     for name, parameter in policy.network.named_parameters():
         while name.startswith(WRAPPERS):
@@ -143,11 +165,12 @@ def _fill(targets: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> No
     """Copies tensors into `targets` by name."""
     if targets.keys() != tensors.keys():
         missing, more = len(targets.keys() - tensors.keys()), len(tensors.keys() - targets.keys())
-        raise ValueError(f"load_checkpoint: {str(path)!r} must fit the policy, got {missing} missing, {more} unknown")
+        got = f"{str(path)!r} with {missing} weights missing and {more} unknown"
+        fail("load_checkpoint", "path", "a checkpoint with the weights of the policy", got)
     for name, target in targets.items():
         if target.shape != tensors[name].shape:
-            expected, got = list(target.shape), list(tensors[name].shape)
-            raise ValueError(f"load_checkpoint: {name} in {str(path)!r} must be {expected}, got {got}")
+            wanted, found = list(target.shape), list(tensors[name].shape)
+            fail("load_checkpoint", "path", f"a checkpoint with {name} of {wanted}", f"{found} in {str(path)!r}")
         target.copy_(_like(tensors[name], target))
 
 
@@ -160,7 +183,7 @@ def _packed(state: dict[str, Any], weights: dict[str, Tensor], keep: bool) -> tu
             if not isinstance(value, Tensor):
                 rest[key] = value
             else:
-                # A small one may be shared by all weights, which the file format does not know.
+                # All weights may share a small tensor, which the file format does not support.
                 is_like_weight = value.shape == weights[names[index]].shape
                 tensors[key] = _whole(value, keep) if is_like_weight else _whole(value, keep).clone()
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
@@ -169,7 +192,7 @@ def _packed(state: dict[str, Any], weights: dict[str, Tensor], keep: bool) -> tu
 
 
 def _unpacked(tensors: dict[str, Tensor], scalars: dict[str, Any], parameters: dict[str, Parameter]) -> dict[str, Any]:
-    """The state dict that `_packed` took apart."""
+    """The state dict from which `_packed` made these tensors and scalars."""
     indices = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *scalars["state"].items()]:
@@ -188,7 +211,7 @@ def _unpacked(tensors: dict[str, Tensor], scalars: dict[str, Any], parameters: d
 
 
 def _leaves(entries: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(keys, value) of everything in nested dictionaries."""
+    """(keys, value) of every entry in nested dictionaries."""
     for key, value in entries.items():
         if isinstance(value, dict):
             yield from _leaves(value, (*path, key))
@@ -197,17 +220,18 @@ def _leaves(entries: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _whole(tensor: Tensor, keep: bool) -> Tensor:
-    """On the host, put together from all processes if it is sharded; those that do not `keep` it only take part."""
+    """The whole tensor on the host, gathered if it is sharded; a process that does not `keep` it only takes part."""
     tensor = tensor.detach()
     whole = gathered(tensor)
     return whole.cpu() if keep else tensor
 
 
 def _like(tensor: Tensor, target: Tensor) -> Tensor:
-    """Sharded as `target` is, if it is; on its device."""
+    """The tensor on the device of `target`, and sharded like it."""
     tensor = tensor.to(target.device)
     if not is_sharded(target):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor, target.device_mesh, target.placements)
+    layout: Any = target  # a DTensor
+    return distribute_tensor(tensor, layout.device_mesh, layout.placements)

@@ -1,18 +1,18 @@
-"""What a training run leaves on disk.
+"""The files of a training run.
 
     config.json         the settings
-    starts.jsonl        one line per start: at which iteration, and which settings had changed
+    starts.jsonl        one line per start: its iteration and the settings that had changed
     metrics.jsonl       one line per iteration
     eval_before.json    scores on held-out prompts, and eval_after.json
     reward.png          reward by iteration
-    signs.png           the same beside watched rewards, KL and image statistics: see docs/evaluation.md
+    signs.png           the same next to held-out rewards, KL and image statistics: see docs/evaluation.md
     samples.png         the same prompts and noise before and after
-    model/              the tuned pipeline as diffusers loads it, or lora/ with the adapter for `load_lora_weights`
+    model/              the tuned pipeline for diffusers, or lora/ with the adapter for `load_lora_weights`
     evaluations/000050/ scores and fixed-prompt images after 50 iterations
-    checkpoints/000050/ what it takes to go on from there (see `checkpoint`)
-    logs/               of the trackers
+    checkpoints/000050/ state for resuming from there (see `checkpoint`)
+    logs/               files of the trackers
 
-Everything but the growing .jsonl files is written under another name and renamed: a file that is there is whole.
+Everything except the growing .jsonl files is written under another name and renamed: an existing file is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import ASIDE, remove, write_json, written_aside
+from ..errors import fail
+from ..files import ASIDE, is_taken, remove, write_json, written_aside
 from ..settings.run import TrainConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 
 
 class RunDirectory:
-    """Writes and reads the files of one run."""
+    """Writes and reads the files of one run.
+
+    Args:
+        path: the directory; it need not exist.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -42,42 +47,66 @@ class RunDirectory:
         self._config, self._metrics = self.path / "config.json", self.path / "metrics.jsonl"
 
     def exists(self) -> bool:
-        """Whether this is the directory of a run."""
+        """Returns whether this is the directory of a run."""
         return self._config.is_file()
 
     def check_free(self) -> None:
-        """ValueError if there is something in the directory."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            got = f"{str(self.path)!r}, which holds something: remove it or name another"
-            raise ValueError(f"output must be a new or empty directory, or that of a run to go on with, got {got}")
+        """Checks that a new run may start here.
+
+        Raises:
+            ValueError: if the path is a file or a directory that is not empty.
+        """
+        if is_taken(self.path):
+            got = f"{str(self.path)!r}, which is not empty: remove it or name another"
+            fail("RunDirectory", "path", "a new or empty directory, or that of a run to resume", got)
 
     def write_config(self, config: TrainConfig) -> None:
-        """Writes `config.json`."""
+        """Writes `config.json`.
+
+        Args:
+            config: the settings.
+        """
         with written_aside(self._config) as aside:
             aside.write_text(config.to_json())
 
     def read_config(self) -> TrainConfig:
-        """The settings of the run; ValueError if this is no run directory."""
+        """Reads the settings of the run.
+
+        Raises:
+            ValueError: if this is not the directory of a run.
+        """
         if not self.exists():
-            raise ValueError(f"run directory must hold a config.json, got {str(self.path)!r}")
+            fail("RunDirectory", "path", "the directory of a run, with a config.json", repr(str(self.path)))
         return TrainConfig.from_json(self._config.read_text())
 
     def append_start(self, facts: Mapping[str, Any]) -> None:
-        """Adds one line to `starts.jsonl`."""
+        """Appends a line to `starts.jsonl`.
+
+        Args:
+            facts: of this start, by name.
+        """
         with (self.path / "starts.jsonl").open("a") as file:
             file.write(json.dumps(facts) + "\n")
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Adds one line to `metrics.jsonl`."""
+        """Appends a line to `metrics.jsonl`.
+
+        Args:
+            metrics: of one iteration.
+        """
         with self._metrics.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Every line of `metrics.jsonl`, none if no iteration was done."""
+        """Returns every line of `metrics.jsonl`; none before the first iteration."""
         return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
 
     def keep_metrics(self, num_iterations: int) -> None:
-        """Cuts `metrics.jsonl` after that many iterations: what a run that died had done beyond its checkpoint."""
+        """Removes the metrics that a run which was interrupted had written after its last checkpoint.
+
+        Args:
+            num_iterations: number of lines of `metrics.jsonl` to keep.
+        """
         if not self._metrics.exists():
             return
         lines = self._metrics.read_text().splitlines(keepends=True)
@@ -85,12 +114,17 @@ class RunDirectory:
             aside.write_text("".join(lines[:num_iterations]))
 
     def synchronize_metrics(self) -> None:
-        """Brings the lines so far to the disk."""
+        """Flushes `metrics.jsonl` to the disk."""
         with self._metrics.open("a") as file:
             os.fsync(file.fileno())
 
     def write_tuned(self, policy: DiffusersPolicy, adapter: bool) -> None:
-        """Writes `lora/` for a policy with an adapter, else `model/`."""
+        """Writes the tuned weights.
+
+        Args:
+            policy: the model.
+            adapter: whether to write only its adapter, to `lora/`, instead of the model, to `model/`.
+        """
         if adapter:
             with written_aside(self.lora) as aside:
                 policy.save_lora(aside)
@@ -99,32 +133,48 @@ class RunDirectory:
                 policy.save(aside)
 
     def evaluation(self, num_iterations: int) -> Evaluation | None:
-        """The evaluation after so many iterations, if it was made."""
+        """Reads an evaluation.
+
+        Args:
+            num_iterations: number of iterations before it.
+
+        Returns:
+            The evaluation; None if there is none.
+        """
         from ..evaluation.result import Evaluation
 
         path = self._evaluation(num_iterations) / "scores.safetensors"
         return Evaluation.load(path) if path.is_file() else None
 
     def write_evaluation(self, num_iterations: int, evaluation: Evaluation) -> None:
-        """Writes a directory with the scores and images after so many iterations."""
-        from ..evaluation.sheets import contact_sheet
+        """Writes a directory with the scores and images of an evaluation.
+
+        Args:
+            num_iterations: number of iterations before it.
+            evaluation: what to write.
+        """
+        from ..evaluation.sheets import evaluation_sheet
 
         with written_aside(self._evaluation(num_iterations)) as aside:
             aside.mkdir()
             evaluation.save(aside / "scores.safetensors")
             write_json(aside / "scores.json", evaluation.table())
-            captions = [entry["prompt"] for entry in evaluation.metadata[: len(evaluation.images)]]
-            contact_sheet(aside / "samples.png", evaluation.images, captions)
+            evaluation_sheet(aside / "samples.png", evaluation)
 
     def _evaluation(self, num_iterations: int) -> Path:
         return self.evaluations / f"{num_iterations:06d}"
 
     def write_scores(self, name: str, evaluation: Evaluation) -> None:
-        """Writes `eval_<name>.json`."""
+        """Writes `eval_<name>.json`.
+
+        Args:
+            name: "before" or "after".
+            evaluation: whose table to write.
+        """
         write_json(self.path / f"eval_{name}.json", evaluation.table())
 
     def sweep(self) -> None:
-        """Removes what a run that died was writing."""
+        """Removes files that an interrupted run was still writing."""
         for directory in (self.path, self.checkpoints, self.evaluations):
             for left in directory.glob(f"{ASIDE}*"):
                 remove(left)

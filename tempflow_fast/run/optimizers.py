@@ -9,14 +9,22 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from ..errors import fail
 from ..settings.run import OptimizerConfig
 
 
 def make_optimizer(parameters: Iterable[Parameter], config: OptimizerConfig) -> Optimizer:
-    """AdamW, or AdamW with its state in 8 bits.
+    """Makes AdamW, or AdamW with its state in 8 bits.
+
+    Args:
+        parameters: the weights to train.
+        config: the settings.
+
+    Returns:
+        The optimizer.
 
     Raises:
-        ValueError: if 8 bits are asked for and bitsandbytes is not installed.
+        ValueError: for 8 bits without the library bitsandbytes.
     """
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -29,17 +37,18 @@ def make_optimizer(parameters: Iterable[Parameter], config: OptimizerConfig) -> 
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ValueError(f"make_optimizer: adamw_8bit needs the library: pip install bitsandbytes ({error})") from error
+        got = f"{config.optimizer!r}: pip install bitsandbytes ({error})"
+        fail("make_optimizer", "optimizer", "'adamw' where bitsandbytes is not installed", got)
     return AdamW8bit(parameters, **settings)
 
 
 def learning_rate(config: OptimizerConfig, iteration: int, fraction: float) -> float:
-    """The rate of an iteration.
+    """Returns the learning rate of an iteration, with warm-up and decay.
 
     Args:
         config: the settings.
-        iteration: its index, 0 for the first.
-        fraction: share of the run that is over when it begins, in [0, 1].
+        iteration: its index, from 0.
+        fraction: share of the run that is done before it, in [0, 1].
     """
     rising = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
     falling = min(1.0, (1 - fraction) / config.learning_rate_decay) if config.learning_rate_decay else 1.0
@@ -47,6 +56,11 @@ def learning_rate(config: OptimizerConfig, iteration: int, fraction: float) -> f
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Sets the rate of all parameters."""
+    """Sets the learning rate of all parameters.
+
+    Args:
+        optimizer: changed in place.
+        rate: the learning rate.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,4 +1,4 @@
-"""The policy that a run trains, or that it left behind."""
+"""The policy that a run trains, or that it has tuned."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import fail
 from ..graphs.capture import replayable
 from ..grpo.geometry import Geometry
 from ..grpo.memory import GIB, measure
@@ -19,15 +20,18 @@ from .load import load_policy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LORA_INIT: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
-"""Ours -> peft's."""
+"""Setting `lora_init` -> peft's argument."""
 
 
 def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> DiffusersPolicy:
-    """The model of the settings, ready to be trained: with its adapter, in its precision.
+    """Loads the model of the settings, ready for training: with its adapter and in its precision.
 
     Args:
         config: the settings.
-        device: where it has to be, for a process that shares a run with others; None: where the settings say.
+        device: the device of this process, if several share the run; None: the device in the settings.
+
+    Returns:
+        The policy.
 
     Raises:
         ValueError: if the model cannot be loaded or a setting does not fit it.
@@ -45,15 +49,18 @@ def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> 
 
 
 def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> tuple[TrainConfig, str]:
-    """The settings with calls that stay below their memory limit, and what to say about memory.
+    """Fits the size of network calls to the memory limit.
 
     Args:
-        config: the settings; `micro_batch` and `max_batch` are only ever made smaller.
-        policy: as `prepare_policy` returned it.
-        num_processes: how many share the run.
+        config: the settings.
+        policy: from `prepare_policy`.
+        num_processes: how many processes share the run.
+
+    Returns:
+        The settings, with `micro_batch` and `max_batch` reduced if necessary, and a report on memory.
 
     Raises:
-        ValueError: if not even calls of one row stay below the limit.
+        ValueError: if calls with one row exceed the limit.
     """
     memory, grpo = measure(policy, config.grpo), config.grpo
     geometry = Geometry(grpo, config.task.prompts_per_iteration, num_processes)
@@ -65,24 +72,42 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
         most = (min(most[0], fitting[0]), min(most[1], fitting[1]))
         config = config.with_settings(micro_batch=most[0], max_batch=most[1])
     total = memory.total(num_trajectories, *most) / GIB
-    return config, f"{memory}\nabout {total:.3g} in all, with calls of at most {most[0]} and {most[1]} rows"
+    calls = f"at most {most[0]} rows per training call and {most[1]} per rollout call"
+    return config, f"{memory}\nabout {total:.3g} in total, with {calls}"
 
 
 def tuned_policy(config: PolicyConfig, run: RunDirectory, device: torch.device | None = None) -> DiffusersPolicy:
-    """The model that a run left behind; `device` as in `prepare_policy`.
+    """Loads the tuned model of a run.
+
+    Args:
+        config: the settings.
+        run: the run directory.
+        device: as in `prepare_policy`.
+
+    Returns:
+        The policy.
 
     Raises:
-        ValueError: if it has not left one yet.
+        ValueError: if the run has not saved its model yet, or the model cannot be loaded.
     """
     if run.lora.is_dir():
         return plain_policy(config, run.lora, device)
     if not run.model.is_dir():
-        raise ValueError(f"run directory must hold a tuned model, got {str(run.path)!r}, whose training has not ended")
+        got = f"{str(run.path)!r}, where training has not ended"
+        fail("tuned_policy", "run", "a run directory with a tuned model", got)
     return _loaded(config, str(run.model), device, frozen=False)
 
 
 def plain_policy(config: PolicyConfig, lora: Path | None = None, device: torch.device | None = None) -> DiffusersPolicy:
-    """The model as it is, or with the adapter of a file or directory, to sample with; `device` as in `prepare_policy`.
+    """Loads the model of the settings for sampling, without training.
+
+    Args:
+        config: the settings.
+        lora: a file or directory with an adapter; None: the model as it is.
+        device: as in `prepare_policy`.
+
+    Returns:
+        The policy.
 
     Raises:
         ValueError: if the model or the adapter cannot be loaded.
@@ -94,7 +119,7 @@ def plain_policy(config: PolicyConfig, lora: Path | None = None, device: torch.d
 
 
 def _loaded(config: PolicyConfig, model: str, device: torch.device | None, frozen: bool) -> DiffusersPolicy:
-    """The model alone. Weights that are trained stay in float32: in 16 bits, small updates would be lost."""
+    """The model without an adapter. Trained weights stay in float32: in 16 bits, small updates would be lost."""
     dtype = DTYPES[config.precision]
     policy = load_policy(
         model,
@@ -111,17 +136,21 @@ def _loaded(config: PolicyConfig, model: str, device: torch.device | None, froze
 
 
 def _device(name: str, of_process: torch.device | None) -> torch.device | str:
-    """That of the process where it is one of many, else the one that the settings name."""
+    """The device of the process, if several share the run, or else the device in the settings."""
     if of_process is not None or name == "auto":
         return of_process or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return name
 
 
 def compute_in(network: nn.Module, dtype: torch.dtype) -> None:
-    """Makes every call of `network` compute in `dtype` by autocast; its weights stay as they are.
+    """Makes every call of a network compute under autocast; its weights keep their precision.
 
-    Each call is a context of its own: autocast keeps its casts of the weights for the length of one, and a longer one
-    would go on with those from before an update.
+    Each call has its own context. Autocast caches its casts of the weights until the context ends, so a context that
+    spans an update would use old weights.
+
+    Args:
+        network: gets forward hooks.
+        dtype: precision of the calls.
     """
     contexts: list[torch.autocast] = []
 
@@ -133,6 +162,6 @@ def compute_in(network: nn.Module, dtype: torch.dtype) -> None:
     def leave(module: nn.Module, inputs: object, output: object) -> None:
         contexts.pop().__exit__(None, None, None)
 
-    # Kernels that were recorded between the two have the precision already.
+    # Kernels that a graph captured between the two hooks already have the precision.
     network.register_forward_pre_hook(replayable(enter))
     network.register_forward_hook(replayable(leave), always_call=True)

@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on, and how it is asked to end."""
+"""The budget of a run, its progress bar, and the request to stop it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ SMOOTHING = 0.9
 """Weight of the past in the reward that the bar shows."""
 BAR = "{desc} {percentage:3.0f}% |{bar:16}| "
 STAGE = "seconds_"
-"""Begins the names of metrics that are times of stages."""
+"""Prefix of the metrics that are times of stages."""
 
 
 class Budget:
-    """How much of a run is done; it ends at the first limit reached, and without one it never does."""
+    """How much of a run is done. It ends at the first limit that it reaches; without a limit it never ends.
+
+    Args:
+        num_iterations: the limit in iterations; None: no such limit.
+        minutes: the limit in minutes of wall time; None: no such limit.
+        num_done: iterations of earlier starts of the run.
+        seconds: wall time of these iterations.
+    """
 
     def __init__(
         self, num_iterations: int | None, minutes: float | None, num_done: int = 0, seconds: float = 0.0
     ) -> None:
-        """`num_done` and `seconds`: what an earlier start of the run has used already."""
         self._num_iterations, self._limit = num_iterations, None if minutes is None else 60 * minutes
         self.num_done, self._used = num_done, seconds
         self._since: float | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The time inside this context counts."""
+        """Counts the time inside this context."""
         self._since = time.perf_counter()
         try:
             yield
@@ -40,23 +46,27 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds used so far."""
+        """Wall time used so far, in seconds."""
         return self._used + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     @property
     def fraction(self) -> float:
-        """Share of the budget that is used up, 1 at the end."""
+        """Share of the budget that is used, 1 at the end."""
         iterations = self.num_done / self._num_iterations if self._num_iterations else 0.0
         return min(1.0, max(iterations, self.seconds / self._limit if self._limit else 0.0))
 
     @property
     def remaining(self) -> float | None:
-        """Seconds to come at the pace so far; None where there is no telling."""
+        """Remaining seconds at the pace so far; None if they cannot be estimated."""
         return self.seconds / self.fraction - self.seconds if self.fraction and self.num_done else None
 
 
 class ProgressBar:
-    """One line: share done, time left, smoothed reward, spread of the ratios, clip fraction, seconds by stage."""
+    """One line: share done, time left, smoothed reward, spread of the ratios, clip fraction, seconds per stage.
+
+    Args:
+        hidden: whether to show nothing, as in all processes but the main one.
+    """
 
     def __init__(self, hidden: bool = False) -> None:
         self._reward: float | None = None
@@ -64,13 +74,18 @@ class ProgressBar:
             total=1.0,
             desc="training",
             bar_format=BAR,
-            # A log file gets a line now and then, a terminal a living one.
+            # A terminal is updated all the time; a log file gets a line now and then.
             mininterval=0.2 if sys.stderr.isatty() else 20,
             disable=hidden,
         )
 
     def show(self, budget: Budget, metrics: Mapping[str, float]) -> None:
-        """Shows the state after an iteration."""
+        """Shows the state after an iteration.
+
+        Args:
+            budget: of the run.
+            metrics: of the iteration.
+        """
         reward, left = metrics["reward_mean"], budget.remaining
         self._reward = reward if self._reward is None else SMOOTHING * self._reward + (1 - SMOOTHING) * reward
         state = [
@@ -85,7 +100,7 @@ class ProgressBar:
         self._bar.update(budget.fraction - self._bar.n)
 
     def close(self) -> None:
-        """Leaves the last state on the screen."""
+        """Keeps the last state on the screen."""
         self._bar.close()
 
 
@@ -94,7 +109,7 @@ def _time(seconds: float) -> str:
 
 
 def _stages(metrics: Mapping[str, float]) -> str:
-    """Seconds of the iteration's stages that take more than a hundredth of it, "2.1 s: rollout 1.4, train 0.6"."""
+    """Seconds of the stages that take more than 1 % of the iteration, "2.1 s: rollout 1.4, train 0.6"."""
     seconds = {name.removeprefix(STAGE): value for name, value in metrics.items() if name.startswith(STAGE)}
     total = sum(seconds.values())
     parts = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items() if value > total / 100)
@@ -102,7 +117,7 @@ def _stages(metrics: Mapping[str, float]) -> str:
 
 
 class StopRequest:
-    """Inside this context the first Ctrl-C only sets `made`; the second one interrupts as usual."""
+    """Inside this context, the first Ctrl-C only sets `made`; the second one interrupts as usual."""
 
     def __init__(self) -> None:
         self.made = False
@@ -120,4 +135,6 @@ class StopRequest:
         if self.made:
             raise KeyboardInterrupt
         self.made = True
-        tqdm.write("stopping: the weights are kept and scored; Ctrl-C again leaves the scoring out", file=sys.stderr)
+        tqdm.write(
+            "stopping: the weights will be saved and scored; press Ctrl-C again to skip the scoring", file=sys.stderr
+        )

@@ -1,7 +1,7 @@
-"""The states of the random number generators of this process, for what draws from them: a reward of the user's, say.
+"""The states of the random number generators of this process, for code that draws from them, such as a user's reward.
 
-Nothing in the package does: its noise and its prompts are functions of the seed. A checkpoint holds those of the main
-process, with which all go on.
+Nothing in the package does: its noise and its prompts are functions of the seed. A checkpoint holds the states of the
+main process, and all processes resume with them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from torch import Tensor
 
 
 def seed(number: int) -> None:
-    """Starts all generators from one number, in 0..2^31-1."""
+    """Seeds all generators.
+
+    Args:
+        number: the seed, in 0..2^31-1.
+    """
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
 
 
 def captured() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """States of Python, numpy, torch and its GPUs, as tensors and as what JSON can hold."""
+    """Returns the states of Python, numpy, torch and its GPUs: those that are tensors, and the others, for JSON."""
     version, words, gauss = random.getstate()
     state: Any = np.random.get_state()  # numpy's stubs allow a dict, which it returns only when asked
     name, keys, *rest = state
@@ -33,7 +37,12 @@ def captured() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-    """Puts the generators where `captured` found them; GPUs as far as there are as many."""
+    """Restores what `captured` returned, for the GPUs that both machines have.
+
+    Args:
+        tensors: the states that are tensors.
+        scalars: the other states.
+    """
     version, words, gauss = scalars["python"]
     random.setstate((version, tuple(words), gauss))
     name, *rest = scalars["numpy"]

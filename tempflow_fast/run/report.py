@@ -1,4 +1,4 @@
-"""Scores as text."""
+"""The tables and the last lines that commands print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from .train import Trained
 
 
 def score_table(evaluation: Evaluation) -> str:
-    """The measures per task, one line each."""
+    """Writes the mean of each measure per task, one line per task.
+
+    Args:
+        evaluation: the scores.
+    """
     widths = {name: max(9, len(name)) for name in evaluation.measures}
     lines = [f"{'task':<14} {'images':>6}" + "".join(f" {name:>{width}}" for name, width in widths.items())]
     for task, row in evaluation.table().items():
@@ -20,7 +24,12 @@ def score_table(evaluation: Evaluation) -> str:
 
 
 def change_table(before: Evaluation, after: Evaluation) -> str:
-    """The first measure per task before and after, and the difference."""
+    """Writes the mean of the first measure per task before and after, and the difference.
+
+    Args:
+        before: scores of the starting weights.
+        after: scores of the tuned weights.
+    """
     (name, *_), first, second = before.measures, before.table(), after.table()
     lines = [f"{'task':<14} {'images':>6} {'before':>7} {'after':>7} {'change':>7}"]
     for task, row in first.items():
@@ -30,17 +39,22 @@ def change_table(before: Evaluation, after: Evaluation) -> str:
 
 
 def closing_lines(trained: Trained, directory: Path) -> str:
-    """What changed, by how much, what to run next: three lines."""
+    """Writes three lines: what changed, by how much, and the command to run next.
+
+    Args:
+        trained: the result of a run.
+        directory: the run directory.
+    """
     cost = f"{trained.num_iterations} iterations in {trained.seconds:.0f} s"
     prompt = trained.before.metadata[0]["prompt"]
     next_line = f'Next: tempflow-fast sample --weights "{directory}" --prompt "{prompt}" --output samples.png'
     if trained.after is None:
-        return f"Scored before training only.\nBy how much the {cost} helped is not known.\n{next_line}"
+        return f"Scored before training only.\nThe effect of {cost} is not known.\n{next_line}"
     before, after, (name, *_) = trained.before.table(), trained.after.table(), trained.before.measures
     gains = {task: after[task][name] - before[task][name] for task in before}
     overall = gains.pop(OVERALL)
     best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
-    # The two scores share prompts and noise, so the error is that of the mean difference.
+    # The two evaluations share prompts and noise, so this is the standard error of the mean difference.
     difference = trained.after.measures[name] - trained.before.measures[name]
     error = difference.std(correction=0).item() / len(difference) ** 0.5
     old, new = before[OVERALL], after[OVERALL]

@@ -1,4 +1,4 @@
-"""Where a run starts: at the beginning, or at the last checkpoint of its directory."""
+"""Where a run starts: from the beginning, or from the last checkpoint in its directory."""
 
 from __future__ import annotations
 
@@ -22,25 +22,34 @@ class Start:
     """How a run begins."""
 
     checkpoint: Path | None
-    """None: at the beginning."""
+    """The checkpoint to load; None: the run starts from the beginning."""
     changed: dict[str, tuple[Any, Any]]
-    """Setting -> (what the directory's run had, what it has now)."""
+    """Setting -> (value in the directory, value now), for settings that have changed."""
 
     def sentence(self) -> str:
-        """What to tell the user, empty for a new run as it stands."""
+        """Returns what to tell the user; empty for a new run."""
         if self.checkpoint is None:
             return ""
-        text = f"going on from {self.checkpoint}"
-        return f"{text}, with other settings than before: {changes(self.changed)}" if self.changed else text
+        text = f"resuming from {self.checkpoint}"
+        return f"{text}, with changed settings: {changes(self.changed)}" if self.changed else text
 
 
 def begin(run: RunDirectory, config: TrainConfig, processes: Processes) -> Start:
-    """Makes the run directory fit to go on, and says where.
+    """Prepares the run directory, and finds out where the run starts.
 
-    All processes must call it together; the main one decides and writes.
+    All processes must call it together; the main process decides and writes.
+
+    Args:
+        run: the run directory.
+        config: the settings.
+        processes: those that share the run.
+
+    Returns:
+        Where the run starts; only the main process has the changed settings.
 
     Raises:
-        ValueError: for a directory that holds something else than a run, or settings that a run cannot change.
+        ValueError: for a directory that holds something other than a run, or a change of settings that a run cannot
+            make.
     """
     number, changed = -1, {}
     if processes.is_main and run.exists():
@@ -56,7 +65,7 @@ def begin(run: RunDirectory, config: TrainConfig, processes: Processes) -> Start
     if processes.is_main:
         run.path.mkdir(parents=True, exist_ok=True)
         if number < 0 and changed:
-            remove(run.evaluations)  # they were of other settings
+            remove(run.evaluations)  # they belong to other settings
         run.keep_metrics(max(number, 0))
         run.write_config(config)
         run.append_start({"iteration": max(number, 0), "changed": changed})
@@ -64,14 +73,18 @@ def begin(run: RunDirectory, config: TrainConfig, processes: Processes) -> Start
 
 
 def changes(changed: dict[str, tuple[Any, Any]]) -> str:
-    """The settings that differ as text, "name: old -> new"."""
+    """Writes changed settings as "name: old -> new, ...".
+
+    Args:
+        changed: setting -> (old value, new value).
+    """
     return ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
 
 
 def _check(run: RunDirectory, changed: dict[str, tuple[Any, Any]]) -> None:
-    """Refuses changes that the run's checkpoints or the comparison of before and after would not survive."""
+    """Refuses changes with which checkpoints would not load, or before and after could not be compared."""
     presence = set(TrainConfig.marked(FIXED_PRESENCE))
     fixed = {*TrainConfig.marked(FIXED), *(name for name in presence & changed.keys() if None in changed[name])}
     if refused := {name: pair for name, pair in changed.items() if name in fixed}:
-        advice = "name another --output, or leave them as they are"
+        advice = "choose another --output, or keep these settings"
         fail("begin", "settings", f"those of the run in {str(run.path)!r}", f"{changes(refused)}: {advice}")

@@ -1,4 +1,4 @@
-"""Metrics and images on their way to TensorBoard, Weights & Biases and the like, by accelerate's trackers."""
+"""Metrics and images for TensorBoard, Weights & Biases and the like, through accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import unknown
+from ..errors import fail, unknown
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 DEFAULT = "tensorboard"
+"""The tracker where none is named."""
 PROJECT = "tempflow-fast"
+"""Name of the project in the trackers."""
 
 
 class Trackers:
-    """The trackers of a run; none, and no import of accelerate, where none is asked for.
+    """The trackers of a run. Without a tracker, accelerate is not imported.
 
     Args:
-        names: accelerate's names of them; None: TensorBoard if it is installed.
-        directory: for those that write files.
+        names: accelerate's names of the trackers; None: TensorBoard if it is installed.
+        directory: for trackers that write files.
 
     Raises:
         ValueError: for a name that accelerate does not know, or a tracker that is not installed.
@@ -35,19 +37,34 @@ class Trackers:
         self._trackers = [_tracker(name, directory) for name in names]
 
     def start(self, settings: Mapping[str, Any] | None) -> None:
-        """Opens them; `settings` go to those that keep hyperparameters, at the first start of a run."""
+        """Opens the trackers.
+
+        Args:
+            settings: hyperparameters by name, at the first start of a run; None: they have been stored before.
+        """
         for tracker in self._trackers:
             tracker.start()
             if settings is not None:
                 tracker.store_init_configuration({name: _plain(value) for name, value in settings.items()})
 
     def log(self, values: Mapping[str, float], num_iterations: int) -> None:
-        """Metrics after so many iterations."""
+        """Logs metrics.
+
+        Args:
+            values: metric -> value.
+            num_iterations: number of iterations that are done.
+        """
         for tracker in self._trackers:
             tracker.log(dict(values), step=num_iterations)
 
     def log_images(self, name: str, images: Tensor, num_iterations: int) -> None:
-        """Images [R, 3, H, W] in [0, 1], for trackers that take images."""
+        """Logs images in the trackers that accept images.
+
+        Args:
+            name: of the images.
+            images: [R, 3, H, W] in [0, 1].
+            num_iterations: number of iterations that are done.
+        """
         pixels = (images * 255).round().byte().numpy()
         for tracker in self._trackers:
             if tracker.name == DEFAULT:
@@ -56,7 +73,7 @@ class Trackers:
                 tracker.log_images({name: list(pixels.transpose(0, 2, 3, 1))}, step=num_iterations)
 
     def finish(self) -> None:
-        """Closes them."""
+        """Closes the trackers."""
         for tracker in self._trackers:
             tracker.finish()
 
@@ -66,10 +83,10 @@ def _tracker(name: str, directory: Path) -> GeneralTracker:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in LOGGER_TYPE_TO_CLASS:
-        unknown("Trackers", "trackers", name, LOGGER_TYPE_TO_CLASS)
+        unknown("Trackers", "names", name, LOGGER_TYPE_TO_CLASS)
     if name not in {tracker.value for tracker in get_available_trackers()}:
-        raise ValueError(f"Trackers: trackers must be installed, got {name!r}, which is not: pip install {name}")
-    PartialState()  # they ask it which process they run in
+        fail("Trackers", "names", "trackers that are installed", f"{name!r}: pip install {name}")
+    PartialState()  # trackers ask it which process they run in
     kind = LOGGER_TYPE_TO_CLASS[name]
     return kind(PROJECT, logging_dir=directory) if kind.requires_logging_directory else kind(PROJECT)
 

@@ -1,4 +1,4 @@
-"""The training loop: evaluate, iterate within the budget, keep checkpoints, evaluate again, draw."""
+"""The training loop: evaluate, iterate within the budget, save checkpoints, evaluate again, draw."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ from .trackers import Trackers
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to."""
+    """The result of a run."""
 
     before: Evaluation
+    """Scores of the starting weights."""
     after: Evaluation | None
-    """None where the second Ctrl-C left it out."""
+    """Scores of the tuned weights; None if a second Ctrl-C skipped them."""
     num_iterations: int
+    """Number of iterations of all starts of the run."""
     seconds: float
-    """Wall seconds of the iterations."""
+    """Wall time of these iterations, in seconds."""
 
 
 def train(
@@ -50,22 +52,26 @@ def train(
     report: Callable[[str], None] = print,
     processes: Processes | None = None,
 ) -> Trained:
-    """Trains the policy and fills the run directory (see `run_directory`); the same config gives the same metrics.
+    """Trains the policy and writes the files of `RunDirectory`; the same config gives the same metrics.
 
-    In the directory of an earlier run it goes on from the last checkpoint, as if the run had never stopped. Whatever
-    ends the iterations, the weights they led to are written.
+    In the directory of an earlier run it resumes from the last checkpoint, as if the run had never stopped. The weights
+    are saved no matter what ends the iterations.
 
     Args:
         config: the settings.
         policy: the model that `config` names, see `prepare_policy`; changed in place.
-        run: where to write: new, empty, or of an earlier run.
-        stop: a `made` request ends the run after its current iteration.
-        report: takes one sentence now and then.
-        processes: those that share the run, which all call this; None: this one by itself.
+        run: the directory to write: new, empty, or that of an earlier run.
+        stop: ends the run after the current iteration once it is `made`; None: only the budget ends the run.
+        report: called with a sentence now and then.
+        processes: those that share the run, which must all call this; None: this process alone.
+
+    Returns:
+        The scores before and after, and the cost.
 
     Raises:
-        ValueError: before any work, for a directory that holds something else, settings that the run cannot change,
-            or an unknown prompt set, reward or tracker.
+        ValueError: before any work, for a directory that holds something else, a change of settings that the run cannot
+            make, or an unknown prompt set, reward or tracker.
+        RewardError: if a reward failed, after a checkpoint is saved.
         KeyboardInterrupt: from a second Ctrl-C during the iterations.
     """
     processes = processes or Processes()
@@ -81,10 +87,16 @@ def train(
 
 
 def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
-    """The prompts and the reward of the settings, before anything expensive is begun.
+    """Loads the prompts and the reward of the settings, before any expensive work.
+
+    Args:
+        task: the settings.
+
+    Returns:
+        The prompt set and the training reward.
 
     Raises:
-        ValueError: for prompts or rewards, also for evaluation, that are not there or cannot be loaded.
+        ValueError: for prompts or rewards, including those of evaluation, that do not exist or cannot be loaded.
     """
     prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
     if task.accuracy is not None:
@@ -93,7 +105,7 @@ def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
 
 
 class _Loop:
-    """A run: what it is made of, and the order of its parts."""
+    """A run: its parts, and their order."""
 
     def __init__(
         self,
@@ -116,7 +128,7 @@ class _Loop:
         self._saved = 0
 
     def prepare(self) -> Evaluation:
-        """Scores the starting weights, then loads those of the checkpoint."""
+        """Scores the starting weights, then loads the checkpoint, if there is one."""
         random_state.seed(self.config.task.seed)
         self.trackers.start(self.config.flat() if self.start.checkpoint is None else None)
         before = self._evaluation("before")
@@ -127,7 +139,7 @@ class _Loop:
         return before
 
     def iterate(self, stop: StopRequest) -> Budget:
-        """Runs iterations until the budget is used up or a stop is asked for; the weights are written in any case."""
+        """Runs iterations until the budget is used or a stop is requested; saves the weights in any case."""
         own, state = self.config.run, self.state
         budget = Budget(own.num_iterations, own.minutes, state.num_iterations, state.seconds)
         bar = ProgressBar(hidden=not self.processes.is_main)
@@ -144,11 +156,11 @@ class _Loop:
                     self._save()
             self._save()
         except RewardError:
-            self._save()  # all processes hear of it before anything of the iteration is learnt
+            self._save()  # the error is raised in all processes, before the iteration changes any weight
             self._write_tuned()
             raise
         except BaseException:
-            if self.processes.count == 1:  # the others of many would not be there to put sharded weights together
+            if self.processes.count == 1:  # with several, the others may be gone, and sharded weights need all of them
                 self._write_tuned()
             raise
         finally:
@@ -157,7 +169,7 @@ class _Loop:
         return budget
 
     def finish(self, before: Evaluation) -> Evaluation:
-        """Writes the pictures and the scores of the tuned policy."""
+        """Draws the plots, and scores the tuned policy."""
         if self.processes.is_main and (metrics := self.run.read_metrics()):
             training_curve(self.run.curve, metrics)
             hacking_signs(self.run.signs, metrics, self.reward.weights)
@@ -168,16 +180,16 @@ class _Loop:
         return after
 
     def report(self, sentence: str) -> None:
-        """Tells the user; the main process speaks for all."""
+        """Reports a sentence; only the main process does."""
         if self.processes.is_main:
             self._report(sentence)
 
     def _any(self, stops: bool) -> bool:
-        """Whether any process wants to stop: all of them must leave the loop after the same iteration."""
+        """Whether the condition holds in any process: all of them must take the same branch."""
         return bool(self.processes.max(torch.tensor(int(stops))))
 
     def _iteration(self, index: int, fraction: float) -> dict[str, float]:
-        """One `grpo_step`; its prompts and noise depend on (seed, index) alone."""
+        """One `grpo_step`; its prompts and noise depend only on (seed, index)."""
         config, task = self.config, self.config.task
         rate = learning_rate(config.optimizer, index, fraction)
         set_learning_rate(self.state.optimizer, rate)
@@ -201,7 +213,7 @@ class _Loop:
             self.trackers.log({f"train/{name}": value for name, value in metrics.items()}, done)
 
     def _save(self) -> None:
-        """Writes a checkpoint, unless there is one of this iteration or nothing was done."""
+        """Writes a checkpoint, unless there is one for this iteration or no iteration was done."""
         if self.state.num_iterations == 0 or self.state.num_iterations == self._saved:
             return
         if self.processes.is_main:
@@ -216,7 +228,7 @@ class _Loop:
             self.report(f"after {done} iterations: {summary(evaluation)}")
 
     def _evaluation(self, name: str | None = None) -> Evaluation:
-        """The evaluation at this point, from the run directory if it is there already; with a name it is reported."""
+        """The evaluation at this point, from the run directory if it is there; with a name, it is reported."""
         done = self.state.num_iterations
         known = self.run.evaluation(done) if self.processes.is_main else None
         if self._any(known is not None):
@@ -235,7 +247,7 @@ class _Loop:
         return evaluation
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Inside this context the policy has its average weights, if the run keeps an average."""
+        """Inside this context, the policy has its average weights, if the run keeps an average."""
         return nullcontext() if self.state.average is None else self.state.average.applied()
 
     def _write_tuned(self) -> None:
@@ -246,7 +258,11 @@ class _Loop:
 
 
 def summary(evaluation: Evaluation) -> str:
-    """The overall result in one phrase."""
+    """Returns the overall result as one phrase.
+
+    Args:
+        evaluation: the scores.
+    """
     row = evaluation.table()[OVERALL]
     accuracy = f"strict accuracy {row['accuracy']:.3f}, " if "accuracy" in row else ""
     return f"{accuracy}reward {row['reward']:.3f} on {row['num_images']} held-out images"

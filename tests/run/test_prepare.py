@@ -1,4 +1,4 @@
-"""The precision in which a network computes."""
+"""The precision of a network's calls."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def test_autocast_keeps_the_weights_and_sees_their_updates():
     assert not torch.equal(network(rows), first), "a cast of the old weights was kept"
     with pytest.raises(RuntimeError):
         network(torch.randn(2, 5))
-    assert not torch.is_autocast_enabled("cpu"), "a call that fails leaves autocast on"
+    assert not torch.is_autocast_enabled("cpu"), "a failed call must not leave autocast on"

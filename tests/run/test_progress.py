@@ -9,7 +9,7 @@ import pytest
 from tempflow_fast.run.progress import Budget, ProgressBar
 
 
-def test_the_bar_shows_how_a_run_goes(capsys, monkeypatch):
+def test_the_bar_shows_the_progress_of_a_run(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     budget, bar = Budget(num_iterations=4, minutes=None), ProgressBar()

@@ -1,4 +1,4 @@
-"""A run that is cut goes on as if it had not been: bit for bit on the CPU, also after kill -9."""
+"""A run that is interrupted and resumed matches one that is not: bit for bit on the CPU, also after kill -9."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def state(run: RunDirectory) -> dict[str, torch.Tensor]:
-    """Every tensor that a run leaves: weights, average, optimizer, random states, the tuned model."""
+    """Every tensor that a run saves: weights, average, optimizer, random states, the tuned model."""
     files = [*latest_checkpoint(run.checkpoints).rglob("*.safetensors"), *run.model.rglob("*.safetensors")]
     files += [*run.lora.rglob("*.safetensors"), *run.evaluations.rglob("*.safetensors")]
     return {
@@ -43,11 +43,11 @@ def test_twelve_iterations_are_five_a_kill_and_the_rest(tmp_path):
     assert any("average" in name for name in state(whole))
     cut = RunDirectory(tmp_path / "cut")
     cut.path.mkdir()
-    cut.write_config(config)  # whose settings the command takes: a run that died before its first checkpoint
+    cut.write_config(config)  # the command takes these settings: a run that died before its first checkpoint
     command = [sys.executable, "-m", "tempflow_fast", "train", "--output", str(cut.path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
-            # Beyond the checkpoint, so that work is lost and done again.
+            # After the checkpoint, so that work is lost and done again.
             wait_for(lambda: (cut.checkpoints / "000005").is_dir() and len(cut.read_metrics()) > 5, process)
         finally:
             process.send_signal(signal.SIGKILL)
@@ -59,7 +59,7 @@ def test_twelve_iterations_are_five_a_kill_and_the_rest(tmp_path):
     starts = [json.loads(line)["iteration"] for line in (cut.path / "starts.jsonl").read_text().splitlines()]
     assert starts[0] == 0
     assert starts[1] in (5, 10)
-    assert not (cut.path / ".part-model").exists(), "what the dead process was writing is swept away"
+    assert not (cut.path / ".part-model").exists(), "what the dead process was writing is removed"
 
 
 @pytest.mark.parametrize(
@@ -72,20 +72,20 @@ def test_twelve_iterations_are_five_a_kill_and_the_rest(tmp_path):
     ],
     ids=["lora", "lora in bf16", "full in bf16", "8 bit"],
 )
-def test_two_starts_are_one(tmp_path, settings):
+def test_two_starts_match_one(tmp_path, settings):
     if settings.get("optimizer") == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
-    settings = {"eval_every": 2, **settings}  # where the first start ends, it evaluates, too
+    settings = {"eval_every": 2, **settings}  # the first start also evaluates where it ends
     whole, _ = go(tmp_path / "whole", tiny_config(**settings))
     go(tmp_path / "cut", tiny_config(**settings, num_iterations=2))
     cut, said = go(tmp_path / "cut", tiny_config(**settings))
     assert_same(whole, cut)
-    expected = f"going on from {cut.checkpoints / '000002'}, with other settings than before: num_iterations: 2 -> 4"
+    expected = f"resuming from {cut.checkpoints / '000002'}, with changed settings: num_iterations: 2 -> 4"
     assert expected in said
 
 
 def test_adapter_and_average_are_what_diffusers_loads(tmp_path):
-    """The adapter of a checkpoint is the one in training, that of the run its average: both on the library's terms."""
+    """A checkpoint has the adapter in training, the run has its average; diffusers loads both."""
     config = tiny_config(lora_rank=2, ema_every=1, num_iterations=3, learning_rate=1e-2, warmup_iterations=0)
     run, _ = go(tmp_path / "run", config)
     assert not run.model.exists()
@@ -108,12 +108,12 @@ def test_adapter_and_average_are_what_diffusers_loads(tmp_path):
     assert torch.allclose(tuned.velocity(latents, 0.7, condition)[0], expected, atol=1e-6)
 
 
-def test_other_settings_are_named(tmp_path):
+def test_changed_settings_are_named(tmp_path):
     run, _ = go(tmp_path / "run", tiny_config(num_iterations=1))
     left = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     for fixed in ({"seed": 1}, {"lora_rank": 2}, {"ema_decay": None}, {"eval_images": 4}):
         name, value = next(iter(fixed.items()))
-        with pytest.raises(ValueError, match=rf"{name}: .* -> {value}: name another --output"):
+        with pytest.raises(ValueError, match=rf"{name}: .* -> {value}: choose another --output"):
             go(run.path, tiny_config(**fixed))
     assert left == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}, "nothing was touched"
     _, said = go(run.path, tiny_config(num_iterations=2, learning_rate=1e-5))
@@ -124,7 +124,7 @@ def test_other_settings_are_named(tmp_path):
     assert run.read_config().optimizer.learning_rate == 1e-5
 
 
-def test_checkpoints_rotate_and_half_ones_do_not_count(tmp_path):
+def test_checkpoints_rotate_and_incomplete_ones_are_ignored(tmp_path):
     run, _ = go(tmp_path / "run", tiny_config(num_iterations=5, checkpoint_every=2, num_checkpoints=2))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000004", "000005"]
     (run.checkpoints / "000009").mkdir()
@@ -132,7 +132,7 @@ def test_checkpoints_rotate_and_half_ones_do_not_count(tmp_path):
     assert latest_checkpoint(run.checkpoints).name == "000005"
     before = run.read_metrics()
     _, said = go(run.path, tiny_config(num_iterations=5, checkpoint_every=2, num_checkpoints=2))
-    assert run.read_metrics() == before, "a run that is done stays as it is"
+    assert run.read_metrics() == before, "a finished run stays as it is"
     assert said[-1].startswith("after training: ")
 
 
@@ -143,7 +143,7 @@ def reward(images, prompts, metadata):
 """
 
 
-def test_a_reward_that_draws_goes_on_drawing(tmp_path, monkeypatch):
+def test_a_reward_that_draws_random_numbers_resumes_its_sequence(tmp_path, monkeypatch):
     (tmp_path / "drawing_judge.py").write_text(DRAWING)
     monkeypatch.syspath_prepend(tmp_path)
     settings = {"reward": "drawing_judge:reward", "num_branches": 3, "eval_images": 1}
@@ -171,12 +171,12 @@ FAILURES = {
     "length": ("scores = scores[1:]", r"sample 0 .*scores must be \[12\], one per image, got \[11\]"),
     "hang": ("time.sleep(20)", "sample 0 .*no result within 0.5 s"),
 }
-"""What a reward does -> its line, and what the error says of its 12 images (3 prompts, 2 steps, 2 branches)."""
+"""Failure -> the line that causes it, and what the error says; there are 12 images (3 prompts, 2 steps, 2 branches)."""
 
 
 @pytest.mark.filterwarnings("ignore:reward .* failed on")
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failed_reward_leaves_what_was_learnt(tmp_path, monkeypatch, failure):
+def test_a_failed_reward_leaves_the_weights_so_far(tmp_path, monkeypatch, failure):
     line, reason = FAILURES[failure]
     (tmp_path / f"judge_{failure}.py").write_text(FAILING.format(failure=failure, line=line))
     monkeypatch.syspath_prepend(tmp_path)

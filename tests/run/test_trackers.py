@@ -28,7 +28,7 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     from accelerate import tracking
 
     monkeypatch.setattr(tracking, "get_available_trackers", list)
-    with pytest.raises(ValueError, match="trackers must be installed, got 'wandb', which is not: pip install wandb"):
+    with pytest.raises(ValueError, match="names must be trackers that are installed, got 'wandb': pip install wandb"):
         Trackers(("wandb",), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Training on the embedded default, in little: the run directory, its repeatability, and what Ctrl-C leaves."""
+"""Short runs of the default recipe: the run directory, reproducibility, and what Ctrl-C leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`accelerate launch -m tempflow_fast train`: two real processes come to what one does, and only one of them writes."""
+"""`accelerate launch -m tempflow_fast train`: two real processes compute what one does, and only one of them writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def launch(launcher: list[str], *arguments: str, **environment: str) -> subproce
 
 @pytest.mark.slow
 def test_two_processes_train_resume_and_write_once(tmp_path):
-    """Whole networks, then sharded ones, then whole ones again: each goes on from what the others saved."""
+    """Whole networks, then sharded ones, then whole ones again: each start resumes what the last one saved."""
     settings = {"num_iterations": 3, "eval_every": 2, "eval_images": 5, "learning_rate": 1e-3, "warmup_iterations": 0}
     config = tiny_config(**settings, device="auto")
     alone, _ = go(tmp_path / "alone", config)
@@ -44,7 +44,7 @@ def test_two_processes_train_resume_and_write_once(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         assert f", 2 processes by {kind}\n" in done.stdout
         assert done.stdout.count("before training: ") == 1, "only one process speaks"
-    assert f"going on from {run.checkpoints / '000002'}" in done.stdout
+    assert f"resuming from {run.checkpoints / '000002'}" in done.stdout
     assert [row["iteration"] for row in run.read_metrics()] == [1, 2, 3]
     for ours, theirs in zip(alone.read_metrics(), run.read_metrics(), strict=True):
         assert ours.keys() == theirs.keys()
@@ -112,10 +112,10 @@ def test_a_memory_limit_cuts_the_calls(capsys):
     for limit in ("1", "0.06"):
         assert main([*arguments, limit]) == 0
         text = capsys.readouterr().out
-        training, rollout = map(int, re.search(r"calls of at most (\d+) and (\d+) rows", text).groups())
+        training, rollout = map(int, re.search(r"at most (\d+) rows per training call and (\d+) per", text).groups())
         assert 1 <= rollout <= 64, "the recipe's own limit"
         rows.append(training)
-        needed.append(float(re.search(r"about ([\d.]+) in all", text)[1]))
+        needed.append(float(re.search(r"about ([\d.]+) in total", text)[1]))
     assert 1 <= rows[1] < rows[0]
     assert needed[1] <= 0.06 < needed[0]
     assert main([*arguments, "0.001"]) == 2
