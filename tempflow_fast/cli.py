@@ -1,4 +1,4 @@
-"""The command line: `tempflow-fast COMMAND`, read by tyro from the dataclasses in `commands`."""
+"""The command line, `tempflow-fast COMMAND`: tyro reads it from the dataclasses in `commands`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ DESCRIPTION = "TempFlow-GRPO: reinforcement learning for text-to-image flow mode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its status: 0, 2 for a bad argument or file (one line on stderr), 130 after Ctrl-C.
+    """Runs a command.
+
+    Args:
+        arguments: the command and its options; None: those of this process.
+
+    Returns:
+        The exit status: 0; 2 for a bad argument or file, with one line on stderr; 130 after Ctrl-C.
 
     Raises:
-        SystemExit: for help (0), and for options that do not exist or cannot be read (2).
+        SystemExit: for help (0), and for options that do not exist or cannot be parsed (2).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["--version"]:
@@ -28,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _parse(arguments)()
-    except BrokenPipeError:  # `tempflow-fast recipes | head`: the reader is gone
+    except BrokenPipeError:  # as in `tempflow-fast recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
         return _fail(arguments, error)
     except RuntimeError as error:
-        from .processes import ProcessLostError  # only now: they import torch
+        from .processes import ProcessLostError  # imported only here, because they import torch
         from .rewards import RewardError
 
         if isinstance(error, (RewardError, ProcessLostError)):
@@ -46,20 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(arguments: Sequence[str], error: Exception) -> int:
-    """Says in one line what went wrong."""
+    """Prints one line about the error and returns the exit status."""
     print(f"tempflow-fast {arguments[0]}: {error}", file=sys.stderr)
     return BAD_ARGUMENT
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    """The command with its options; those of `train` have the defaults of its recipe."""
-    defaults = {"train": Train.defaults(arguments)} if "train" in arguments[:1] else {}
-    commands = [
-        Annotated[kind, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
-        for name, kind in COMMANDS.items()
-    ]
+    """The command with its options; the defaults of `train` are those of the recipe."""
+    options: dict[str, Any] = {"train": {"default": Train.defaults(arguments)}} if "train" in arguments[:1] else {}
+    commands = [Annotated[kind, tyro.conf.subcommand(name, **options.get(name, {}))] for name, kind in COMMANDS.items()]
+    any_command: Any = Union[tuple(commands)]  # noqa: UP007  the tuple is made at run time
     return tyro.cli(
-        Union[tuple(commands)],  # noqa: UP007  a tuple made at run time
+        any_command,
         prog="tempflow-fast",
         description=DESCRIPTION,
         args=arguments or ["--help"],

@@ -1,6 +1,6 @@
-"""The commands of `tempflow-fast`: one file each, a dataclass whose fields are its options, called to run it.
+"""The commands of `tempflow-fast`, one file each: a dataclass whose fields are the options and whose call is the run.
 
-What a command needs beyond its options is imported when it runs, so that help and mistakes are answered at once.
+What a command needs beyond its options is imported when it runs, so that help and errors appear at once.
 """
 
 from __future__ import annotations

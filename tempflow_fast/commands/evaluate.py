@@ -10,6 +10,7 @@ from ..choices import SHAPES_PROMPTS
 from ..files import check_writable, write_json
 from ..settings.fields import SCORES
 from .model import Model
+from .options import require_option
 
 if TYPE_CHECKING:
     from ..evaluation.directory import EvaluationDirectory
@@ -19,44 +20,44 @@ if TYPE_CHECKING:
     from ..settings.run import TrainConfig
 
 IMAGES_AT_ONCE = 16
-"""Where the settings have no limit: scores are kept after so many images of each process."""
+"""Default for `max_batch`: scores are saved after this number of images per process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Scores a model on fixed prompts and fixed noise, task by task.
 
-    Works under accelerate launch, too. With --directory every score is kept as it comes, the same command goes on after
+    Also works under accelerate launch. With --directory, every score is saved at once, the same command resumes after
     Ctrl-C or a crash, and two evaluations can be compared.
     """
 
     source: Model = field(default_factory=Model)
     prompts: str | None = None
-    """All prompts of this source, as in training; None: the held-out ones of the run or the recipe."""
+    """Source of prompts, as in training; all of them are drawn. None: the held-out prompts of the run or the recipe."""
     per_prompt: int | None = None
-    """Images of each prompt in --prompts; GenEval draws 4. None: 1."""
+    """Number of images per prompt in --prompts; GenEval draws 4. None: 1."""
     rewards: str | None = None
-    """What to score, such as geneval,pickscore: each under its own name. None: as the run or the recipe does."""
+    """Rewards to report, such as geneval,pickscore, each under its own name; None: those of the run or the recipe."""
     images: int | None = None
-    """How many images to draw; None: as many as the run or the recipe does, or --per-prompt."""
+    """Number of images to draw; None: as in the run or the recipe, or by --per-prompt."""
     steps: int | None = None
     """Denoising steps, on the model's own schedule; None: as in the run or the recipe."""
     guidance_scale: float | None = None
-    """Guidance, 1 turns it off; None: as in the run or the recipe."""
+    """Guidance scale; 1 turns guidance off; None: as in the run or the recipe."""
     resolution: int | None = None
     """Side of the images in pixels; None: as in the run or the recipe."""
     max_batch: int | None = None
-    """Most images at once in each process; None: as in the run or the recipe."""
+    """Maximum number of images at once in each process; None: as in the run or the recipe."""
     seed: int | None = None
-    """Decides prompts and noise; None: as in the run or the recipe."""
+    """Seed of the prompts and the noise; None: as in the run or the recipe."""
     output: Path | None = None
-    """A JSON file to write the table to, too."""
+    """JSON file to write the table to."""
     directory: Path | None = None
-    """Where to keep scores as they come, a report, a contact sheet and histograms."""
+    """Directory for the scores, saved as they arrive, a report, a contact sheet and histograms."""
     save_images: bool = False
-    """Keep every image in --directory, not only the first ones."""
+    """Save every image in --directory, not only the first ones."""
     compare: Path | None = None
-    """Directory of another evaluation of the same prompts and noise, to which the difference is shown."""
+    """Directory of another evaluation with the same prompts and noise; the report shows the difference to it."""
 
     def __call__(self) -> int:
         from ..processes import launched
@@ -78,14 +79,13 @@ class Evaluate:
         return 0
 
     def _config(self) -> TrainConfig:
-        """The settings of the run or the recipe, as the options change them."""
+        """The settings of the run or the recipe, changed by the options."""
         for name in ("save_images", "compare"):
-            if getattr(self, name) and self.directory is None:
-                raise ValueError(f"--{name.replace('_', '-')} must be given with --directory")
-        if self.per_prompt is not None and (self.prompts is None or self.images is not None or self.per_prompt < 1):
-            raise ValueError(
-                f"--per-prompt must be >= 1 and go with --prompts, without --images, got {self.per_prompt}"
-            )
+            holds = self.directory is not None or not getattr(self, name)
+            require_option(holds, name, "given together with --directory", "no --directory")
+        if self.per_prompt is not None:
+            holds = self.per_prompt >= 1 and self.prompts is not None and self.images is None
+            require_option(holds, "per_prompt", ">= 1, with --prompts and without --images", self.per_prompt)
         config = self.source.config(
             eval_images=self.images,
             eval_seed=self.seed,
@@ -115,7 +115,7 @@ class Evaluate:
         return task_measure(config.task) if self.rewards is None else reward_measure(self.rewards)
 
     def _evaluation(self, config: TrainConfig, processes: Processes) -> Evaluation | None:
-        """Drawn and scored, or gone on with, or read where it is complete; the main process has it."""
+        """A new evaluation, a resumed one, or one that is complete; None in all but the main process of a directory."""
         from ..evaluation.compare import check_comparable
         from ..evaluation.directory import EvaluationDirectory
         from ..evaluation.evaluate import evaluate, heldout
@@ -131,7 +131,7 @@ class Evaluate:
         if not store.is_complete():
             measure, policy = self._measure(config), self.source.load(config, processes.device)
             noise = Noise(config.evaluation.eval_seed, tuple(policy.latent_shape))
-            if self.compare is not None:  # before hours of drawing
+            if self.compare is not None:  # before hours of sampling
                 check_comparable(metadata, noise, EvaluationDirectory(self.compare).evaluation())
             if processes.is_main:
                 store.note_noise(noise)
@@ -144,7 +144,7 @@ class Evaluate:
         return None if self.directory is None else EvaluationDirectory(self.directory, self.save_images)
 
     def _facts(self, config: TrainConfig) -> dict[str, Any]:
-        """What the scores depend on."""
+        """What the scores depend on, by name."""
         from ..evaluation.directory import digest
 
         settings, tuned = config.flat(), self.source.tuned_files()
@@ -153,7 +153,7 @@ class Evaluate:
         return {"weights": weights, "rewards": rewards, **{name: settings[name] for name in config.marked(SCORES)}}
 
     def _report(self, evaluation: Evaluation) -> None:
-        """Writes and says what goes with a directory."""
+        """Writes the files of --directory and prints what they are."""
         directory = self._directory()
         if directory is None:
             return
@@ -161,7 +161,7 @@ class Evaluate:
         from ..evaluation.curves import reward_histograms
         from ..evaluation.directory import EvaluationDirectory
         from ..evaluation.report import as_json, comparison, intervals_as_json, report
-        from ..evaluation.sheets import contact_sheet
+        from ..evaluation.sheets import evaluation_sheet
 
         facts = directory.facts()
         text, data, shown = report(evaluation, facts), as_json(evaluation, facts), {str(directory.path): evaluation}
@@ -175,7 +175,6 @@ class Evaluate:
             shown[str(self.compare)] = old
         directory.write_text("report.md", text)
         write_json(directory.path / "scores.json", data)
-        captions = [entry["prompt"] for entry in evaluation.metadata[: len(evaluation.images)]]
-        contact_sheet(directory.path / "samples.png", evaluation.images, captions)
+        evaluation_sheet(directory.path / "samples.png", evaluation)
         reward_histograms(directory.path / "rewards.png", shown)
         print(f"\nwrote {directory.path}: report.md, scores.json, samples.png, rewards.png")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Says what was built and which body serves each op."""
+    """Shows what was built, and which implementation each op uses."""
 
     def __call__(self) -> int:
         from ..ops.info import info

@@ -1,4 +1,4 @@
-"""Which model a command looks at."""
+"""The options that name a model and its settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choices import DEFAULT_RECIPE
+from .options import require_option
 
 if TYPE_CHECKING:
     import torch
@@ -17,21 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The model to look at, and with which settings."""
+    """The model and its settings."""
 
     model: str | None = None
-    """`embedded` for the packaged one, a pipeline directory of diffusers, or a hub name; None: the recipe's."""
+    """`embedded` for the packaged model, a diffusers pipeline directory, or a hub name; None: the recipe's model."""
     lora: Path | None = None
-    """An adapter to use with it, file or directory as diffusers' `load_lora_weights` takes them."""
+    """Adapter to load into the model: a file or directory that diffusers' `load_lora_weights` accepts."""
     weights: Path | None = None
-    """A run directory, whose tuned model and settings to take instead."""
+    """Run directory whose tuned model and settings to use instead."""
     recipe: str | None = None
-    """Settings to start from, see tempflow-fast recipes; None: those of the run in --weights, else shapes."""
+    """Recipe with the settings, see tempflow-fast recipes; None: the settings of the run in --weights, else shapes."""
     device: str | None = None
-    """Where the model lives: cpu, cuda, cuda:1, ..., or auto; None: as in the settings."""
+    """Device of the model: cpu, cuda, cuda:1, ..., or auto; None: the device in the settings."""
 
     def config(self, **settings: Any) -> TrainConfig:
-        """The settings of the run or the recipe, with some replaced; None leaves one as it is.
+        """Returns the settings of the run or the recipe, with some replaced.
+
+        Args:
+            **settings: new values by setting name; None keeps the value.
 
         Raises:
             ValueError: for options that contradict each other, an unknown recipe, or settings out of range.
@@ -40,8 +44,8 @@ class Model:
         from ..settings.recipes import get_recipe
 
         for name in ("model", "lora", "recipe"):
-            if self.weights is not None and getattr(self, name) is not None:
-                raise ValueError(f"--{name} must not be given beside --weights, got {getattr(self, name)}")
+            given = getattr(self, name)
+            require_option(self.weights is None or given is None, name, "left out with --weights", given)
         if self.weights is None:
             config = get_recipe(self.recipe or DEFAULT_RECIPE)
         else:
@@ -50,7 +54,15 @@ class Model:
         return config.with_settings(**{name: value for name, value in settings.items() if value is not None})
 
     def load(self, config: TrainConfig, device: torch.device | None = None) -> Policy:
-        """The policy: the run's tuned one, or the model as it is; `device`: where it has to be, among processes."""
+        """Loads the run's tuned model, or the model as it is.
+
+        Args:
+            config: the settings.
+            device: the device of this process, if several share the work; None: the device in the settings.
+
+        Raises:
+            ValueError: if the model or the adapter cannot be loaded.
+        """
         from ..run.directory import RunDirectory
         from ..run.prepare import plain_policy, tuned_policy
 
@@ -59,7 +71,7 @@ class Model:
         return tuned_policy(config.policy, RunDirectory(self.weights), device)
 
     def tuned_files(self) -> Path | None:
-        """Where the weights that training made lie; None for a model as it is."""
+        """Returns the path of the tuned weights; None for a model as it is."""
         from ..run.directory import RunDirectory
 
         if self.weights is None:

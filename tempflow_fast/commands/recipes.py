@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
-    """Lists the recipes: what each trains, where its settings come from, and how it differs from the defaults."""
+    """Lists the recipes: what each one trains, where its settings come from, and how it differs from the defaults."""
 
     def __call__(self) -> int:
         from ..settings.recipes import RECIPES
@@ -18,7 +18,7 @@ class Recipes:
             for setting, (_, value) in differences(TrainConfig(), recipe()).items():
                 print(f"        {setting} = {value}")
             print()
-        print("Start one by tempflow-fast train --recipe NAME --output RUN; --setting value changes any setting.")
+        print("To start one: tempflow-fast train --recipe NAME --output RUN. To change a setting: --setting value.")
         return 0
 
 

@@ -9,29 +9,28 @@ import tyro
 
 from ..files import check_writable
 from .model import Model
+from .options import require_option
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Draws images of prompts with the sampler that training used, and writes them as one PNG."""
+    """Draws images for prompts with the settings of training, and writes them as one PNG."""
 
     output: Path
-    """The PNG to write."""
+    """PNG file to write."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """What to draw."""
+    """Prompt to draw; may be given several times."""
     source: Model = field(default_factory=Model)
     count: int = 6
-    """Images per prompt."""
+    """Number of images per prompt."""
     seed: int = 0
-    """Decides the noise."""
+    """Seed of the noise."""
 
     def __call__(self) -> int:
-        if not self.prompt:
-            raise ValueError("--prompt must be given, got none")
-        if self.count < 1:
-            raise ValueError(f"--count must be >= 1, got {self.count}")
-        if blank := [prompt for prompt in self.prompt if not prompt.strip()]:
-            raise ValueError(f"--prompt must say something, got {blank[0]!r}")
+        require_option(bool(self.prompt), "prompt", "given", "none")
+        require_option(self.count >= 1, "count", ">= 1", self.count)
+        for prompt in self.prompt:
+            require_option(bool(prompt.strip()), "prompt", "a text that is not blank", repr(prompt))
         config = self.source.config()
         check_writable(self.output)
         from ..evaluation.sample import sample_images

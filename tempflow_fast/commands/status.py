@@ -2,4 +2,4 @@
 
 BAD_ARGUMENT = 2
 INTERRUPTED = 130
-"""After Ctrl-C, as shells have it."""
+"""After Ctrl-C, as in shells."""

@@ -25,25 +25,30 @@ LIMITS = ("num_iterations", "minutes")
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Trains a model and writes a run directory, or goes on with one.
+    """Trains a model and writes a run directory, or resumes the run in it.
 
-    The directory gets the settings, metrics, checkpoints, scores and samples before and after, and the tuned weights.
-    Ctrl-C ends a run early and keeps what was learnt; the same command goes on with it, also after a crash.
+    The directory gets the settings, the metrics, checkpoints, scores and samples before and after, and the tuned
+    weights. Ctrl-C ends a run early and saves the weights. The same command resumes the run, also after a crash.
     """
 
     output: Path
-    """Run directory: a new or empty one, or that of an earlier run to go on with."""
+    """Run directory: a new or empty one, or that of a run to resume."""
     recipe: str | None = None
-    """Settings to start from, see tempflow-fast recipes; None: those of the run in --output, else shapes."""
+    """Recipe with the settings, see tempflow-fast recipes; None: the settings of the run in --output, else shapes."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the last checkpoint in --output, if there is one; never: refuse a directory in use."""
+    """auto: resume from the last checkpoint in --output, if there is one; never: refuse a directory in use."""
     dry_run: bool = False
-    """Print who does what in an iteration and what it costs, and end."""
+    """Print what each process does in an iteration and what it costs, without training."""
     settings: TrainConfig = field(default_factory=TrainConfig)
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> Train:
-        """What the options are where `arguments` do not set them: the recipe or the run decides, and it is among them.
+        """Returns the options that hold where `arguments` do not set them.
+
+        They come from the recipe or the run, which `arguments` name.
+
+        Args:
+            arguments: the command line.
 
         Raises:
             ValueError: for an unknown recipe.
@@ -54,7 +59,7 @@ class Train:
             settings = run.read_config()
         else:
             settings = get_recipe(given.recipe or DEFAULT_RECIPE)
-        # Whoever names one limit wants that one, not the recipe's other one as well.
+        # A limit on the command line replaces both limits of the recipe.
         limits = {name for name in LIMITS if getattr(given, name) is not None}
         if len(limits) == 1:
             settings = settings.with_settings(**{name: None for name in LIMITS if name not in limits})
@@ -75,7 +80,7 @@ class Train:
         from ..run.trackers import Trackers
         from ..run.train import find_task, train
 
-        # Before the model is loaded: what is not there is said at once.
+        # What is missing is reported before the model is loaded.
         if processes.is_main and (self.resume == "never" or not run.exists()):
             run.check_free()
         find_task(config.task)
@@ -95,7 +100,7 @@ class Train:
 
 
 def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None]) -> int:
-    """Prints the geometry, then what it takes of memory, for which the model has to be there."""
+    """Prints the geometry of an iteration and, if the model can be loaded, the memory it needs."""
     from ..run.prepare import fitted, prepare_policy
 
     say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))
@@ -104,7 +109,7 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
     try:
         policy = prepare_policy(replace(config.policy, device="cpu"))
     except ValueError as error:
-        say(f"\nmemory: not known, for the model is not here: {error}")
+        say(f"\nmemory: not known, because the model cannot be loaded: {error}")
         return 0
     config, memory = fitted(config, policy, processes.count)
     say(f"\n{memory}")
@@ -112,7 +117,7 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
 
 
 def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options that decide the defaults of the others, before these are read."""
+    """The options that decide the defaults of the others, parsed first."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--recipe", "--output", "--resume", "--minutes"):
         parser.add_argument(option, nargs="?")
