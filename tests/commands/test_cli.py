@@ -64,7 +64,6 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"tempflow-fast {tempflow_fast.__version__}\n"
 
 
-
 @pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
 def test_bad_argument_is_one_line(workplace, capsys, arguments, words):
     assert main(arguments) == 2
