@@ -69,12 +69,14 @@ def test_a_policy_used_as_a_library_prints_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_reward_used_as_a_library_prints_nothing(tmp_path):
     clip_model(tmp_path)
     done = run(REWARD, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_own_settings_win_and_stay(tmp_path):
     done = run(OWN_SETTINGS, tmp_path)
     assert done.returncode == 0, done.stderr
