@@ -1,8 +1,8 @@
 """The untrained shapes pipeline: every part a tiny configuration of the class that Stable Diffusion 3 uses.
 
 24-pixel images, a VAE of factor 4 with 12 channels (6 x 6 latents), two CLIP text encoders of width 64 on 12 tokens,
-no T5, and a four-block MMDiT of width 96. diffusers and transformers are imported on use: naming the world must not
-load them.
+no T5, and a six-block MMDiT of width 128 on 3 x 3 patches. diffusers and transformers are imported on use: naming the
+world must not load them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ TEXT_WIDTH = 64
 LATENT_CHANNELS = 12
 VAE_FACTOR = 4
 LATENT_SIZE = IMAGE_SIZE // VAE_FACTOR
+PATCH_SIZE = 2
+HEADS, HEAD_WIDTH = 4, 32
 BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
@@ -100,21 +102,21 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """A four-block MMDiT with one token per latent pixel, its output layer and gates zero at the start."""
+    """A six-block MMDiT with a token for every 2 x 2 latent pixels, its output layer and gates zero at the start."""
     from diffusers import SD3Transformer2DModel
 
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
-        patch_size=1,
+        patch_size=PATCH_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        num_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=3,
-        caption_projection_dim=96,
+        num_layers=6,
+        attention_head_dim=HEAD_WIDTH,
+        num_attention_heads=HEADS,
+        caption_projection_dim=HEADS * HEAD_WIDTH,
         joint_attention_dim=2 * TEXT_WIDTH,
         pooled_projection_dim=2 * TEXT_WIDTH,
-        pos_embed_max_size=LATENT_SIZE,
+        pos_embed_max_size=LATENT_SIZE // PATCH_SIZE,
         qk_norm="rms_norm",
     )
     gates = [block.norm1.linear for block in model.transformer_blocks]

@@ -1,7 +1,8 @@
 """Prompts of the six GenEval task types about coloured shapes, in GenEval's JSONL metadata format.
 
 Every fourth prompt of a task, in a fixed shuffled order, is held out: reinforcement learning never sees it, evaluation
-uses only it.
+uses only it. Apart from that, every sixth combination of two shapes with two colours, or with an axis, is new to the
+packaged pipeline: pretraining never saw any of its prompts, whichever way round.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from itertools import permutations, product
+from functools import cache
+from itertools import combinations, permutations, product
 from pathlib import Path
 
 from tempflow_fast.shapes.world import COLORS, SHAPES
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+BINDING = ("position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITES = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 HELD_OUT_EVERY = 4
+UNSEEN_EVERY = 6
 Metadata = dict
 
 
@@ -34,6 +39,29 @@ def train_prompts() -> list[Metadata]:
 def heldout_prompts() -> list[Metadata]:
     """The prompts kept for evaluation; disjoint from `train_prompts()`, every task present."""
     return _split(held_out=True)
+
+
+def pretraining_prompts() -> list[Metadata]:
+    """The prompts whose combination of words the packaged pipeline has seen."""
+    return [entry for entry in all_prompts() if _combination(entry) not in _unseen()]
+
+
+def unseen_prompts() -> list[Metadata]:
+    """The prompts of `position` and `color_attr` whose combination of words pretraining never saw."""
+    return [entry for entry in all_prompts() if _combination(entry) in _unseen()]
+
+
+def opposite(entry: Metadata) -> Metadata:
+    """The prompt with the same words bound the other way: the opposite relation, or the two colours swapped.
+
+    ValueError for the tasks that bind nothing.
+    """
+    first, second = entry["include"] if entry["tag"] in BINDING else (None, None)
+    if entry["tag"] == "position":
+        return _placed(second["class"], OPPOSITES[second["position"][0]], first["class"])
+    if entry["tag"] == "color_attr":
+        return _colored((first["class"], second["class"]), (second["color"], first["color"]))
+    raise ValueError(f"opposite: entry must be of {' or '.join(BINDING)}, got {entry['tag']!r}")
 
 
 def draw(prompts: Sequence[Metadata], count: int, rng: random.Random) -> list[Metadata]:
@@ -78,7 +106,7 @@ def _counting() -> list[Metadata]:
         _metadata(
             "counting",
             [{"class": kind, "count": count}],
-            f"{word} {_plural(kind)}",
+            f"{word} {plural(kind)}",
             exclude=[{"class": kind, "count": count + 1}],
         )
         for kind, (count, word) in product(SHAPES, NUMBERS.items())
@@ -93,26 +121,47 @@ def _colors() -> list[Metadata]:
 
 
 def _position() -> list[Metadata]:
-    return [
-        _metadata(
-            "position",
-            [{"class": anchor, "count": 1}, {"class": kind, "count": 1, "position": [relation, 0]}],
-            f"a {kind} {relation} a {anchor}",
-        )
-        for (kind, anchor), relation in product(permutations(SHAPES, 2), RELATIONS)
-    ]
+    return [_placed(kind, relation, anchor) for (kind, anchor), relation in product(permutations(SHAPES, 2), RELATIONS)]
+
+
+def _placed(kind: str, relation: str, anchor: str) -> Metadata:
+    include = [{"class": anchor, "count": 1}, {"class": kind, "count": 1, "position": [relation, 0]}]
+    return _metadata("position", include, f"a {kind} {relation} a {anchor}")
 
 
 def _color_attr() -> list[Metadata]:
-    return [
-        _metadata(
-            "color_attr",
-            [{"class": kind, "count": 1, "color": color} for kind, color in zip(kinds, colors, strict=True)],
-            f"a {colors[0]} {kinds[0]} and a {colors[1]} {kinds[1]}",
-        )
-        for kinds, colors in product(permutations(SHAPES, 2), permutations(COLORS, 2))
-    ]
+    return [_colored(kinds, colors) for kinds, colors in product(permutations(SHAPES, 2), permutations(COLORS, 2))]
 
 
-def _plural(kind: str) -> str:
+def _colored(kinds: Sequence[str], colors: Sequence[str]) -> Metadata:
+    include = [{"class": kind, "count": 1, "color": color} for kind, color in zip(kinds, colors, strict=True)]
+    return _metadata("color_attr", include, f"a {colors[0]} {kinds[0]} and a {colors[1]} {kinds[1]}")
+
+
+def plural(kind: str) -> str:
     return kind + ("es" if kind.endswith("s") else "s")
+
+
+def _combination(entry: Metadata) -> tuple | None:
+    """What a prompt binds, whichever way round: its two shapes with its two colours, or with its relation's axis."""
+    if entry["tag"] not in BINDING:
+        return None
+    first, second = entry["include"]
+    if entry["tag"] == "color_attr":
+        words = {first["color"], second["color"]}
+    else:
+        relation = second["position"][0]
+        words = {relation, OPPOSITES[relation]}
+    return entry["tag"], frozenset((first["class"], second["class"])), frozenset(words)
+
+
+@cache
+def _unseen() -> frozenset[tuple]:
+    """Every sixth combination of each binding task, in a fixed shuffled order."""
+    words = {"position": (RELATIONS[:2], RELATIONS[2:]), "color_attr": tuple(combinations(COLORS, 2))}
+    unseen = []
+    for tag, choices in words.items():
+        found = [(tag, frozenset(k), frozenset(w)) for k, w in product(combinations(SHAPES, 2), choices)]
+        random.Random(tag).shuffle(found)
+        unseen += found[::UNSEEN_EVERY]
+    return frozenset(unseen)

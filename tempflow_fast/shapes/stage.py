@@ -2,86 +2,129 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-BATCH = 64
 SAVE_EVERY = 500
-EVAL_EVERY = 1000
 LOG_EVERY = 100
 WARM_UP = 100
 
 
-class Stage:
-    """One training run to a fixed number of steps that survives being stopped: AdamW, cosine rate, averaged weights."""
+def falling(done: float) -> float:
+    """The share of the rate at a share of all steps: half a cosine down to 0."""
+    return 0.5 + 0.5 * math.cos(math.pi * done)
 
-    def __init__(self, name: str, parts: nn.ModuleDict, rate: float, steps: int, directory: Path) -> None:
-        self.name, self.parts, self.rate, self.steps = name, parts, rate, steps
-        self.path = directory / f"{name}.pt"
+
+def steady(done: float) -> float:
+    """The whole rate all the time, so that a run may go on past its last step; the average of weights settles it."""
+    return 1.0
+
+
+class Stage:
+    """One training run that survives being stopped: it keeps everything in `directory/name.pt`.
+
+    Args:
+        parts: what is trained, and averaged.
+        optimizers: each at its highest rate.
+        schedule: share of all steps -> share of that rate.
+        decay: of the average of weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        directory: Path,
+        schedule: Callable[[float], float] = falling,
+        decay: float = 0.995,
+    ) -> None:
+        self.name, self.parts, self.optimizers, self.directory = name, parts, optimizers, directory
+        self.schedule, self.decay, self.step = schedule, decay, 0
         self.average = {key: value.clone() for key, value in parts.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(parts.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-3)
-        self.step = 0
+        self._rates = [group["lr"] for group in self._groups()]
         if self.path.exists():
             saved = torch.load(self.path)
             parts.load_state_dict(saved["parts"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             self.average, self.step = saved["average"], saved["step"]
 
-    def run(self, loss: Callable[[int], Tensor], decay: float, evaluate: Callable[[], str] | None = None) -> None:
-        """Train to the last step; `loss(step)` gives the loss of one batch."""
+    @property
+    def path(self) -> Path:
+        return self.directory / f"{self.name}.pt"
+
+    def run(
+        self,
+        loss: Callable[[], Tensor],
+        steps: int,
+        evaluate: Callable[[], dict] | None = None,
+        every: int = 1000,
+    ) -> None:
+        """Train to step `steps`, leaving the averaged weights in place.
+
+        Args:
+            loss: gives the loss of one batch.
+            evaluate: what to add to `directory/name.jsonl` every so many steps, with the averaged weights in place.
+        """
         start, first, running = time.monotonic(), self.step, None
-        while self.step < self.steps:
-            value = loss(self.step)
-            self._update(value, decay)
+        while self.step < steps:
+            value = loss()
+            self._update(value, self.schedule(self.step / steps))
             running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
             if self.step % LOG_EVERY == 0:
                 pace = (time.monotonic() - start) / (self.step - first)
-                progress = f"{self.name} {self.step}/{self.steps} loss {running:.4f}"
-                print(f"{progress} {pace:.3f} s/step {pace * (self.steps - self.step) / 60:.1f} min left", flush=True)
-            if self.step % SAVE_EVERY == 0 or self.step == self.steps:
+                progress = f"{self.name} {self.step}/{steps} loss {running:.4f}"
+                print(f"{progress} {pace:.3f} s/step {pace * (steps - self.step) / 60:.1f} min left", flush=True)
+            if self.step % SAVE_EVERY == 0 or self.step == steps:
                 self._save()
-            if evaluate and self.step % EVAL_EVERY == 0:
-                live = self.load_average()
-                print(f"{self.name} {self.step} {evaluate()}", flush=True)
-                self.parts.load_state_dict(live)
+            if evaluate and (self.step % every == 0 or self.step == steps):
+                self.load_average()
+                self._record({"step": self.step, "loss": running, **evaluate()})
+                self.load_live()
         self.load_average()
 
-    def load_average(self) -> dict[str, Tensor]:
-        """Put the averaged weights in place; returns the live ones."""
-        live = {key: value.clone() for key, value in self.parts.state_dict().items()}
+    def load_average(self) -> None:
+        """Put the averaged weights in place, until `load_live`."""
+        self._live = {key: value.clone() for key, value in self.parts.state_dict().items()}
         self.parts.load_state_dict(self.average)
-        return live
 
-    def _update(self, loss: Tensor, decay: float) -> None:
-        done = self.step / self.steps
-        rate = self.rate * min(1.0, (self.step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * done))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
+    def load_live(self) -> None:
+        """Put the weights in place that were there before `load_average`."""
+        self.parts.load_state_dict(self._live)
+
+    def _groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def _update(self, loss: Tensor, share: float) -> None:
+        for group, rate in zip(self._groups(), self._rates, strict=True):
+            group["lr"] = rate * share * min(1.0, (self.step + 1) / WARM_UP)
+        self.parts.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
-        decay = min(decay, (1 + self.step) / (10 + self.step))
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
         for key, value in self.parts.state_dict().items():
             if value.is_floating_point():
                 self.average[key].lerp_(value, 1 - decay)
 
+    def _record(self, row: dict) -> None:
+        print(json.dumps(row), flush=True)
+        with (self.directory / f"{self.name}.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
     def _save(self) -> None:
-        state = {"parts": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"parts": self.parts.state_dict(), "optimizers": states, "average": self.average, "step": self.step}
         aside = self.path.with_suffix(".tmp")
-        torch.save({**state, "average": self.average, "step": self.step}, aside)
+        torch.save(state, aside)
         os.replace(aside, self.path)
-
-
-def batches(count: int, seed: int) -> Iterator[Tensor]:
-    """Endless shuffled index batches."""
-    rng = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=rng)[: count // BATCH * BATCH].split(BATCH)

@@ -88,24 +88,29 @@ def sample_scene(metadata: Mapping, rng: random.Random) -> Scene:
     relation = next((entry["position"][0] for entry in include if "position" in entry), None)
     for _ in range(MAX_TRIES):
         scene = _place(wanted, rng)
-        if scene and (relation is None or _placed(scene[1], scene[0], relation)):
+        if scene and (relation is None or fulfils_relation(scene[1], scene[0], relation)):
             return scene
     raise ValueError(f"sample_scene: found no place for {metadata['prompt']!r} in {MAX_TRIES} tries")
 
 
+def corners() -> list[tuple[int, int]]:
+    """The places for a shape's top left pixel, x, y."""
+    along = range(0, IMAGE_SIZE - SHAPE_SIZE + 1, POSITION_GRID)
+    return [(x, y) for x in along for y in along]
+
+
 def _place(wanted: Sequence[tuple[str, str]], rng: random.Random) -> Scene:
     """Each shape in turn on a random corner that is clear of the others; empty where the room runs out."""
-    corners = range(0, IMAGE_SIZE - SHAPE_SIZE + 1, POSITION_GRID)
     scene: Scene = ()
     for kind, color in wanted:
-        free = [s for s in (Shape(kind, color, x, y) for x in corners for y in corners) if all(map(s.clear_of, scene))]
+        free = [s for s in (Shape(kind, color, *corner) for corner in corners()) if all(map(s.clear_of, scene))]
         if not free:
             return ()
         scene += (rng.choice(free),)
     return scene
 
 
-def _placed(shape: Shape, anchor: Shape, relation: str) -> bool:
+def fulfils_relation(shape: Shape, anchor: Shape, relation: str) -> bool:
     """Is `shape` plainly in `relation` to `anchor`: apart along one axis, roughly level along the other?"""
     dx, dy = shape.x - anchor.x, shape.y - anchor.y
     along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]

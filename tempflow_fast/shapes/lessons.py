@@ -1,0 +1,89 @@
+"""What the text encoders are taught to say: at every word what is known of its object, at the end what is asked for.
+
+From scratch, flow matching takes thousands of steps to notice the text, and longer to notice what belongs to what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tempflow_fast.shapes.architecture import TEXT_LENGTH, TEXT_WIDTH
+from tempflow_fast.shapes.prompts import NUMBERS, OPPOSITES, RELATIONS, plural
+from tempflow_fast.shapes.world import COLORS, SHAPES
+
+KINDS = {word: kind for kind in SHAPES for word in (kind, plural(kind))}
+NUM_COUNTS, NUM_COLORS, NUM_RELATIONS = 1 + max(NUMBERS), 1 + len(COLORS), 1 + len(RELATIONS)
+WORD_CLASSES = (len(SHAPES), NUM_COLORS, NUM_COUNTS, NUM_RELATIONS)
+PROMPT_CLASSES = (NUM_COUNTS,) * len(SHAPES) + (NUM_COLORS,) * len(SHAPES) + (NUM_RELATIONS, 1 + len(SHAPES))
+UNKNOWN = -100
+"""`cross_entropy` leaves it out."""
+
+
+class Lessons(nn.Module):
+    """Linear readers of the text's tokens and of its pooled vector; their loss is all that the encoders learn from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word_readers = nn.ModuleList(nn.Linear(2 * TEXT_WIDTH, size) for size in WORD_CLASSES)
+        self.prompt_readers = nn.ModuleList(nn.Linear(2 * TEXT_WIDTH, size) for size in PROMPT_CLASSES)
+
+    def forward(self, tokens: Tensor, pooled: Tensor, words: Tensor, prompts: Tensor) -> Tensor:
+        """Summed cross-entropies of what should be read.
+
+        Args:
+            tokens: [R, TEXT_LENGTH, 2 TEXT_WIDTH].
+            pooled: [R, 2 TEXT_WIDTH].
+            words: [R, TEXT_LENGTH, len(WORD_CLASSES)], of `describe_words`.
+            prompts: [R, len(PROMPT_CLASSES)], of `describe_prompt`.
+        """
+        read = [reader(tokens).flatten(0, 1) for reader in self.word_readers]
+        loss = sum(map(cross_entropy, read, words.flatten(0, 1).T))
+        return loss + sum(map(cross_entropy, [reader(pooled) for reader in self.prompt_readers], prompts.T))
+
+
+def describe_words(entry: Mapping) -> Tensor:
+    """Class labels [TEXT_LENGTH, len(WORD_CLASSES)]: an object's kind, colour, count and its relation to the other.
+
+    They stand at nouns and at the words of a relation, where a causal encoder can know them: "left" speaks of the
+    object before it, and the noun after it is "right of" that one.
+    """
+    labels = torch.full((TEXT_LENGTH, len(WORD_CLASSES)), UNKNOWN)
+    named = {wanted["class"]: wanted for wanted in entry["include"]}
+    subject, relation = _relation(entry["include"])
+    spoken: list[str] = []
+    for place, word in enumerate(entry["prompt"].split(), start=1):
+        if kind := KINDS.get(word):
+            labels[place] = _labels(named[kind], OPPOSITES[relation] if relation and spoken else None)
+            spoken.append(kind)
+        elif relation and spoken and word in relation.split():
+            labels[place] = _labels(subject, relation)
+    return labels
+
+
+def describe_prompt(entry: Mapping) -> Tensor:
+    """Class labels [len(PROMPT_CLASSES)]: the count of each shape, its colour, the relation and its subject."""
+    named = {wanted["class"]: wanted for wanted in entry["include"]}
+    subject, relation = _relation(entry["include"])
+    counts = [named[kind]["count"] if kind in named else 0 for kind in SHAPES]
+    colors = [_index(COLORS, named.get(kind, {}).get("color")) for kind in SHAPES]
+    return torch.tensor([*counts, *colors, _index(RELATIONS, relation), _index(SHAPES, subject and subject["class"])])
+
+
+def _relation(include: Sequence[Mapping]) -> tuple[Mapping | None, str | None]:
+    """The object that stands in a relation, and which."""
+    subject = next((wanted for wanted in include if "position" in wanted), None)
+    return subject, subject and subject["position"][0]
+
+
+def _labels(wanted: Mapping, relation: str | None) -> Tensor:
+    color, placed = _index(COLORS, wanted.get("color")), _index(RELATIONS, relation)
+    return torch.tensor([SHAPES.index(wanted["class"]), color, wanted["count"], placed])
+
+
+def _index(names: Sequence[str] | Mapping, name: str | None) -> int:
+    """1 for the first name, 0 for none."""
+    return 0 if name is None else 1 + list(names).index(name)

@@ -1,0 +1,56 @@
+"""Muon (https://kellerjordan.github.io/posts/muon): momentum whose matrices are made orthogonal before each step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the Newton-Schulz polynomial, from the source above."""
+ITERATIONS = 4
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices, in float32 and all of one shape at once.
+
+    torch's own works in bfloat16, one matrix at a time: four times as slow as the network on a CPU without bfloat16.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step on every parameter; all must be matrices with a gradient."""
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for parameter in group["params"]:
+                by_shape[parameter.shape].append(parameter)
+            for (rows, columns), parameters in by_shape.items():
+                moves = orthogonal(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for parameter, move in zip(parameters, moves, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["decay"]).add_(move, alpha=-rate)
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's momentum of the gradient."""
+        state = self.state[parameter]
+        mean = state.setdefault("mean", torch.zeros_like(parameter))
+        mean.lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(mean, momentum)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Roughly the nearest matrices [n, rows, columns] whose singular values are all 1."""
+    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    linear, cubic, quintic = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.mT
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), wide, beta=linear)
+    return wide.mT if matrices.shape[1] > matrices.shape[2] else wide
