@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 DECIDED = 0.65
-"""Below this sigma a noised image has one possible scene (the mean's variance is under 1e-4 of the velocity's)."""
+"""Below this sigma a noised image has one possible scene: the velocities it may have differ by a variance of 1e-3."""
 
 
 class Posterior:
