@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,10 +29,12 @@ TASK_WEIGHTS = {"single_object": 1, "two_object": 2, "counting": 3, "colors": 1,
 EMPTY_FRACTION = 0.05
 LAYOUT = 0.75
 """Above this sigma it is decided what goes where; below it the text says nothing that the noised image does not."""
+SAMPLING_STEPS = (6, 12)
+"""Range of the step counts with which the transformer's own samples are drawn."""
 
 
 class FlowTask:
-    """Draws batches of noised scenes with their exact velocities; the transformer's error on them is the loss.
+    """What the transformer learns: the exact velocity on noised scenes, or also where its own samples come along.
 
     Args:
         pipe: its autoencoder and text encoders are done.
@@ -51,29 +54,82 @@ class FlowTask:
             self.text = encode_text(pipe, tokenize(pipe, [*(entry["prompt"] for entry in prompts), ""]))
         counts = Counter(entry["tag"] for entry in prompts)
         self.weights = torch.tensor([TASK_WEIGHTS[entry["tag"]] / counts[entry["tag"]] for entry in prompts])
+        self._samples: list[Sample] = []
 
     def loss(self, rng: torch.Generator) -> Tensor:
-        """Mean squared error of the velocity over one batch."""
-        chosen = torch.multinomial(self.weights, BATCH // ROWS_PER_PROMPT, replacement=True, generator=rng).tolist()
-        x, sigma, target = map(torch.cat, zip(*(self._draw(prompt, rng) for prompt in chosen), strict=True))
-        prompts = torch.tensor(chosen).repeat_interleave(ROWS_PER_PROMPT)
-        empty = torch.rand(BATCH, generator=rng) < EMPTY_FRACTION
-        target = torch.where(empty[:, None], target[:, 1], target[:, 0])
-        text = tuple(part[prompts.masked_fill(empty, -1)] for part in self.text)
-        predicted = velocity(self.network, x.unflatten(1, self.shape), text, sigma)
-        return mse_loss(predicted.flatten(1), target)
+        """Mean squared error of the velocity over one batch of noised scenes."""
+        x, sigma, prompts, target = self._scenes(BATCH, rng)
+        return mse_loss(self._velocity(x, sigma, prompts), target)
 
-    def _draw(self, prompt: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """x [n, D], sigma [n], targets [n, 2, D]: the mean over the prompt's scenes, and this scene's own."""
+    def loss_with_samples(self, rng: torch.Generator) -> Tensor:
+        """The same, half of the batch being the transformer's own unfinished samples, which then take one Euler step.
+
+        There the exact velocity leads to the nearest scene that the prompt describes: it teaches how to mend errors.
+        """
+        x, sigma, prompts, target = self._scenes(BATCH // 2, rng)
+        self._samples = [sample for sample in self._samples if sample.left]
+        while len(self._samples) < BATCH // 2 // ROWS_PER_PROMPT:
+            self._samples.append(self._new_sample(rng))
+        own = [(s.x, s.sigma(), torch.full((ROWS_PER_PROMPT,), s.prompt), self._exact(s)) for s in self._samples]
+        x, sigma, prompts, target = map(torch.cat, zip((x, sigma, prompts, target), *own, strict=True))
+        predicted = self._velocity(x, sigma, prompts)
+        for sample, velocities in zip(
+            self._samples, predicted[BATCH // 2 :].detach().split(ROWS_PER_PROMPT), strict=True
+        ):
+            sample.advance(velocities)
+        return mse_loss(predicted, target)
+
+    def _velocity(self, x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
+        text = tuple(part[prompts] for part in self.text)
+        return velocity(self.network, x.unflatten(1, self.shape), text, sigma).flatten(1)
+
+    def _draw_prompts(self, count: int, rng: torch.Generator) -> list[int]:
+        return torch.multinomial(self.weights, count, replacement=True, generator=rng).tolist()
+
+    def _scenes(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [count, D], sigma [count], prompts [count] and targets [count, D] of noised scenes."""
+        chosen = self._draw_prompts(count // ROWS_PER_PROMPT, rng)
+        x, sigma, mean, own = map(torch.cat, zip(*(self._noised(prompt, rng) for prompt in chosen), strict=True))
+        empty = torch.rand(count, generator=rng) < EMPTY_FRACTION
+        prompts = torch.tensor(chosen).repeat_interleave(ROWS_PER_PROMPT).masked_fill(empty, len(self.rows))
+        return x, sigma, prompts, torch.where(empty[:, None], own, mean)
+
+    def _noised(self, prompt: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [n, D], sigma [n], the exact velocity [n, D] given the prompt, and the velocity of this very scene."""
         rows = self.rows[prompt]
         latents = self.posterior.latents[rows[torch.randint(len(rows), (ROWS_PER_PROMPT,), generator=rng)]]
         noise, sigma = torch.randn(latents.shape, generator=rng), draw_sigma(ROWS_PER_PROMPT, rng)
-        x = latents.lerp(noise, sigma[:, None])
-        own = noise - latents
+        x, own = latents.lerp(noise, sigma[:, None]), noise - latents
         mean, undecided = own.clone(), sigma > DECIDED
         if undecided.any():
             mean[undecided] = self.posterior.velocity(x[undecided], sigma[undecided], rows)
-        return x, sigma, torch.stack([mean, own], 1)
+        return x, sigma, mean, own
+
+    def _new_sample(self, rng: torch.Generator) -> Sample:
+        x = torch.randn(ROWS_PER_PROMPT, self.posterior.latents.shape[1], generator=rng)
+        low, high = SAMPLING_STEPS
+        steps = torch.randint(low, high + 1, (), generator=rng).item()
+        return Sample(x, self._draw_prompts(1, rng)[0], steps, steps)
+
+    def _exact(self, sample: Sample) -> Tensor:
+        return self.posterior.velocity(sample.x, sample.sigma(), self.rows[sample.prompt])
+
+
+@dataclass
+class Sample:
+    """Images of one prompt on their way: x [n, D], and how many Euler steps there are and are left."""
+
+    x: Tensor
+    prompt: int
+    steps: int
+    left: int
+
+    def sigma(self) -> Tensor:
+        return torch.full((len(self.x),), self.left / self.steps)
+
+    def advance(self, velocities: Tensor) -> None:
+        self.x = self.x - velocities / self.steps
+        self.left -= 1
 
 
 def draw_sigma(count: int, rng: torch.Generator) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
 BATCH = 64
-JUDGE_EVERY = 500
+FLOW_DECAY = 0.999
+JUDGE_EVERY, JUDGED_IMAGES = 500, 300
 
 
 def train_vae(pipe: StableDiffusion3Pipeline, steps: int, directory: Path) -> None:
@@ -67,14 +67,22 @@ def train_text(pipe: StableDiffusion3Pipeline, steps: int, directory: Path) -> N
     stage.run(loss, steps)
 
 
-def train_flow(pipe: StableDiffusion3Pipeline, task: FlowTask, stage: Stage, steps: int) -> None:
-    """Train the transformer, judging it on the way."""
-    rng = torch.Generator().manual_seed(stage.step)
-    stage.run(lambda: task.loss(rng), steps, evaluate=lambda: judge(pipe), every=JUDGE_EVERY)
+def train_flow(pipe: StableDiffusion3Pipeline, task: FlowTask, steps: int, taught_steps: int, directory: Path) -> None:
+    """Train the transformer on noised scenes, and write the pipeline; then, if asked to, show what it can become.
 
-
-def flow_stage(name: str, pipe: StableDiffusion3Pipeline, schedule: Callable[[float], float], directory: Path) -> Stage:
-    return Stage(name, pipe.transformer, optimizers(pipe.transformer), directory, schedule, decay=0.999)
+    The base is an early average of a run at a steady rate. Going on from there, also on the transformer's own samples
+    and with a falling rate, shows what is left for reinforcement learning to find: `taught`.
+    """
+    base = Stage("flow", pipe.transformer, optimizers(pipe.transformer), directory, steady, FLOW_DECAY)
+    rng = torch.Generator().manual_seed(base.step)
+    base.run(lambda: task.loss(rng), steps, lambda: judge(pipe, JUDGED_IMAGES), JUDGE_EVERY)
+    save(pipe, directory / "pipeline")
+    if taught_steps:
+        base.load_live()
+        taught = Stage("taught", pipe.transformer, optimizers(pipe.transformer), directory, falling, FLOW_DECAY)
+        rng.manual_seed(taught.step)
+        taught.run(lambda: task.loss_with_samples(rng), taught_steps, lambda: judge(pipe, JUDGED_IMAGES), JUDGE_EVERY)
+        save(pipe, directory / "taught")
 
 
 def save(pipe: StableDiffusion3Pipeline, directory: Path) -> None:
@@ -98,13 +106,7 @@ def main() -> None:
     train_vae(pipe, options.vae_steps, options.output)
     train_text(pipe, options.text_steps, options.output)
     task = FlowTask(pipe, pretraining_prompts(), options.compile)
-    base = flow_stage("flow", pipe, steady, options.output)
-    train_flow(pipe, task, base, options.flow_steps)
-    save(pipe, options.output / "pipeline")
-    if options.taught_steps:
-        base.load_live()
-        train_flow(pipe, task, flow_stage("taught", pipe, falling, options.output), options.taught_steps)
-        save(pipe, options.output / "taught")
+    train_flow(pipe, task, options.flow_steps, options.taught_steps, options.output)
 
 
 if __name__ == "__main__":
