@@ -1,4 +1,4 @@
-# The two commands: make demo, make test. Every path is relative, so a checkout may lie in a path with spaces.
+# Every path is relative, so that the path of the checkout may contain spaces.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -15,7 +15,7 @@ ARGS ?=
 
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
-# What goes into the compiled library and the installed metadata; Python files are used where they are.
+# Sources of the compiled library and of the metadata. The install is editable: Python files are used where they are.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
 	@echo "make test     run the tests"
-	@echo "make check    run the linter"
+	@echo "make check    run the linter and the type checker"
 	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
 	@echo "make bench-report   the same and six training runs, half an hour; writes $(REPORT)"
 	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
@@ -35,16 +35,16 @@ help:
 	@echo "Variables: PYTHON=$(PYTHON) TORCH=$(TORCH) OUTPUT=$(OUTPUT) SEED=$(SEED) ARGS=(more options of tempflow-fast train)"
 
 demo: $(STAMP)
-	@echo "== training the embedded model; Ctrl-C ends it early and keeps what was learnt"
+	@echo "== training the embedded model; Ctrl-C ends it early and saves the weights"
 	@$(VENV_PYTHON) -m tempflow_fast train --recipe shapes --seed $(SEED) --output "$(OUTPUT)" $(ARGS)
 
 test: .venv/.test
 	@echo "== running the tests"
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
 
-check: $(STAMP)
-	@$(VENV_PYTHON) -m pip install --quiet "ruff>=0.9"
+check: .venv/.dev
 	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m mypy
 
 bench: .venv/.test
 	@mkdir -p "$(BENCH)"
@@ -53,7 +53,7 @@ bench: .venv/.test
 	  --benchmark-json "$(BENCH)/figures.json" $(ARGS)
 	@$(VENV_PYTHON) -m bench.page "$(BENCH)/figures.json" --output "$(BENCH)/benchmarks.md"
 
-# Runs that are there and done are not run again. Two at a time, each with one thread.
+# Finished runs are not repeated. Two run at a time, with one thread each.
 bench-runs: $(STAMP)
 	@for seed in $(SEEDS); do \
 	  $(RUN) --seed $$seed --output "$(BENCH)/full-$$seed" & \
@@ -63,13 +63,12 @@ bench-report: bench bench-runs
 	@$(VENV_PYTHON) -m bench.page "$(BENCH)/figures.json" --output "$(REPORT)" --runs \
 	  $(foreach seed,$(SEEDS),"as it is=$(BENCH)/full-$(seed)" "bf16 and compiled=$(BENCH)/cheap-$(seed)")
 
-# Images with a CUDA torch of their own have no .venv, and often no network to make one.
+# Images that contain a CUDA torch have no .venv, and often no network to make one.
 gpu:
 	@$(if $(wildcard $(VENV_PYTHON)),$(VENV_PYTHON),$(PYTHON)) -m bench.gpu $(ARGS)
 
-build: $(STAMP)
-	@$(VENV_PYTHON) -m pip install --quiet build
-	@# build's environments hide the torch of this one, and would each download another
+build: .venv/.dev
+	@# The isolated environments of `build` hide the torch of this one; each would download another.
 	@TEMPFLOW_FAST_TORCH="$$($(VENV_PYTHON) -c 'import torch; print(torch.__path__[0])')" $(VENV_PYTHON) -m build
 
 cuda-build:
@@ -89,19 +88,19 @@ readme-figures:
 clean:
 	rm -rf .venv .venv-cuda build dist *.egg-info tempflow_fast/_C.so tempflow_fast/_build.json
 
-# The environment: made once, and installed again when a source of the library, the metadata or TORCH changes.
+# The environment is made once. The package is installed again when the library's sources, the metadata or TORCH change.
 $(STAMP): $(SOURCES) .venv/.torch
-	@echo "== installing $(TORCH) and its friends"
+	@echo "== installing $(TORCH) and its dependencies"
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@echo "== installing tempflow-fast and building its library"
 	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check --editable .
 	@$(VENV_PYTHON) -m tempflow_fast info | grep '^native'
 	@touch $(STAMP)
 
-# The package is there already, so that pip adds nothing but what the tests need besides.
-.venv/.test: $(STAMP)
-	@echo "== installing what the tests need"
-	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check "tempflow-fast[test]"
+# The package is installed already, so pip adds only what the extra names.
+.venv/.test .venv/.dev: .venv/.%: $(STAMP)
+	@echo "== installing tempflow-fast[$*]"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check "tempflow-fast[$*]"
 	@touch $@
 
 .venv/.torch: FORCE
@@ -111,7 +110,7 @@ $(STAMP): $(SOURCES) .venv/.torch
 .venv: FORCE
 	@echo "== making .venv with $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
-	  { echo "Python 3.10 or newer is needed: '$(PYTHON)' is none; name one with make PYTHON=..." >&2; exit 1; }
+	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is not that; name another with make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "'$(PYTHON)' cannot make environments: install its venv module (Debian: python3-venv)" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv

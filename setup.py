@@ -5,8 +5,8 @@
                                           build` hides it and would download another one, so set this there)
     CXX, CUDACXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL   as usual with CMake
 
-Without a C++ compiler the package installs all the same and runs on its reference bodies. What was built, what was not
-and why is printed and kept in tempflow_fast/_build.json for `tempflow-fast info`.
+Without a C++ compiler the package still installs, and runs on its reference bodies. What was built, what was not and why
+is printed, and stored in tempflow_fast/_build.json for `tempflow-fast info`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -30,8 +31,8 @@ ROOT = Path(__file__).parent.resolve()
 def find_torch() -> Path | None:
     """Folder of the torch package, found without importing it.
 
-    pip's build isolation hides the environment's packages from sys.path, but not from sysconfig, and that torch is the
-    one the library will run with.
+    The build isolation of pip hides the environment's packages from sys.path, but not from sysconfig. That torch is the
+    one that the library will run with.
     """
     if os.environ.get("TEMPFLOW_FAST_TORCH"):
         return Path(os.environ["TEMPFLOW_FAST_TORCH"])
@@ -50,7 +51,7 @@ def torch_versions(torch: Path) -> tuple[str, str]:
 
 
 def find_compiler() -> tuple[str | None, str]:
-    """The C++ compiler, or None and a sentence."""
+    """The C++ compiler, or None and the reason."""
     wanted = os.environ.get("CXX")
     for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
         if shutil.which(shlex.split(name)[0]):
@@ -141,11 +142,18 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--install", str(work), "--prefix", str(out)], check=True)
 
 
+class Wheel(bdist_wheel):
+    """Tags the wheel py3-none-<platform>: the library contains no Python symbol, so it fits every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     packages=[*find_packages(include=["tempflow_fast*"]), "tempflow_fast.kernels"],
     package_dir={"tempflow_fast.kernels": "kernels"},  # a top-level `kernels` would hide the Hugging Face package
     ext_modules=[Extension("tempflow_fast._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
     # Only where there is a compiler and no torch to build against; pip reads this in an isolated build.
     setup_requires=[] if find_torch() or not find_compiler()[0] else ["torch>=2.13"],
 )

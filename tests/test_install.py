@@ -27,7 +27,7 @@ SOURCES = (
     "setup.py",
     "README.md",
 )
-SOURCES += ("CHANGELOG.md", "LICENSE")
+SOURCES += ("CHANGELOG.md", "CITATION.cff", "LICENSE")
 USE = """
 import torch, tempflow_fast as tff
 from tempflow_fast.ops import native
@@ -40,7 +40,7 @@ import tempflow_fast.settings.recipes
 
 
 def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    # The build tools may stand beside the interpreter of an environment that is not activated.
+    # The build tools may be next to the interpreter of an environment that is not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "CMAKE_BUILD_PARALLEL_LEVEL": "2", **environment}
     command = [sys.executable, "-W", "always", "-c", code]
@@ -86,6 +86,10 @@ def test_wheel_with_a_compiler(source, tmp_path):
     assert "tempflow_fast: CUDA kernels" in said
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"tempflow_fast/_C.so", "tempflow_fast/_build.json", "tempflow_fast/kernels/__init__.py"} <= names
+    assert "tempflow_fast/py.typed" in names
+    *_, python, abi, platform = wheel.stem.split("-")
+    assert (python, abi) == ("py3", "none"), "the library has no Python symbol"
+    assert platform != "any", "the library is for one platform"
     assert "Package would be ignored" not in said
     shipped = {path.relative_to(ROOT).as_posix() for path in pipeline_path().rglob("*") if path.is_file()}
     assert {*shipped, "tempflow_fast/rewards/geneval/evaluation_digests.txt"} <= names
