@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
 
+from tempflow_fast import geneval
 from tempflow_fast.shapes.world import BACKGROUND, COLORS, IMAGE_SIZE, SHAPE_SIZE, SHAPES, templates
 
 FOREGROUND = 0.33
@@ -31,8 +32,6 @@ MAX_COLOR_ERROR = 0.35
 """Distance in RGB of a blob's core colour from the palette; the closest two colours (blue, purple) stand 0.62 apart."""
 PARTIAL_FLOOR = 0.75
 """Dice overlap that earns no partial credit; `MIN_MATCH` earns all of it."""
-AXIS_THRESHOLD, DIRECTION_THRESHOLD = 0.1, 0.5
-"""GenEval's rule for relations: centres 0.1 of the summed sizes apart, and within 60 degrees of the axis."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +219,4 @@ def _related(blobs: Sequence[Blob], entry: Mapping, include: Sequence[Mapping]) 
 def _relations(center: tuple[float, float], anchor: tuple[float, float]) -> set[str]:
     """GenEval's relations of a box to an anchor box."""
     offset = [c - a for c, a in zip(center, anchor, strict=True)]
-    slack = AXIS_THRESHOLD * 2 * SHAPE_SIZE
-    moved = [max(abs(o) - slack, 0.0) * (1 if o > 0 else -1) for o in offset]
-    length = (moved[0] ** 2 + moved[1] ** 2) ** 0.5
-    if length < 1e-3:
-        return set()
-    dx, dy = moved[0] / length, moved[1] / length
-    found = {"left of": dx < -DIRECTION_THRESHOLD, "right of": dx > DIRECTION_THRESHOLD}
-    found |= {"above": dy < -DIRECTION_THRESHOLD, "below": dy > DIRECTION_THRESHOLD}
-    return {name for name, holds in found.items() if holds}
+    return geneval.relations(offset, (2 * SHAPE_SIZE, 2 * SHAPE_SIZE))

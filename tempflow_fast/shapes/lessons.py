@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tempflow_fast.geneval import NUMBERS, OPPOSITE, RELATIONS, plural
 from tempflow_fast.shapes.architecture import TEXT_LENGTH, TEXT_WIDTH
-from tempflow_fast.shapes.prompts import NUMBERS, OPPOSITES, RELATIONS, plural
 from tempflow_fast.shapes.world import COLORS, SHAPES
 
 KINDS = {word: kind for kind in SHAPES for word in (kind, plural(kind))}
@@ -57,7 +57,7 @@ def describe_words(entry: Mapping) -> Tensor:
     spoken: list[str] = []
     for place, word in enumerate(entry["prompt"].split(), start=1):
         if kind := KINDS.get(word):
-            labels[place] = _labels(named[kind], OPPOSITES[relation] if relation and spoken else None)
+            labels[place] = _labels(named[kind], OPPOSITE[relation] if relation and spoken else None)
             spoken.append(kind)
         elif relation and spoken and word in relation.split():
             labels[place] = _labels(subject, relation)

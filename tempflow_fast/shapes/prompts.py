@@ -14,13 +14,10 @@ from functools import cache
 from itertools import combinations, permutations, product
 from pathlib import Path
 
+from tempflow_fast.geneval import NUMBERS, OPPOSITE, RELATIONS, TASKS, plural
 from tempflow_fast.shapes.world import COLORS, SHAPES
 
-TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 BINDING = ("position", "color_attr")
-RELATIONS = ("left of", "right of", "above", "below")
-OPPOSITES = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
-NUMBERS = {2: "two", 3: "three", 4: "four"}
 HELD_OUT_EVERY = 4
 UNSEEN_EVERY = 6
 Metadata = dict
@@ -58,7 +55,7 @@ def opposite(entry: Metadata) -> Metadata:
     """
     first, second = entry["include"] if entry["tag"] in BINDING else (None, None)
     if entry["tag"] == "position":
-        return _placed(second["class"], OPPOSITES[second["position"][0]], first["class"])
+        return _placed(second["class"], OPPOSITE[second["position"][0]], first["class"])
     if entry["tag"] == "color_attr":
         return _colored((first["class"], second["class"]), (second["color"], first["color"]))
     raise ValueError(f"opposite: entry must be of {' or '.join(BINDING)}, got {entry['tag']!r}")
@@ -138,10 +135,6 @@ def _colored(kinds: Sequence[str], colors: Sequence[str]) -> Metadata:
     return _metadata("color_attr", include, f"a {colors[0]} {kinds[0]} and a {colors[1]} {kinds[1]}")
 
 
-def plural(kind: str) -> str:
-    return kind + ("es" if kind.endswith("s") else "s")
-
-
 def _combination(entry: Metadata) -> tuple | None:
     """What a prompt binds, whichever way round: its two shapes with its two colours, or with its relation's axis."""
     if entry["tag"] not in BINDING:
@@ -151,7 +144,7 @@ def _combination(entry: Metadata) -> tuple | None:
         words = {first["color"], second["color"]}
     else:
         relation = second["position"][0]
-        words = {relation, OPPOSITES[relation]}
+        words = {relation, OPPOSITE[relation]}
     return entry["tag"], frozenset((first["class"], second["class"])), frozenset(words)
 
 
