@@ -44,5 +44,5 @@ def shapes() -> TrainConfig:
         ),
         # As usual in the field, evaluation takes more steps than rollouts.
         evaluation=EvaluationConfig(eval_steps=10),
-        run=RunConfig(num_iterations=150),
+        run=RunConfig(num_iterations=100),
     )
