@@ -95,8 +95,8 @@ def test_many_processes_train_as_one_does(results, alone, count, run, case):
     assert ids.sort().values.tolist() == one["ids"].tolist()
     assert torch.equal(torch.cat([part["noise"] for part in parts])[ids.argsort()], one["noise"])
     assert relative(torch.cat([part["latents"] for part in parts])[ids.argsort()], one["latents"]) < 1e-6
-    # Rewards of these groups are 0.003 to 0.1 apart, by which a rounding of 1e-7 is divided.
-    torch.testing.assert_close(parts[0]["advantages"], one["advantages"], rtol=0, atol=5e-5)
+    # Rewards of these groups are 0.01 to 0.1 apart, by which a rounding of 1e-7 is divided.
+    torch.testing.assert_close(parts[0]["advantages"], one["advantages"], rtol=0, atol=1e-5)
     weights, want = parts[0]["weights"], one["weights"]
     assert list(weights) == list(want)
     assert relative(flat(weights), flat(want)) < 1e-5

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import written_aside
 from ..grpo.image_statistics import STATISTICS
+from .intervals import OVERALL
 from .result import Evaluation
 
 if TYPE_CHECKING:
@@ -49,6 +50,30 @@ def training_curve(path: Path, metrics: Metrics) -> None:
     _curve(axes, metrics, "reward_mean")
     axes.set(xlabel="iteration", ylabel="reward of the training images (mean)", title="Reward during training")
     axes.legend()
+    _save(path, figure)
+
+
+def score_curve(path: Path, evaluations: Mapping[int, Evaluation]) -> None:
+    """Draws the first measure on held-out prompts by iteration: each task, and all tasks with a 95 % interval.
+
+    Args:
+        path: the PNG.
+        evaluations: number of iterations before it -> evaluation, of the same prompts and measures.
+    """
+    measure = next(iter(next(iter(evaluations.values())).measures))
+    rows = [{task: row[measure] for task, row in each.intervals().items()} for each in evaluations.values()]
+    iterations = list(evaluations)
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    for task in rows[0]:
+        style = {"color": "black", "linewidth": 2.5} if task == OVERALL else {"linewidth": 1}
+        axes.plot(iterations, [row[task].mean for row in rows], marker="o", markersize=3, label=task, **style)
+    low, high = ([getattr(row[OVERALL], end) for row in rows] for end in ("low", "high"))
+    if None not in (*low, *high):
+        axes.fill_between(iterations, low, high, color="black", alpha=0.15)
+    axes.set(xlabel="iteration", ylabel=f"{measure} on held-out prompts (mean)", title="Held-out prompts")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     _save(path, figure)
 
 

@@ -5,6 +5,7 @@
     metrics.jsonl       one line per iteration
     eval_before.json    scores on held-out prompts, and eval_after.json
     reward.png          reward by iteration
+    scores.png          scores on held-out prompts by iteration and task
     signs.png           the same next to held-out rewards, KL and image statistics: see docs/evaluation.md
     samples.png         the same prompts and noise before and after
     model/              the tuned pipeline for diffusers, or lora/ with the adapter for `load_lora_weights`
@@ -42,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.curve, self.signs, self.sheet = (self.path / f"{name}.png" for name in ("reward", "signs", "samples"))
+        self.scores = self.path / "scores.png"
         self.model, self.lora, self.logs = (self.path / name for name in ("model", "lora", "logs"))
         self.checkpoints, self.evaluations = self.path / "checkpoints", self.path / "evaluations"
         self._config, self._metrics = self.path / "config.json", self.path / "metrics.jsonl"
@@ -145,6 +147,16 @@ class RunDirectory:
 
         path = self._evaluation(num_iterations) / "scores.safetensors"
         return Evaluation.load(path) if path.is_file() else None
+
+    def all_evaluations(self) -> dict[int, Evaluation]:
+        """Reads every evaluation.
+
+        Returns:
+            Number of iterations before it -> evaluation, rising.
+        """
+        numbers = sorted(int(path.name) for path in self.evaluations.glob("[0-9]*"))
+        found = {number: self.evaluation(number) for number in numbers}
+        return {number: evaluation for number, evaluation in found.items() if evaluation is not None}
 
     def write_evaluation(self, num_iterations: int, evaluation: Evaluation) -> None:
         """Writes a directory with the scores and images of an evaluation.

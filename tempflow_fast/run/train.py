@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from ..evaluation.curves import hacking_signs, training_curve
+from ..evaluation.curves import hacking_signs, score_curve, training_curve
 from ..evaluation.evaluate import score
 from ..evaluation.intervals import OVERALL
 from ..evaluation.result import Evaluation
@@ -176,6 +176,7 @@ class _Loop:
         after = self._evaluation("after")
         if self.processes.is_main:
             sample_sheet(self.run.sheet, {"before": before, "after": after})
+            score_curve(self.run.scores, self.run.all_evaluations())
         self.trackers.finish()
         return after
 

@@ -65,3 +65,14 @@ def test_histograms_share_their_bins(tmp_path, figures):
     heights = [sum(patch.get_height() for patch in bars) for bars in axes.containers]
     assert heights == [3, 3]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_scores_by_task_and_iteration(tmp_path, figures):
+    evaluations = {0: made_up([0.0, 1.0, 0.0, 0.5], "aabb"), 50: made_up([1.0, 1.0, 0.5, 0.5], "aabb")}
+    curves.score_curve(tmp_path / "s.png", evaluations)
+    (axes,) = figures[tmp_path / "s.png"].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert drawn == {"a": [[0, 0.5], [50, 1]], "b": [[0, 0.25], [50, 0.5]], "overall": [[0, 0.375], [50, 0.75]]}
+    assert len(axes.collections) == 1, "the interval of all tasks"
+    with Image.open(tmp_path / "s.png") as image:
+        assert min(image.size) > 300

@@ -21,7 +21,7 @@ from tempflow_fast.run.load import load_policy
 
 pytestmark = pytest.mark.slow
 
-SCORED = {"eval_after.json", "samples.png"}
+SCORED = {"eval_after.json", "samples.png", "scores.png"}
 WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "signs.png"}
 WHOLE |= {"checkpoints", "model"} | SCORED
 
