@@ -43,7 +43,7 @@ def group_advantages(
         fail("group_advantages", "rewards", "floating point [N, B, K]", got)
     if len(bad := (~rewards.isfinite()).nonzero()):
         index = bad[0].tolist()
-        raise ValueError(f"group_advantages: rewards must be finite, got {rewards[tuple(index)].item()} at {index}")
+        fail("group_advantages", "rewards", "finite", f"{rewards[tuple(index)].item()} at {index}")
     if group not in get_args(Group):
         fail("group_advantages", "group", f"one of {get_args(Group)}", repr(group))
     if finite("group_advantages", "adv_eps", adv_eps) < 0:
@@ -62,7 +62,7 @@ def _normalise(rewards: Tensor, dims: tuple[int, ...], adv_eps: float, adv_clip:
     """`rewards` normalised over `dims`."""
     exact = rewards.double()
     mean, std = exact.mean(dims, keepdim=True), exact.std(dims, correction=0, keepdim=True)
-    # Equality is decided on the rewards: the mean of equal numbers is rounded, so their deviations need not be 0.
+    # Compared on the rewards themselves: rounding of the mean could leave tiny deviations in a group of equal rewards.
     all_equal = exact.amax(dims, keepdim=True) == exact.amin(dims, keepdim=True)
     advantages = ((exact - mean) / (std + adv_eps)).clamp(-adv_clip, adv_clip)
     return advantages.masked_fill(all_equal, 0.0).to(rewards.dtype)
@@ -72,6 +72,6 @@ def _rows_per_prompt(prompt_ids: Sequence[int] | Tensor | None, num_trajectories
     """The rows of each prompt, in order of the ids."""
     if prompt_ids is None or len(prompt_ids) != num_trajectories:
         got = "None" if prompt_ids is None else f"[{len(prompt_ids)}]"
-        raise ValueError(f'group_advantages: prompt_ids must be [{num_trajectories}] for group "prompt", got {got}')
+        fail("group_advantages", "prompt_ids", f'[{num_trajectories}] for group "prompt"', got)
     ids = torch.as_tensor(prompt_ids)
     return [(ids == prompt).nonzero().flatten() for prompt in ids.unique()]

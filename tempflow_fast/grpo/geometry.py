@@ -11,7 +11,7 @@ from ..settings.iteration import GRPOConfig
 from .shares import Shares
 
 BACKWARD = 2
-"""A backward pass in forward passes."""
+"""Cost of a backward pass, in forward passes."""
 SHOWN = 8
 """Most processes that are listed one by one."""
 
@@ -52,9 +52,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Geometry:
-    """An iteration: N = P S trajectories of B K branches each, dealt to the processes; nothing has to divide anything.
+    """An iteration: N = P S trajectories of B K branches each, dealt to the processes.
 
-    `str` of it is a page to read. Raises ValueError for fewer than one prompt, process, or trajectory per update.
+    Print it for a one-page summary. Raises ValueError for fewer than one prompt, process, or trajectory per update.
     """
 
     config: GRPOConfig

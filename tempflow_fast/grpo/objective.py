@@ -61,13 +61,13 @@ def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
 
 
 @torch.no_grad()
-def acting_velocity(policy: Policy, batch: MicroBatch, guidance_scale: float) -> Tensor:
+def current_velocity(policy: Policy, batch: MicroBatch, guidance_scale: float) -> Tensor:
     """The guided velocity [R, *shape] of the policy as it is now, without a graph."""
     velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
     return _guided(velocity, uncond, guidance_scale)
 
 
-def pair_loss(
+def micro_batch_loss(
     policy: Policy,
     batch: MicroBatch,
     velocity_old: Tensor | None,
@@ -78,19 +78,19 @@ def pair_loss(
     """Loss of a micro-batch: mean over R and K of the clipped, noise-weighted objective, plus beta times the KL.
 
     Args:
-        policy: the policy to train; its graph hangs on the returned loss.
+        policy: the policy to train; the returned loss is differentiable in its parameters.
         batch: R pairs.
-        velocity_old: [R, *shape], the guided velocity of the policy that acted, from `acting_velocity` on this very
+        velocity_old: [R, *shape], the guided velocity of the policy that acted, from `current_velocity` on this very
             micro-batch: network rows of another batch shape may differ in their last bits. None: the policy has not
             changed since it acted, so its own velocity serves, and no forward is needed.
         clip_range: c in clip(r, 1 - c, 1 + c).
         beta: weight of the KL to `policy.reference()`; 0 leaves the reference alone.
-        guidance_scale: as in the rollout.
+        guidance_scale: that of training, `config.training_guidance`; `velocity_old` was computed with the same one.
     """
     velocity_ref = None
     if beta > 0:
         with policy.reference():
-            velocity_ref = acting_velocity(policy, batch, guidance_scale)
+            velocity_ref = current_velocity(policy, batch, guidance_scale)
     velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
     if velocity_old is None:
         velocity_old = _guided(velocity.detach(), None if uncond is None else uncond.detach(), guidance_scale)

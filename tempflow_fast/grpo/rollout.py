@@ -60,6 +60,8 @@ def rollout(
 ) -> Rollout:
     """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324) in T network calls.
 
+    There are more calls where `max_batch` cuts them.
+
     All live latents are in one buffer: N trunk rows, then a block [N, K] for each branch step. At every step the live
     rows are contiguous, so one call on a slice of buffer and condition advances the trunk and every branch drawn so
     far. The trunk ends at the last branch step.
@@ -68,16 +70,20 @@ def rollout(
         policy: the acting policy.
         condition: [N] rows from `policy.encode`, guided unless guidance_scale is 1.
         table: sampler, sigmas and branch steps.
-        noise: initial latents [N, *policy.latent_shape], float32 (or float64 with a float64 policy).
+        noise: initial latents [N, *policy.latent_shape], float32 (or float64 with a float64 policy), usually from
+            `ops.initial_noise` with the same seed and ids: it never coincides with the noise of a branch.
         num_branches: K.
         seed: key of the branch noise.
         trajectory_ids: [N] global ids; equal ids draw equal noise under one seed. None: 0..N-1.
         max_batch: most rows in one network call; None: no limit.
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
         graphs: captured calls of this policy to replay, see `graphs_of`; None: Python makes every call.
-        on_finished: called with branches that have reached sigma = 0, [R, *shape], before the next piece of the last
-            step begins: one call after another takes all of them in the order [B, N, K]. The calls are made under the
-            autocast of the rollout, without gradients.
+        on_finished: called during the last step with each group of finished branches, [R, *shape], as soon as they
+            exist; the groups together are all branches in the order [B, N, K]. The calls are made under the autocast of
+            the rollout, without gradients.
+
+    Returns:
+        The states, branches and finished latents; see `Rollout` for their shapes.
 
     Raises:
         ValueError: before the first network call, naming the argument that does not fit.
@@ -115,7 +121,7 @@ def rollout(
 
 @dataclass(kw_only=True, eq=False)
 class _Wave:
-    """The buffer of live latents, [N (1 + B K), *shape], and what has left it so far: states, branches, densities."""
+    """The buffer of live latents, [N (1 + B K), *shape], and the results recorded so far."""
 
     policy: Policy
     condition: Condition
@@ -132,17 +138,19 @@ class _Wave:
     num_row_evaluations: int = 0
 
     def __post_init__(self, noise: Tensor) -> None:
-        self.num, num_steps = len(noise), len(self.table.branch_steps)
-        self.states = noise.new_empty(self.num, num_steps, *noise.shape[1:])
-        self.branches = noise.new_empty(self.num, num_steps, self.num_branches, *noise.shape[1:])
+        self.num_trajectories, num_branch_steps = len(noise), len(self.table.branch_steps)
+        self.states = noise.new_empty(self.num_trajectories, num_branch_steps, *noise.shape[1:])
+        self.branches = noise.new_empty(self.num_trajectories, num_branch_steps, self.num_branches, *noise.shape[1:])
         self.log_prob = noise.new_empty(self.branches.shape[:3], dtype=compute_dtype(noise.dtype))
-        self.latents = noise.new_empty((1 + num_steps * self.num_branches) * self.num, *noise.shape[1:])
-        self.latents[: self.num] = noise
+        self.latents = noise.new_empty(
+            (1 + num_branch_steps * self.num_branches) * self.num_trajectories, *noise.shape[1:]
+        )
+        self.latents[: self.num_trajectories] = noise
         # Laid out once, like the buffer: every call takes a slice, and none copies the text again.
-        trajectories = torch.arange(self.num, device=noise.device)
-        blocks = trajectories.repeat_interleave(self.num_branches).repeat(num_steps)
+        trajectories = torch.arange(self.num_trajectories, device=noise.device)
+        blocks = trajectories.repeat_interleave(self.num_branches).repeat(num_branch_steps)
         self.condition = self.condition[torch.cat([trajectories, blocks])]
-        # On the device once, too: what a call reads there may change under a captured graph, and nothing waits for it.
+        # Kept on the device: a captured graph reads this memory again, and no step waits for a copy.
         self.coefficients = self.table.coefficients(noise.device)
         self.row_counts = self._row_counts()
         sigma = self.table.sigma.to(noise.device, noise.dtype, non_blocking=True)
@@ -152,8 +160,10 @@ class _Wave:
 
     def _pieces(self, step: int) -> list[slice]:
         """The rows of each network call: the trunk while branches still leave it, and every branch drawn so far."""
-        start = 0 if step <= self.table.branch_steps[-1] else self.num
-        end = self.num * (1 + self.num_branches * sum(earlier < step for earlier in self.table.branch_steps))
+        start = 0 if step <= self.table.branch_steps[-1] else self.num_trajectories
+        end = self.num_trajectories * (
+            1 + self.num_branches * sum(earlier < step for earlier in self.table.branch_steps)
+        )
         pieces = equal_pieces(end - start, self.max_batch)
         return [slice(start + piece.start, start + piece.stop) for piece in pieces]
 
@@ -166,9 +176,13 @@ class _Wave:
         """Moves all active rows one step; at a branch step, draws K branches of every trunk row and appends them."""
         column = self.table.branch_steps.index(step) if step in self.table.branch_steps else None
         if column is not None:
-            self.states[:, column] = self.latents[: self.num]
+            self.states[:, column] = self.latents[: self.num_trajectories]
         for rows in self._pieces(step):
-            trunk = slice(rows.start, min(rows.stop, self.num)) if column is not None else slice(0, 0)
+            trunk = (
+                slice(rows.start, max(rows.start, min(rows.stop, self.num_trajectories)))
+                if column is not None
+                else slice(0, 0)
+            )
             moved, *drawn = self._call(step, rows, trunk)
             self.latents[rows] = moved[: rows.stop - rows.start]
             if drawn:
@@ -176,23 +190,24 @@ class _Wave:
             if step == self.table.num_steps - 1:
                 self._finish(rows)
         if column is not None:
-            first = self.num * (1 + column * self.num_branches)
-            appended = self.latents[first : first + self.num * self.num_branches]
-            appended.unflatten(0, (self.num, -1)).copy_(self.branches[:, column])
+            first = self.num_trajectories * (1 + column * self.num_branches)
+            appended = self.latents[first : first + self.num_trajectories * self.num_branches]
+            appended.unflatten(0, (self.num_trajectories, -1)).copy_(self.branches[:, column])
             if step == self.table.num_steps - 1:
                 self._finish(slice(first, first + len(appended)))
 
     def _finish(self, rows: slice) -> None:
         """Hands over the branches among finished rows of the buffer."""
-        first = max(rows.start, self.num)
+        first = max(rows.start, self.num_trajectories)
         if self.on_finished is not None and first < rows.stop:
             self.on_finished(self.latents[first : rows.stop])
 
     def _call(self, step: int, rows: slice, trunk: slice) -> tuple[Tensor, ...]:
         """The outputs of `_segment` for the given rows of the buffer, whose trunk rows, if any, draw branches."""
-        num_rows, num_trunk = self.row_counts[rows.stop - rows.start], max(trunk.stop - trunk.start, 0)
+        num_rows, num_trunk = self.row_counts[rows.stop - rows.start], trunk.stop - trunk.start
         missing = num_rows - (rows.stop - rows.start)
-        # Without noise a step is its scalars, and one graph serves all steps; the noise is drawn by step number.
+        # A step without branches depends only on its row of coefficients, so one graph serves all such steps. Branch
+        # noise depends on the step number, so each branch step has a graph of its own.
         shared = self.graphs is not None and not num_trunk
         branching = {"seed": self.seed, "trajectory_ids": self.trajectory_ids[trunk]} if num_trunk else {}
         inputs = {
@@ -212,8 +227,8 @@ class _Wave:
 
     def finished(self) -> Tensor:
         """All branches, [N, B, K, *shape]."""
-        shape = (len(self.table.branch_steps), self.num, self.num_branches)
-        return self.latents[self.num :].unflatten(0, shape).movedim(1, 0)
+        shape = (len(self.table.branch_steps), self.num_trajectories, self.num_branches)
+        return self.latents[self.num_trajectories :].unflatten(0, shape).movedim(1, 0)
 
 
 def _segment(
@@ -227,7 +242,7 @@ def _segment(
     """
 
     def move(inputs: Tensors) -> tuple[Tensor, ...]:
-        latents, own = inputs["latents"], table.reading(inputs["coefficients"])
+        latents, live_table = inputs["latents"], table.reading(inputs["coefficients"])
         named = {name.removeprefix(CONDITION): part for name, part in inputs.items() if name.startswith(CONDITION)}
         velocity, uncond = policy.velocity(latents, inputs["sigma"], Condition(named), guidance_scale)
 
@@ -235,7 +250,7 @@ def _segment(
             return {} if uncond is None else {"velocity_uncond": uncond[rows], "guidance_scale": guidance_scale}
 
         def euler(rows: slice) -> Tensor:
-            return ops.euler_step(latents[rows], velocity[rows], own, step, **guidance(rows))
+            return ops.euler_step(latents[rows], velocity[rows], live_table, step, **guidance(rows))
 
         if not num_trunk:
             return (euler(slice(0, len(latents))),)
@@ -243,7 +258,7 @@ def _segment(
         moved, drawn, log_prob = ops.branch_step(
             latents[trunk],
             velocity[trunk],
-            own,
+            live_table,
             step,
             num_branches,
             inputs["seed"],

@@ -48,7 +48,7 @@ class RolloutScorer:
         prompts: of all N trajectories.
         metadata: of all N trajectories.
         shares: which trajectories are this process's, and how many the rollout carries.
-        branches: (B, K).
+        branch_shape: (B, K).
         processes: who shares the iteration.
         stage: times the stages `decode` and `reward`, the second being the wait at the end.
     """
@@ -60,12 +60,12 @@ class RolloutScorer:
         prompts: Sequence[str],
         metadata: Sequence[dict[str, Any]],
         shares: Shares,
-        branches: tuple[int, int],
+        branch_shape: tuple[int, int],
         processes: Processes,
         stage: Stage,
     ) -> None:
         self._policy, self._reward, self._processes, self._stage = policy, reward, processes, stage
-        self._prompts, self._metadata, self._shares, self._branches = prompts, metadata, shares, branches
+        self._prompts, self._metadata, self._shares, self._branch_shape = prompts, metadata, shares, branch_shape
         self._scorer = BackgroundScorer(reward)
         self._images: list[Tensor] = []
         self._num_finished = 0
@@ -82,13 +82,15 @@ class RolloutScorer:
         """Decodes finished branches and hands their images to the reward.
 
         Args:
-            latents: [R, *shape] at sigma = 0, the next ones in the order [B, N, K] of the rollout's trajectories.
+            latents: [R, *shape] at sigma = 0, the next R rows in the order [B, N, K] of the rollout's trajectories.
         """
         first, own = self._num_finished, self._shares.own
         self._num_finished += len(latents)
-        trajectories = torch.arange(first, self._num_finished) // self._branches[1] % len(self._shares.carried)
-        rows = (trajectories < len(own)).nonzero().flatten()  # the others are padding
-        if not len(rows) or self._error is not None:  # other processes must hear of a failure first, after the rollout
+        trajectories = torch.arange(first, self._num_finished) // self._branch_shape[1] % len(self._shares.carried)
+        rows = (
+            (trajectories < len(own)).nonzero().flatten()
+        )  # `carried` lists own trajectories first; the rest are padding
+        if not len(rows) or self._error is not None:  # `collect` reports a failure, in all processes together
             return
         if len(rows) < len(latents):
             latents = latents[rows.to(latents.device, non_blocking=True)]
@@ -119,7 +121,7 @@ class RolloutScorer:
 
     def _statistics(self) -> dict[str, Tensor]:
         """The statistics of all images, of which this process has a share."""
-        num_branches, device = self._branches[1], self._policy.device
+        num_branches, device = self._branch_shape[1], self._policy.device
         names = [name for name in STATISTICS if num_branches > 1 or name != "image_diversity"]
         mine = torch.zeros(len(names), device=device)
         if self._images:
@@ -129,12 +131,12 @@ class RolloutScorer:
 
     def _gathered(self, scores: Scores | None) -> Scores:
         """The scores of all processes, [N, B, K]; a failure travels as NaN, so that all stop together."""
-        (num_steps, num_branches), own = self._branches, self._shares.own
+        (num_branch_steps, num_branches), own = self._branch_shape, self._shares.own
         parts = {}
         for name in self._reward.rewards:
-            mine = torch.zeros(len(self._prompts), num_steps, num_branches, dtype=torch.float64)
+            mine = torch.zeros(len(self._prompts), num_branch_steps, num_branches, dtype=torch.float64)
             if scores is not None:
-                mine[own] = scores.parts[name].view(num_steps, len(own), num_branches).transpose(0, 1)
+                mine[own] = scores.parts[name].view(num_branch_steps, len(own), num_branches).transpose(0, 1)
             elif own:
                 mine[own] = math.nan
             parts[name] = self._processes.sum(mine)

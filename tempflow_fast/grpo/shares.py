@@ -10,9 +10,9 @@ from functools import cached_property
 class Shares:
     """N trajectories dealt to the processes and to the optimizer updates of one iteration.
 
-    Trajectory n belongs to update n % num_updates. Trajectories are dealt like cards, update after update without
-    starting afresh, so that both the shares of an update and those of the iteration differ by at most one. Nothing has
-    to divide anything.
+    Trajectory n belongs to update n % num_updates. Trajectories are dealt in turn, update after update, without
+    restarting at process 0; so the shares of each update, and of the whole iteration, differ by at most one. No number
+    has to be a multiple of another.
     """
 
     num_trajectories: int
@@ -24,13 +24,13 @@ class Shares:
 
     @cached_property
     def by_process(self) -> list[list[int]]:
-        """The global ids of each process's trajectories, rising."""
+        """The global ids of each process's trajectories, in ascending order."""
         by_update = [n for update in range(self.num_updates) for n in self.in_update(update)]
         return [sorted(by_update[process :: self.num_processes]) for process in range(self.num_processes)]
 
     @property
     def own(self) -> list[int]:
-        """The global ids of this process's trajectories, rising."""
+        """The global ids of this process's trajectories, in ascending order."""
         return self.by_process[self.index]
 
     @property

@@ -40,19 +40,19 @@ def grpo_step(
     metadata: Sequence[dict[str, Any]] | None = None,
     processes: Processes | None = None,
 ) -> dict[str, Tensor | float]:
-    """Samples, scores and updates once.
+    """Runs one iteration: draws images, scores them and updates the policy.
 
-    Trajectory n starts from prompt n // S. Where processes share the iteration, each takes whole trajectories (see
-    `Shares`), whatever their number; noise, rewards, advantages and the update are those of one process, up to the
-    rounding of network calls of another shape and of sums in another order.
+    Trajectory n starts from prompt n // S. With several processes, each takes whole trajectories, however many or few
+    (see `Shares`). Noise is identical to that of a single process; rewards, advantages and the update agree up to
+    rounding, since network calls have other shapes and sums another order.
 
     Args:
         policy: changed in place through `optimizer`.
         prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
-        reward_fn: anything that `get_reward` takes. It is called in a thread while the rollout's last step and decoding
-            continue, with pieces of at most `config.max_batch` images of the process's trajectories, on the device of
-            the policy, in the order [B, N, K]: the K branches of a seed group follow one another. Without a limit all
-            images come at once. A process without trajectories does not call it.
+        reward_fn: anything that `get_reward` takes. It is called in a thread with pieces of at most `config.max_batch`
+            images (all at once if None) on the policy's device, while later pieces are still computed. Images are in
+            the order [B, N, K]: the K branches of a seed group follow one another. A process without trajectories does
+            not call it.
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.
@@ -66,10 +66,10 @@ def grpo_step(
         rewards are summed the mean of each as reward_<name>, `image_statistics` of all images, signal_fraction
         (share of trained pairs), loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means
         over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
-        `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, each without the
-        others; an accelerator's queued work counts for the stage that waits for it. `seconds_reward` is the part of
-        `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that torch.compile
-        took.
+        `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, not counting stages
+        nested inside; queued work of an accelerator counts for the stage that waits for it. `seconds_reward` is the
+        part of `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that
+        torch.compile took.
 
     Raises:
         ValueError: naming the argument, before the rollout.
@@ -81,11 +81,11 @@ def grpo_step(
     with processes.guarded():
         _check_agreement(processes, texts, config, seed)
         shares = Shares(len(texts), config.num_updates, processes.count, processes.index)
-        clock, compiling = StageClock(), compiled.clock.seconds
+        clock, compile_seconds_before = StageClock(), compiled.clock.seconds
         with clock.stage("encode"):
             condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
-        branches = (len(table.branch_steps), config.num_branches)
-        with RolloutScorer(policy, reward, texts, extras, shares, branches, processes, clock.stage) as scorer:
+        branch_shape = (len(table.branch_steps), config.num_branches)
+        with RolloutScorer(policy, reward, texts, extras, shares, branch_shape, processes, clock.stage) as scorer:
             with clock.stage("rollout"), rollout_precision(policy, config):
                 drawn = rollout(
                     policy,
@@ -102,7 +102,7 @@ def grpo_step(
                 )
             scored = scorer.collect()
         clock.seconds["seconds_reward_busy"] = scored.seconds_busy
-        clock.seconds["seconds_compile"] = compiled.clock.seconds - compiling
+        clock.seconds["seconds_compile"] = compiled.clock.seconds - compile_seconds_before
         with clock.stage("train"), compiled.uncompiled():
             advantages = _advantages(scored.rewards, config, len(texts))
             metrics = update(policy, drawn, advantages, optimizer, config, processes, shares)

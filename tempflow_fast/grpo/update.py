@@ -14,7 +14,7 @@ from ..errors import fail
 from ..policies.base import Policy
 from ..processes import Processes
 from ..settings.iteration import GRPOConfig
-from .objective import acting_velocity, gather, pair_loss
+from .objective import current_velocity, gather, micro_batch_loss
 from .rollout import Rollout
 from .shares import Shares
 
@@ -30,10 +30,10 @@ def update(
 ) -> dict[str, Tensor]:
     """Trains the policy on a rollout, `config.num_updates` optimizer steps.
 
-    Trajectory n belongs to update n % num_updates with all its steps and branches, so every update sees each prompt
-    that has enough seeds. An update's loss is the mean over all its (trajectory, branch step) pairs, in whichever
-    process they are. Pairs whose advantages are all 0 are not run, and an update without any signal leaves the policy
-    and the optimizer unchanged.
+    Trajectory n belongs to update n % num_updates with all its steps and branches, so a prompt with `num_updates` or
+    more seeds is in every update. An update's loss is the mean over all its (trajectory, branch step) pairs, in
+    whichever process they are. Pairs whose advantages are all 0 are not run, and an update without any signal leaves
+    the policy and the optimizer unchanged.
 
     Args:
         policy: the policy that acted, unchanged since.
@@ -46,13 +46,13 @@ def update(
 
     Returns:
         Scalar tensors, equal in all processes: loss and grad_norm (means over updates), kl, clip_fraction and
-        log_ratio_rms (means over the pairs that were run), signal_fraction (their share).
+        log_ratio_rms (means over the pairs that were run), signal_fraction (the share of pairs that were run).
 
     Raises:
         ValueError: if the rollout does not hold the trajectories of `shares`.
     """
     processes = processes or Processes()
-    num_trajectories, num_steps, _ = advantages.shape
+    num_trajectories, num_branch_steps, _ = advantages.shape
     shares = shares or Shares(num_trajectories, config.num_updates)
     if len(rollout.states) != len(shares.carried):
         fail("update", "rollout", f"one of {len(shares.carried)} trajectories, see shares", len(rollout.states))
@@ -62,22 +62,24 @@ def update(
         for number in range(config.num_updates)
     ]
     local = advantages[shares.carried]
-    velocities_old = _acting_velocities(policy, rollout, local, plans, config)
+    velocities_old = _old_velocities(policy, rollout, local, plans, config)
     statistics, grad_norms = [], []
     for number, (plan, velocities) in enumerate(zip(plans, velocities_old, strict=True)):
         if not plan:
             grad_norms.append(torch.zeros((), device=policy.device))
             continue
-        num_pairs = len(shares.in_update(number)) * num_steps
+        num_pairs = len(shares.in_update(number)) * num_branch_steps
         optimizer.zero_grad(set_to_none=True)
         for call, velocity_old in zip(plan, velocities, strict=True):
             batch = gather(rollout, local, call.pairs)
             with nullcontext() if call is plan[-1] else processes.accumulating(policy.network):
-                out = pair_loss(policy, batch, velocity_old, config.clip_range, config.beta, config.training_guidance)
-                loss = out.loss * (call.num_counted / num_pairs)
+                out = micro_batch_loss(
+                    policy, batch, velocity_old, config.clip_range, config.beta, config.training_guidance
+                )
+                loss = out.loss * (call.num_rows_in_loss / num_pairs)
                 processes.backward(loss)
             per_pair = torch.stack([out.kl, out.clip_fraction, out.log_ratio.square().mean()])
-            statistics.append(torch.cat([loss.detach().view(1), per_pair * call.num_counted]))
+            statistics.append(torch.cat([loss.detach().view(1), per_pair * call.num_rows_in_loss]))
         grad_norms.append(processes.clip_grad_norm(policy.parameters(), config.max_grad_norm))
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -90,22 +92,30 @@ class _Call:
     """One training call of this process."""
 
     pairs: Tensor
-    """(row of the rollout, branch index), int64 [R, 2]."""
-    num_counted: int
-    """R; or 0, where a row is run only because the other processes make a call: collectives need all of them."""
+    """(row of the rollout, index of the branch step), int64 [R, 2]."""
+    num_rows_in_loss: int
+    """R; 0 for a dummy row, run only to match the calls of other processes: collectives need all of them."""
 
 
 def signal_pairs(has_signal: Tensor, shares: Shares, number: int) -> list[list[tuple[int, int]]]:
-    """The pairs with a signal in one update, per process: (row among the process's own trajectories, branch index).
+    """The pairs with a signal in one update, per process.
+
+    A pair is (row among the process's own trajectories, index of the branch step).
 
     Args:
         has_signal: bool [N, B] on the host; all processes know all of it.
         shares: which process has which trajectories.
         number: the update.
     """
-    update, signal = set(shares.in_update(number)), has_signal.tolist()
+    own_update, signal = set(shares.in_update(number)), has_signal.tolist()
     return [
-        [(row, column) for row, n in enumerate(share) if n in update for column, runs in enumerate(signal[n]) if runs]
+        [
+            (row, column)
+            for row, n in enumerate(share)
+            if n in own_update
+            for column, runs in enumerate(signal[n])
+            if runs
+        ]
         for share in shares.by_process
     ]
 
@@ -119,7 +129,7 @@ def _plan(pairs: list[list[tuple[int, int]]], index: int, micro_batch: int | Non
     return [_Call(piece if len(piece) else padding, len(piece)) for piece in pieces]
 
 
-def _acting_velocities(
+def _old_velocities(
     policy: Policy, rollout: Rollout, advantages: Tensor, plans: list[list[_Call]], config: GRPOConfig
 ) -> list[list[Tensor | None]]:
     """velocity_old of every call: None in the first update, which starts from the policy that acted.
@@ -129,7 +139,7 @@ def _acting_velocities(
     first, *later = plans
     unneeded: list[Tensor | None] = [None] * len(first)
     return [unneeded] + [
-        [acting_velocity(policy, gather(rollout, advantages, call.pairs), config.training_guidance) for call in plan]
+        [current_velocity(policy, gather(rollout, advantages, call.pairs), config.training_guidance) for call in plan]
         for plan in later
     ]
 

@@ -140,10 +140,11 @@ def policy_loss(
     advantage = advantages.to(dtype)
     # Clipping compares log r: near 1, float32 values of r are 1.2e-7 apart, which is too coarse for small clip ranges.
     above, below = log_ratio > math.log1p(clip_range), log_ratio < math.log1p(-clip_range)
-    free = -advantage * log_ratio.exp()
-    value = torch.where(above & (advantage > 0), -advantage * (1 + clip_range), free)
-    value = torch.where(below & (advantage < 0), -advantage * (1 - clip_range), value)
-    flat = (above & (advantage > 0)) | (below & (advantage < 0))
+    # -min(r A, clip(r, 1 - c, 1 + c) A): the clipped term is the smaller one above for A > 0 and below for A < 0.
+    clipped_above, clipped_below = above & (advantage > 0), below & (advantage < 0)
+    unclipped = -advantage * log_ratio.exp()
+    value = torch.where(clipped_above, -advantage * (1 + clip_range), unclipped)
+    value = torch.where(clipped_below, -advantage * (1 - clip_range), value)
     count = max(num_rows * num_branches, 1)
     loss = (noise_weight * value).sum() / count
     clip_fraction = (above | below).to(dtype).sum() / count
@@ -156,7 +157,7 @@ def policy_loss(
         loss = loss + beta * kl
     if not with_gradient:
         return loss, log_ratio, clip_fraction, kl, velocity.new_empty(0, dtype=dtype)
-    log_ratio_grad = torch.where(flat, 0.0, noise_weight * free / count)
+    log_ratio_grad = torch.where(clipped_above | clipped_below, 0.0, noise_weight * unclipped / count)
     residual = branches - (a * x + b * v).unsqueeze(1)
     gradient = (log_ratio_grad.unsqueeze(-1) * residual).sum(1) * (b / (s.square() * numel))
     if velocity_ref is not None:

@@ -141,7 +141,7 @@ def step_table(
 def _sde_row(sampler: str, noise_level: float, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(a, b, s) of every step."""
     dt = sigma_next - sigma
-    if sampler == "ode":
+    if sampler == NOISELESS:
         return torch.ones_like(dt), dt, torch.zeros_like(dt)
     if sampler == "cps":
         s = sigma_next * math.sin(noise_level * math.pi / 2)
@@ -154,8 +154,10 @@ def _sde_row(sampler: str, noise_level: float, sigma: Tensor, sigma_next: Tensor
         # The diffusion is infinite at sigma = 1; the next level replaces it, as in Flow-GRPO.
         denominator = torch.where(sigma == 1, 1 - sigma_next[0], 1 - sigma)
         g = noise_level * (sigma / denominator).sqrt()
-    else:
+    elif sampler == "dance_sde":
         g = torch.full_like(sigma, noise_level)
+    else:
+        fail("step_table", "sampler", "one with a formula in _sde_row", repr(sampler))
     drift = g**2 * dt / (2 * sigma)
     return 1 + drift, dt + drift * (1 - sigma), g * (-dt).sqrt()
 

@@ -7,7 +7,7 @@ import torch
 from support.tiny import PROMPTS, TinyPolicy
 
 import tempflow_fast as tff
-from tempflow_fast.grpo.objective import acting_velocity, gather, pair_loss
+from tempflow_fast.grpo.objective import current_velocity, gather, micro_batch_loss
 
 NUM_BRANCHES = 4
 
@@ -70,13 +70,13 @@ def test_shared_state_gradient_equals_the_naive_one(clip_range, moved, beta, gui
     rollout = drawn_rollout(policy, guidance_scale)
     advantages = torch.randn(3, 3, NUM_BRANCHES, dtype=torch.float64)
     batch = gather(rollout, advantages, all_pairs(rollout))
-    velocity_old = acting_velocity(policy, batch, guidance_scale)
+    velocity_old = current_velocity(policy, batch, guidance_scale)
     with policy.reference():
         pass  # the reference is the policy that acted
     perturb(policy, moved)
 
     expected, outside = naive_loss(policy, rollout, advantages, velocity_old, clip_range, beta, guidance_scale)
-    out = pair_loss(policy, batch, velocity_old, clip_range, beta, guidance_scale)
+    out = micro_batch_loss(policy, batch, velocity_old, clip_range, beta, guidance_scale)
     # At moved = 0 the naive ratio is 1 up to rounding, so its clamp decides nothing; elsewhere the cases must differ.
     assert {0.9: outside == 0, 1e-4: outside > 0.05 or moved == 0.0}[clip_range]
     assert out.clip_fraction.item() == pytest.approx(outside)
@@ -91,9 +91,9 @@ def test_unchanged_policy_needs_no_second_forward():
     advantages = torch.randn(3, 3, NUM_BRANCHES, dtype=torch.float64)
     batch = gather(rollout, advantages, all_pairs(rollout))
     policy.calls.clear()
-    alone = pair_loss(policy, batch, None, 1e-4, 0.0, 1.0)
+    alone = micro_batch_loss(policy, batch, None, 1e-4, 0.0, 1.0)
     assert policy.calls == [(9, True)]
-    given = pair_loss(policy, batch, acting_velocity(policy, batch, 1.0), 1e-4, 0.0, 1.0)
+    given = micro_batch_loss(policy, batch, current_velocity(policy, batch, 1.0), 1e-4, 0.0, 1.0)
     assert torch.equal(gradients(alone.loss, policy), gradients(given.loss, policy))
     assert alone.log_ratio.eq(0).all()
 
@@ -105,7 +105,7 @@ def test_stored_activations_do_not_grow_with_the_branches():
         advantages = torch.randn(3, 3, num_branches)
         batch, sizes = gather(rollout, advantages, all_pairs(rollout)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t):
-            pair_loss(policy, batch, None, 1e-4, 0.0, 1.0)
+            micro_batch_loss(policy, batch, None, 1e-4, 0.0, 1.0)
         stored.append(sum(sizes))
     assert stored[0] == stored[1] > 0
 

@@ -18,7 +18,7 @@ from tempflow_fast.graphs.replay import CudaGraphs
 from tempflow_fast.grpo import step as grpo
 from tempflow_fast.grpo.advantages import group_advantages
 from tempflow_fast.grpo.memory import measure
-from tempflow_fast.grpo.objective import MicroBatch, pair_loss
+from tempflow_fast.grpo.objective import MicroBatch, micro_batch_loss
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.policies.compiled import clock, compile_blocks
 from tempflow_fast.policies.quantized import quantized
@@ -147,7 +147,7 @@ def test_a_shift_of_all_branches_of_a_group_leaves_the_gradient():
     for moved in (branches, branches + shift):
         sigma, condition = table.sigma[steps], policy.encode(PROMPTS)
         batch = MicroBatch(latents, moved, advantages, steps, sigma, condition, table)
-        pair_loss(policy, batch, None, 1e-4, 0.0, 1.0).loss.backward()
+        micro_batch_loss(policy, batch, None, 1e-4, 0.0, 1.0).loss.backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]))
         sgd(policy).zero_grad()
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)

@@ -70,8 +70,8 @@ CASES = {
 def coarse_brightness(images, prompts, metadata):
     """Brightness in steps of 1e-4, so that images which differ by rounding (1e-7) have one reward.
 
-    The adapted network computes in bf16, in which the smallest change of a weight can move a velocity by one unit in its
-    last place: a difference in the rewards would not stay small.
+    The adapted network computes in bf16, in which the smallest change of a weight can move a velocity by one unit in
+    its last place: a difference in the rewards would not stay small.
     """
     return brightness(images, prompts, metadata).mul(1e4).round().div(1e4)
 
