@@ -3,10 +3,15 @@
     grpo_step          one whole iteration: encode, roll out, decode, score, normalise, update
     GRPOConfig         its settings
     rollout, group_advantages, update, step_table, ops    its parts
+    Rollout, StepTable    what `rollout` and `step_table` return
+    linear_sigmas      evenly spaced noise levels, a schedule for `step_table`
     load_policy, get_reward    a model and a reward by name
     Geometry           what an iteration does and costs, before anything runs
-    launched           the processes that share a run
-    info               versions, and which body serves each op
+    launched, Processes    the processes that share a run
+    info               versions, and which body (implementation) serves each op
+
+Elsewhere: `RewardError` is in `tempflow_fast.rewards`, `ProcessLostError` in `tempflow_fast.processes`, and `Shares` in
+`tempflow_fast.grpo.shares`.
 
 Every public name is imported on first use, so that the command line answers without waiting for torch.
 """

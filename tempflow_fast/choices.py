@@ -1,4 +1,4 @@
-"""Values of settings that more than one room reads."""
+"""Values of settings that more than one folder reads."""
 
 from __future__ import annotations
 

@@ -55,14 +55,16 @@ class OwnPolicy(NetworkPolicy):
         return tff.linear_sigmas(num_steps)
 
     def save(self, directory: str | Path) -> None:
-        torch.save(self.network.state_dict(), directory)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        torch.save(self.network.state_dict(), Path(directory) / "network.pt")
 
 
 def whole_iterations() -> None:
     policy = SD3Policy.from_pretrained(
         "stabilityai/stable-diffusion-3.5-medium", device="cuda", dtype=torch.bfloat16, resolution=512
     )
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
+    policy.add_lora(rank=32, alpha=64)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-4)
     config = tff.GRPOConfig(num_steps=10, num_branches=6, num_seeds=4, guidance_scale=4.5, max_batch=16, micro_batch=4)
     for iteration in range(100):
         metrics = tff.grpo_step(policy, ["a fox", "a city"], redness, optimizer, config, seed=iteration)

@@ -1,4 +1,22 @@
-"""Policies: text-to-image flow models behind one small protocol."""
+"""Policies: text-to-image flow models behind one small protocol.
+
+Models, in the order to read them:
+
+    base                  `Condition` and the `Policy` protocol
+    network               what every policy around one network shares: parameters and reference
+    diffusers_pipeline    what the policies on diffusers pipelines share
+    sd3                   Stable Diffusion 3 and 3.5
+    packing               latents as packed tokens
+    flux, qwen_image      models with such latents
+
+Plumbing:
+
+    prompt_cache    encoded prompts, limited in bytes
+    lora            adapters
+    compiled        torch.compile, block by block
+    quantized       linear layers in 8 bits
+    sharding        weights that FSDP divides among processes
+"""
 
 from .base import Condition, Policy
 from .diffusers_pipeline import DiffusersPolicy

@@ -99,7 +99,8 @@ class DiffusersPolicy(NetworkPolicy):
         Args:
             path: a directory in diffusers' layout, or the name of such a repository on the Hugging Face hub.
             device: where to put it.
-            dtype: precision of everything but the VAE, which is float32.
+            dtype: precision of everything but the VAE, which is float32. Weights to be trained get it, too, unlike in
+                `tempflow-fast train`; an adapter is always float32.
             resolution: as for the class.
             max_text_length: as for the class.
 

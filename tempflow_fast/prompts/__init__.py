@@ -1,1 +1,5 @@
-"""Prompts: sources (from files and data sets to entries) and sets (which entries train and which are held out)."""
+"""Prompts, from a file to the entries of an iteration.
+
+sources    text files, JSONL files and data sets -> entries: a prompt with its metadata
+sets       which entries an iteration trains on, and which evaluation uses
+"""

@@ -1,4 +1,26 @@
-"""Rewards: one file each, found by name, summed with weights."""
+"""Rewards: one file each, found by name, summed with weights. Read `base` first, then `jpeg`, the shortest reward.
+
+Rewards:
+
+    jpeg, shapes                         need no model: compressed size; the exact judge of coloured shapes
+    clip, pickscore, hpsv2, aesthetic    computed from CLIP embeddings (`clip_model`)
+    hpsv3, imagereward                   other models of human preference
+    ocr, geneval                         rendered text; objects, their number, colours and positions
+    remote, flow_grpo_server             clients for rewards that a server computes
+
+Plumbing:
+
+    base          the protocol of a reward, its scores and its error
+    registry      a user's description -> a reward
+    weighted      several rewards, summed with weights
+    checked       one reward on one batch: its scores, or an error that names the sample
+    background    scoring in a thread while the next images are decoded
+    cache         scores of images that were scored before
+    deadline      calls with a time limit
+    pixels, resize    images -> inputs of image models; Pillow's resizing on any device
+    weights       published weights as tensors
+    wire, http, server    the protocol of remote rewards, one exchange of it, and the server
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .pixels import as_bytes
 QUALITY = 95
 
 
-@declared(0.0, math.inf)
+@declared(0.0, math.inf)  # the lowest and highest possible score
 def incompressibility(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
     """The size of each image as a JPEG file in kilobytes (1000 bytes), float64 [R].
 

@@ -28,7 +28,8 @@ def load_policy(
         model: `embedded` for the packaged model, a directory in the layout of a diffusers pipeline, or the name of such
             a model on the Hugging Face hub.
         device: the device of the model.
-        dtype: precision of the network.
+        dtype: precision of the network. Weights to be trained get it, too, unlike in `tempflow-fast train`; an adapter
+            is always float32.
         resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
         max_text_length: maximum number of tokens of a prompt; None: the default of the policy class.
 

@@ -19,6 +19,7 @@ FIXED_PRESENCE = "fixed presence"
 """Marks a setting that a run may change, but not from or to None."""
 SCORES = "scores"
 """Marks a setting that the scores of an evaluation depend on."""
+HELP_WIDTH = 120 - len(" |  ")  # `help()` puts this in front of every line of a class
 
 
 def fixed(default: Any, *, scores: bool = False) -> Any:
@@ -67,6 +68,9 @@ def documented(settings: type[Settings]) -> type[Settings]:
         is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if isinstance(statement, ast.AnnAssign) and is_text:
             texts[ast.unparse(statement.target)] = inspect.cleandoc(after.value.value)
-    lines = [f"{name}: {textwrap.indent(text, 12 * ' ').lstrip()}" for name, text in texts.items()]
-    settings.__doc__ = f"{settings.__doc__}\n\n    Attributes:\n" + "".join(f"        {line}\n" for line in lines)
+    wrapper = textwrap.TextWrapper(
+        HELP_WIDTH, initial_indent=4 * " ", subsequent_indent=8 * " ", break_long_words=False, break_on_hyphens=False
+    )
+    lines = [wrapper.fill(f"{name}: {text}") for name, text in texts.items()]
+    settings.__doc__ = "\n".join([inspect.cleandoc(settings.__doc__ or ""), "", "Attributes:", *lines, ""])
     return settings

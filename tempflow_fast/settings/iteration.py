@@ -22,16 +22,20 @@ RolloutPrecision = Literal["bf16", "int8", "fp8"]
 @documented
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig:
-    """Settings of one iteration. Where the public SD3.5-M scripts have a value, it is the default."""
+    """Settings of one iteration. Where the public SD3.5-M scripts have a value, it is the default.
+
+    Raises:
+        ValueError: if a value is out of its range, or does not fit another.
+    """
 
     num_steps: int = fixed(10, scores=True)
     """T, the number of denoising steps in a rollout."""
     sigmas: tuple[float, ...] | None = fixed(None, scores=True)
     """T + 1 noise levels, from noise to image; None: the schedule of the policy's pipeline for `num_steps`."""
     sampler: Sampler = "flow_sde"
-    """The formula that draws a branch."""
+    """Formula of the noisy step: flow_sde (Flow-GRPO), dance_sde (DanceGRPO) or cps."""
     noise_level: float = 0.7
-    """Strength of the branch noise, in the unit of the sampler."""
+    """Noise strength; its meaning depends on the sampler, see `step_table`."""
     branch_steps: tuple[int, ...] | None = None
     """Steps at which branches leave the trunk, counted from 0; None: all but the last step."""
     num_seeds: int = 4
@@ -41,12 +45,12 @@ class GRPOConfig:
     group: Group = "seed"
     """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
-    """What is summed over several rewards: the "rewards" themselves, or their "advantages", each normalised first."""
+    """With several rewards: sum the "rewards" and then normalise, or normalise each and sum the "advantages"."""
     guidance_scale: float = fixed(1.0, scores=True)
     """Classifier-free guidance in the rollout, and in training if `guided_training` is set; 1 turns it off."""
     guided_training: bool = True
-    """Whether training compares guided velocities. If not, both policies of a ratio are evaluated without guidance.
-    That halves the cost of models whose guidance needs a second network row."""
+    """Whether training also uses guidance. If not, old and new policy are both evaluated without it, which halves the
+    cost where guidance needs a second network row."""
     clip_range: float = 1e-4
     """c in clip(r, 1 - c, 1 + c). It is small because log-densities are means over the latent's elements."""
     beta: float = 0.0
@@ -67,9 +71,9 @@ class GRPOConfig:
     the same, without the Python overhead between kernels. A network that cannot be captured runs as usual, with a
     warning."""
     rollout_precision: RolloutPrecision | None = None
-    """Precision of the rollout's network calls, by autocast; "int8" and "fp8" are bf16 with the linear layers of the
-    blocks in 8 bits, by torchao. None: the precision of training. Ratios do not depend on it: training evaluates the
-    old policy again in its own precision."""
+    """Precision of the rollout's network calls: "bf16", by autocast; "int8" or "fp8", which are bf16 with the linear
+    layers of the blocks in 8 bits, by torchao; None: the precision of training. Ratios do not depend on it: training
+    evaluates the old policy again in its own precision."""
     max_grad_norm: float = 1.0
     """Maximum norm of the gradient; a larger one is scaled down. Infinity turns this off."""
 

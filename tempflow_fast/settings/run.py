@@ -38,7 +38,7 @@ class PolicyConfig:
     lora_rank: int | None = fixed(None)
     """Rank of the LoRA adapter to train; None: full fine-tuning without an adapter."""
     lora_alpha: float | None = fixed(None)
-    """alpha, where the adapter is scaled by alpha / rank; None: twice the rank."""
+    """LoRA alpha; the adapter is scaled by alpha / rank. None: twice the rank."""
     lora_targets: tuple[str, ...] | None = fixed(None)
     """Names of the layers that get an adapter; None: the attention projections of the model."""
     lora_init: Literal["gaussian", "kaiming"] = fixed("gaussian")
@@ -52,7 +52,8 @@ class PolicyConfig:
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU except while new prompts are encoded."""
     memory_limit: float | None = None
-    """Memory limit of a process in GiB: `micro_batch` and `max_batch` are reduced to fit, see --dry-run; None: none."""
+    """Memory limit of a process in GiB: `micro_batch` and `max_batch` are reduced to fit, see --dry-run. None: no
+    limit."""
 
     def __post_init__(self) -> None:
         for name in ("lora_rank", "lora_alpha", "max_text_length", "memory_limit"):
@@ -93,24 +94,24 @@ class OptimizerConfig:
     """The optimizer, its learning rate, and the moving average of the weights."""
 
     optimizer: Literal["adamw", "adamw_8bit"] = fixed("adamw")
-    """adamw, or adamw_8bit, which needs a quarter of the memory for its state, and the library bitsandbytes."""
+    """adamw or adamw_8bit. `adamw_8bit` needs the library bitsandbytes; its state takes a quarter of the memory."""
     learning_rate: float = 3e-4
     """Learning rate after the warm-up and before the decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the averages of the gradient and of the squared gradient."""
     weight_decay: float = 0.0
-    """Each update shrinks a weight by this share, times the learning rate."""
+    """AdamW's decoupled weight decay: each update multiplies weights by 1 - learning_rate * weight_decay."""
     adam_eps: float = 1e-8
     """Added to the square root of the averaged squared gradient."""
     warmup_iterations: int = 0
     """Number of iterations over which the learning rate rises linearly to its value."""
     learning_rate_decay: float = 0.0
-    """Share of the run, at its end, in which the learning rate falls linearly to 0. It has no effect in a run without
-    limit."""
+    """Share of the run, at its end, in which the learning rate falls linearly to 0. It has no effect
+    without --iterations or --minutes."""
     ema_decay: float | None = fixed_presence(None)
     """Decay of the moving average of the weights. The average is then what is evaluated and saved; None: no average."""
     ema_every: int = 8
-    """Number of optimizer updates per step of that average."""
+    """Optimizer updates between updates of that average."""
 
     def __post_init__(self) -> None:
         kind = "OptimizerConfig"
@@ -177,12 +178,12 @@ class TrainConfig:
     """All settings of a run. A recipe returns one; a run directory stores one as `config.json`.
 
     Attributes:
-        run: its length, and what it saves.
-        policy: the model, and how it is kept in memory.
-        task: the prompts and the rewards.
-        grpo: one iteration.
-        optimizer: the optimizer, its learning rate, and the average of the weights.
-        evaluation: how the policy is evaluated.
+        run: The length of the run, and what it saves.
+        policy: The model, and how it is kept in memory.
+        task: The prompts and the rewards.
+        grpo: One iteration of the algorithm.
+        optimizer: The optimizer, its learning rate, and the moving average of the weights.
+        evaluation: How the policy is evaluated.
     """
 
     run: RunConfig = field(default_factory=RunConfig)

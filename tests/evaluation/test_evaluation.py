@@ -244,6 +244,6 @@ def test_genevals_table_contains_verdicts_on_its_tasks():
 def test_the_commands_of_the_docs_exist():
     text = (ROOT / "docs" / "evaluation.md").read_text()
     commands = re.findall(r"^tempflow-fast (.*)$", text, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         _parse(shlex.split(command))
