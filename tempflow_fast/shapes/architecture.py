@@ -1,8 +1,8 @@
-"""The untrained shapes pipeline: every part a tiny configuration of the class that Stable Diffusion 3 uses.
+"""The untrained shapes pipeline: every part is a tiny configuration of the class that Stable Diffusion 3 uses.
 
-24-pixel images, a VAE of factor 4 with 12 channels (6 x 6 latents), two CLIP text encoders of width 64 on 12 tokens,
-no T5, and a six-block MMDiT of width 128 on 3 x 3 patches. diffusers and transformers are imported on use: naming the
-world must not load them.
+Images have 24 x 24 pixels. A VAE of factor 4 turns them into 6 x 6 latents of 12 channels. Two CLIP text encoders of
+width 64 read 12 tokens; there is no T5. The transformer is an MMDiT of six blocks and width 128 with patch size 2: an
+image is 3 x 3 tokens. diffusers and transformers are imported only on use, so that importing the world is fast.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges make one token of every word of the world's prompts; the same at every call."""
+    """A CLIP tokenizer that makes one token of every word of the world's prompts; it is the same at every call."""
     from transformers import CLIPTokenizer
 
     letters = sorted(ascii_lowercase)
@@ -54,6 +54,7 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """The symbols of a word with every occurrence of the pair joined."""
     merged: list[str] = []
     for symbol in word:
         if merged and (merged[-1], symbol) == pair:
@@ -64,7 +65,13 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """A two-layer CLIP text encoder; Stable Diffusion 3 reads its last but one hidden state and its projection."""
+    """An untrained two-layer CLIP text encoder.
+
+    Stable Diffusion 3 reads its penultimate hidden state and its projection.
+
+    Args:
+        tokenizer: gives the vocabulary size and the special tokens.
+    """
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -83,7 +90,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def build_vae() -> AutoencoderKL:
-    """A convolutional autoencoder of factor 4; its scaling factor is set once its latents are known."""
+    """An untrained convolutional autoencoder of factor 4; the scaling factor is set after training."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -102,7 +109,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """A six-block MMDiT with a token for every 2 x 2 latent pixels, its output layer and gates zero at the start."""
+    """A six-block MMDiT with one token per 2 x 2 latent pixels; its output layer and gates are initialized to zero."""
     from diffusers import SD3Transformer2DModel
 
     model = SD3Transformer2DModel(
@@ -128,7 +135,7 @@ def build_transformer() -> SD3Transformer2DModel:
 
 
 def build_pipeline() -> StableDiffusion3Pipeline:
-    """All parts together, untrained."""
+    """The whole untrained pipeline."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     tokenizer = build_tokenizer()

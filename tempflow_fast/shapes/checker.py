@@ -1,7 +1,8 @@
-"""The exact rule-based judge of shape images: finds every blob, names it, compares with GenEval metadata.
+"""The exact rule-based judge of shape images: finds and names every blob, then compares with GenEval metadata.
 
-`strict` is the evaluation: every object asked for, nothing else, each a clean match of its template. `reward` is the
-training signal: half of it is `strict`, half is partial credit. Both run on the whole batch at once.
+`strict` is for evaluation: an image must show every requested object and nothing else, and each object must match its
+template cleanly. `reward` is for training: half of it is `strict`, half is partial credit. Both process the whole batch
+at once.
 """
 
 from __future__ import annotations
@@ -15,40 +16,41 @@ from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
 
 from tempflow_fast import geneval
+from tempflow_fast.errors import require
 from tempflow_fast.shapes.world import BACKGROUND, COLORS, IMAGE_SIZE, SHAPE_SIZE, SHAPES, templates
 
 FOREGROUND = 0.33
-"""RGB distance from the background at which a pixel belongs to a blob; the nearest colour, purple, is 0.60 away."""
+"""RGB distance from the background above which a pixel belongs to a blob; the nearest colour, purple, is 0.60 away."""
 CORE = 0.45
-"""Distance from which a pixel tells the colour of its blob; paler ones are edges."""
+"""Distance above which a pixel counts towards the colour of its blob; paler pixels are edges."""
 MIN_AREA = 6
-"""Blobs of fewer pixels are specks: no object, but from `MAX_SPECKS` pixels in all they spoil a strict match."""
+"""Blobs of fewer pixels are specks. A speck is not an object, but `MAX_SPECKS` pixels of them spoil a strict match."""
 MAX_SPECKS = 8
 MIN_MATCH = 0.93
 """Dice overlap with the template; the closest two templates (circle, square) overlap by 0.91."""
 MIN_MARGIN = 0.03
 """How much better the best template must be than the second."""
 MAX_COLOR_ERROR = 0.35
-"""Distance in RGB of a blob's core colour from the palette; the closest two colours (blue, purple) stand 0.62 apart."""
+"""RGB distance of a blob's core colour from the palette; the closest two colours (blue, purple) are 0.62 apart."""
 PARTIAL_FLOOR = 0.75
-"""Dice overlap that earns no partial credit; `MIN_MATCH` earns all of it."""
+"""Dice overlap up to which there is no partial credit; `MIN_MATCH` earns full credit."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """One connected patch of foreground."""
+    """One connected region of foreground."""
 
-    matches: tuple[float, ...]  # Dice overlap with each of SHAPES, each at its best place
-    kind: str | None  # the shape, if one template matches well and clearly best
-    color: str | None  # the palette colour of its core, if near one
+    matches: tuple[float, ...]  # Dice overlap with each of SHAPES at its best position
+    kind: str | None  # the shape, if one template matches well and clearly better than the others
+    color: str | None  # the palette colour nearest to its core, if close enough
     center: tuple[float, float]  # x, y in pixels
 
     def is_a(self, entry: Mapping) -> bool:
-        """Is this what a metadata entry asks for (the count apart)?"""
+        """Whether this is what a metadata entry asks for, regardless of the count."""
         return self.kind == entry["class"] and entry.get("color") in (None, self.color)
 
     def credit(self, entry: Mapping) -> float:
-        """How nearly it is what the entry asks for, in [0, 1]."""
+        """How close this is to what the entry asks for, in [0, 1]."""
         match = self.matches[SHAPES.index(entry["class"])]
         shape = min(max((match - PARTIAL_FLOOR) / (MIN_MATCH - PARTIAL_FLOOR), 0.0), 1.0)
         if self.kind not in (None, entry["class"]):
@@ -69,8 +71,11 @@ def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping]) 
 
     Args:
         images: [R, 3, 24, 24] in [0, 1].
-        prompts: R texts; the metadata says the same and is what counts.
+        prompts: R texts; not read, since the metadata says the same.
         metadata: R GenEval entries.
+
+    Raises:
+        ValueError: images of another shape, or pixels that are not finite.
     """
     readings = read(images)
     scores = [0.5 * _fulfils(seen, m) + 0.5 * _partial(seen, m) for seen, m in zip(readings, metadata, strict=True)]
@@ -78,18 +83,35 @@ def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping]) 
 
 
 def strict(images: Tensor, metadata: Sequence[Mapping]) -> Tensor:
-    """Strict accuracy, bool [R]: exactly the objects asked for, and nothing else."""
+    """Strict accuracy, bool [R]: exactly the requested objects and nothing else.
+
+    Args:
+        images: [R, 3, 24, 24] in [0, 1].
+        metadata: R GenEval entries.
+
+    Raises:
+        ValueError: images of another shape, or pixels that are not finite.
+    """
     return torch.tensor([_fulfils(seen, m) for seen, m in zip(read(images), metadata, strict=True)], dtype=torch.bool)
 
 
 @torch.no_grad()
 def read(images: Tensor) -> list[Reading]:
-    """Find and name the blobs of images [R, 3, 24, 24]; ValueError for another shape or non-finite pixels."""
-    if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"shapes checker: images must be [R, 3, {IMAGE_SIZE}, {IMAGE_SIZE}], got {list(images.shape)}")
+    """Find and name the blobs of each image.
+
+    Args:
+        images: [R, 3, 24, 24] in [0, 1].
+
+    Returns:
+        One reading per image.
+
+    Raises:
+        ValueError: images of another shape, or pixels that are not finite.
+    """
+    shaped = images.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE)
+    require(shaped, "checker.read", "images", f"[R, 3, {IMAGE_SIZE}, {IMAGE_SIZE}]", list(images.shape))
     images = images.detach().float().cpu()
-    if not images.isfinite().all():
-        raise ValueError("shapes checker: images must be finite, got NaN or infinity")
+    require(bool(images.isfinite().all()), "checker.read", "images", "finite", "NaN or infinity")
     foreground = _contrast(images) > FOREGROUND
     owner, blob_masks = _components(foreground)
     areas = blob_masks.sum((1, 2))
@@ -102,7 +124,7 @@ def read(images: Tensor) -> list[Reading]:
 
 
 def _components(foreground: Tensor) -> tuple[Tensor, Tensor]:
-    """4-connected components: the image each belongs to [C], and its mask [C, H, W]."""
+    """4-connected components: the image that each belongs to [C], and its mask [C, H, W]."""
     rows, height, width = foreground.shape
     mask = foreground.float()
     label = mask * torch.arange(1, height * width + 1, dtype=torch.float32).view(height, width)
@@ -115,7 +137,7 @@ def _components(foreground: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spread(label: Tensor) -> Tensor:
-    """The largest of each pixel of [R, H, W] and its four neighbours. Pooling does the same, seven times slower."""
+    """The maximum of each pixel of [R, H, W] and its four neighbours. Pooling does the same, seven times slower."""
     spread = label.clone()
     for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
         spread[:, here] = torch.maximum(spread[:, here], label[:, there])
@@ -129,7 +151,7 @@ def _contrast(images: Tensor) -> Tensor:
 
 
 def _describe(images: Tensor, masks: Tensor) -> list[Blob]:
-    """Name the blobs [C]; images [C, 3, H, W] hold each blob's own image."""
+    """Name C blobs, given the image [C, 3, H, W] and the mask [C, H, W] of each."""
     if not len(masks):
         return []
     palette = torch.tensor(list(COLORS.values()))
@@ -158,7 +180,7 @@ def _describe(images: Tensor, masks: Tensor) -> list[Blob]:
 
 
 def _dice(coverage: Tensor) -> Tensor:
-    """Dice overlap 2<c, t> / (|c|^2 + |t|^2) of coverage [C, H, W] with each template at its best place: [C, 4]."""
+    """Dice overlap 2<c, t> / (|c|^2 + |t|^2) of coverage [C, H, W] with each template at its best position: [C, 4]."""
     masks = templates()
     overlap = conv2d(coverage[:, None], masks[:, None], padding=SHAPE_SIZE // 2).amax((2, 3))
     return 2 * overlap / (coverage.square().sum((1, 2))[:, None] + masks.square().sum((1, 2)))
@@ -168,7 +190,7 @@ def _centers(masks: Tensor) -> tuple[Tensor, Tensor]:
     """Centres of the bounding boxes of masks [C, H, W]."""
     axis = torch.arange(IMAGE_SIZE)
     middle = []
-    for dim in (1, 2):  # columns are found by reducing over rows, and the reverse
+    for dim in (1, 2):  # reducing over rows finds columns, and vice versa
         filled = masks.any(dim)
         first = torch.where(filled, axis, IMAGE_SIZE).amin(1)
         last = torch.where(filled, axis, -1).amax(1)
@@ -177,6 +199,7 @@ def _centers(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fulfils(seen: Reading, metadata: Mapping) -> bool:
+    """Whether the image shows exactly what the metadata asks for."""
     include = metadata["include"]
     wanted = sum(entry["count"] for entry in include)
     if len(seen.blobs) != wanted or seen.speck_pixels >= MAX_SPECKS:
@@ -187,7 +210,7 @@ def _fulfils(seen: Reading, metadata: Mapping) -> bool:
 
 
 def _partial(seen: Reading, metadata: Mapping) -> float:
-    """Credit of the best assignment of blobs to objects, divided by what was asked or what is there, if more."""
+    """Credit of the best assignment of blobs to objects, divided by the number of objects or of blobs, if larger."""
     include = metadata["include"]
     wanted = [entry for entry in include for _ in range(entry["count"])]
     table = [[blob.credit(entry) for blob in seen.blobs] for entry in wanted]
@@ -197,7 +220,7 @@ def _partial(seen: Reading, metadata: Mapping) -> float:
 
 
 def _assign(table: list[list[float]]) -> float:
-    """Largest total credit when each object takes one blob: tried out for two, greedy for counting's alike objects."""
+    """Largest total credit when each object takes one blob: exhaustive for two objects, greedy for identical ones."""
     if not table or not table[0]:
         return 0.0
     if len(table) == 2 and len(table[0]) >= 2:
@@ -206,6 +229,7 @@ def _assign(table: list[list[float]]) -> float:
 
 
 def _related(blobs: Sequence[Blob], entry: Mapping, include: Sequence[Mapping]) -> bool:
+    """Whether some blob of the entry has the requested relation to some blob of its anchor."""
     relation, anchor = entry["position"]
     return any(
         relation in _relations(blob.center, other.center)

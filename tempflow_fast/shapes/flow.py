@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 BATCH = 64
 ROWS_PER_PROMPT = 2
-"""Rows of one prompt share the reading of its scenes."""
+"""The rows of one prompt share the lookup of its scenes."""
 TASK_WEIGHTS = {"single_object": 1, "two_object": 2, "counting": 3, "colors": 1, "position": 4, "color_attr": 4}
-"""How often each task is drawn. Those that bind words are the last to be learnt."""
+"""How often each task is drawn. The tasks that bind words are learnt last, so they are drawn most often."""
 EMPTY_FRACTION = 0.05
 LAYOUT = 0.75
-"""Above this sigma it is decided what goes where; below it the text says nothing that the noised image does not."""
+"""Above this sigma the layout is decided; below it the text adds nothing to what the noised image already shows."""
 SAMPLING_STEPS = (6, 12)
-"""Range of the step counts with which the transformer's own samples are drawn."""
+"""Smallest and largest number of Euler steps for the transformer's own samples."""
 
 
 class FlowTask:
-    """What the transformer learns: the exact velocity on noised scenes, or also where its own samples come along.
+    """What the transformer learns: the exact velocity on noised scenes, and optionally on its own unfinished samples.
 
     Args:
-        pipe: its autoencoder and text encoders are done.
-        prompts: what may be drawn.
+        pipe: a pipeline whose autoencoder and text encoders are trained.
+        prompts: the prompts to train on.
         compiled: run the transformer through torch.compile, which needs a C++ compiler and is a fifth faster.
     """
 
@@ -50,7 +50,7 @@ class FlowTask:
         self.posterior = Posterior(latents.flatten(1))
         self.rows = [catalogue.rows(entry) for entry in prompts]
         with torch.no_grad():
-            # The last one is the empty prompt.
+            # The empty prompt comes last.
             self.text = encode_text(pipe, tokenize(pipe, [*(entry["prompt"] for entry in prompts), ""]))
         counts = Counter(entry["tag"] for entry in prompts)
         self.weights = torch.tensor([TASK_WEIGHTS[entry["tag"]] / counts[entry["tag"]] for entry in prompts])
@@ -62,9 +62,10 @@ class FlowTask:
         return mse_loss(self._velocity(x, sigma, prompts), target)
 
     def loss_with_samples(self, rng: torch.Generator) -> Tensor:
-        """The same, half of the batch being the transformer's own unfinished samples, which then take one Euler step.
+        """The same loss, but half of the batch are the transformer's own unfinished samples.
 
-        There the exact velocity leads to the nearest scene that the prompt describes: it teaches how to mend errors.
+        Each of them then takes one Euler step. On such a sample the exact velocity leads to the nearest scene that the
+        prompt describes, so it teaches the transformer to correct its errors.
         """
         x, sigma, prompts, target = self._scenes(BATCH // 2, rng)
         self._samples = [sample for sample in self._samples if sample.left]
@@ -95,7 +96,7 @@ class FlowTask:
         return x, sigma, prompts, torch.where(empty[:, None], own, mean)
 
     def _noised(self, prompt: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x [n, D], sigma [n], the exact velocity [n, D] given the prompt, and the velocity of this very scene."""
+        """x [n, D], sigma [n], the exact velocity [n, D] given the prompt, and that of the one scene that was drawn."""
         rows = self.rows[prompt]
         latents = self.posterior.latents[rows[torch.randint(len(rows), (ROWS_PER_PROMPT,), generator=rng)]]
         noise, sigma = torch.randn(latents.shape, generator=rng), draw_sigma(ROWS_PER_PROMPT, rng)
@@ -117,7 +118,7 @@ class FlowTask:
 
 @dataclass
 class Sample:
-    """Images of one prompt on their way: x [n, D], and how many Euler steps there are and are left."""
+    """Unfinished images of one prompt: x [n, D], the number of Euler steps in all, and how many are left."""
 
     x: Tensor
     prompt: int
@@ -125,22 +126,24 @@ class Sample:
     left: int
 
     def sigma(self) -> Tensor:
+        """The current noise level, [n]."""
         return torch.full((len(self.x),), self.left / self.steps)
 
     def advance(self, velocities: Tensor) -> None:
+        """Take one Euler step with velocities [n, D]."""
         self.x = self.x - velocities / self.steps
         self.left -= 1
 
 
 def draw_sigma(count: int, rng: torch.Generator) -> Tensor:
-    """Noise levels [count]: half of them where the layout is decided, half uniform."""
+    """Noise levels [count]: half of them above `LAYOUT`, where the layout is decided, half uniform; at least 0.02."""
     uniform = torch.rand(count, generator=rng)
     layout = torch.rand(count, generator=rng) < 0.5
     return torch.where(layout, LAYOUT + (1 - LAYOUT) * uniform, uniform).clamp(min=0.02)
 
 
 def optimizers(transformer: SD3Transformer2DModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and feed-forward layers, AdamW for all else."""
+    """Muon for the matrices of the attention and feed-forward layers, AdamW for everything else."""
     matrices = {
         name: weight
         for name, weight in transformer.transformer_blocks.named_parameters(prefix="transformer_blocks")

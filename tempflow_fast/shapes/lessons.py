@@ -1,6 +1,7 @@
-"""What the text encoders are taught to say: at every word what is known of its object, at the end what is asked for.
+"""What the text encoders learn to predict: an object's attributes at its words, and the whole prompt at its end.
 
-From scratch, flow matching takes thousands of steps to notice the text, and longer to notice what belongs to what.
+From scratch, flow matching takes thousands of steps to learn to use the text, and longer to learn which words belong
+together.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ NUM_COUNTS, NUM_COLORS, NUM_RELATIONS = 1 + max(NUMBERS), 1 + len(COLORS), 1 + l
 WORD_CLASSES = (len(SHAPES), NUM_COLORS, NUM_COUNTS, NUM_RELATIONS)
 PROMPT_CLASSES = (NUM_COUNTS,) * len(SHAPES) + (NUM_COLORS,) * len(SHAPES) + (NUM_RELATIONS, 1 + len(SHAPES))
 UNKNOWN = -100
-"""`cross_entropy` leaves it out."""
+"""The label that `cross_entropy` ignores."""
 
 
 class Lessons(nn.Module):
-    """Linear readers of the text's tokens and of its pooled vector; their loss is all that the encoders learn from."""
+    """Linear classifiers of the token vectors and the pooled vector; the encoders learn from their loss alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,13 +33,13 @@ class Lessons(nn.Module):
         self.prompt_readers = nn.ModuleList(nn.Linear(2 * TEXT_WIDTH, size) for size in PROMPT_CLASSES)
 
     def forward(self, tokens: Tensor, pooled: Tensor, words: Tensor, prompts: Tensor) -> Tensor:
-        """Summed cross-entropies of what should be read.
+        """Sum of the cross-entropies of all classifiers.
 
         Args:
-            tokens: [R, TEXT_LENGTH, 2 TEXT_WIDTH].
-            pooled: [R, 2 TEXT_WIDTH].
-            words: [R, TEXT_LENGTH, len(WORD_CLASSES)], of `describe_words`.
-            prompts: [R, len(PROMPT_CLASSES)], of `describe_prompt`.
+            tokens: token vectors [R, TEXT_LENGTH, 2 TEXT_WIDTH].
+            pooled: pooled vectors [R, 2 TEXT_WIDTH].
+            words: labels [R, TEXT_LENGTH, len(WORD_CLASSES)] from `describe_words`.
+            prompts: labels [R, len(PROMPT_CLASSES)] from `describe_prompt`.
         """
         read = [reader(tokens).flatten(0, 1) for reader in self.word_readers]
         loss = sum(map(cross_entropy, read, words.flatten(0, 1).T))
@@ -46,10 +47,16 @@ class Lessons(nn.Module):
 
 
 def describe_words(entry: Mapping) -> Tensor:
-    """Class labels [TEXT_LENGTH, len(WORD_CLASSES)]: an object's kind, colour, count and its relation to the other.
+    """Class labels of every token: its object's kind, colour, count and relation to the other object.
 
-    They stand at nouns and at the words of a relation, where a causal encoder can know them: "left" speaks of the
-    object before it, and the noun after it is "right of" that one.
+    Nouns and the words of a relation have labels, since there a causal encoder can know them. "left" describes the
+    object before it; the noun after it is "right of" that object. All other tokens are `UNKNOWN`.
+
+    Args:
+        entry: a prompt's metadata.
+
+    Returns:
+        Integers [TEXT_LENGTH, len(WORD_CLASSES)].
     """
     labels = torch.full((TEXT_LENGTH, len(WORD_CLASSES)), UNKNOWN)
     named = {wanted["class"]: wanted for wanted in entry["include"]}
@@ -65,7 +72,7 @@ def describe_words(entry: Mapping) -> Tensor:
 
 
 def describe_prompt(entry: Mapping) -> Tensor:
-    """Class labels [len(PROMPT_CLASSES)]: the count of each shape, its colour, the relation and its subject."""
+    """Class labels [len(PROMPT_CLASSES)] of a prompt: each shape's count and colour, the relation and its subject."""
     named = {wanted["class"]: wanted for wanted in entry["include"]}
     subject, relation = _relation(entry["include"])
     counts = [named[kind]["count"] if kind in named else 0 for kind in SHAPES]
@@ -74,16 +81,17 @@ def describe_prompt(entry: Mapping) -> Tensor:
 
 
 def _relation(include: Sequence[Mapping]) -> tuple[Mapping | None, str | None]:
-    """The object that stands in a relation, and which."""
+    """The object that has a relation to another, and the relation; None without one."""
     subject = next((wanted for wanted in include if "position" in wanted), None)
     return subject, subject and subject["position"][0]
 
 
 def _labels(wanted: Mapping, relation: str | None) -> Tensor:
+    """Class labels [len(WORD_CLASSES)] of one object."""
     color, placed = _index(COLORS, wanted.get("color")), _index(RELATIONS, relation)
     return torch.tensor([SHAPES.index(wanted["class"]), color, wanted["count"], placed])
 
 
 def _index(names: Sequence[str] | Mapping, name: str | None) -> int:
-    """1 for the first name, 0 for none."""
+    """1 for the first name, 0 for None."""
     return 0 if name is None else 1 + list(names).index(name)

@@ -1,4 +1,4 @@
-"""Muon (https://kellerjordan.github.io/posts/muon): momentum whose matrices are made orthogonal before each step."""
+"""Muon (https://kellerjordan.github.io/posts/muon): each step takes the momentum as an orthogonalized matrix."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the Newton-Schulz polynomial, from the source above."""
+"""Coefficients of the Newton-Schulz polynomial, from the page above."""
 ITERATIONS = 4
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices, in float32 and all of one shape at once.
+    """Muon in float32, for all matrices of the same shape at once.
 
-    torch's own works in bfloat16, one matrix at a time: four times as slow as the network on a CPU without bfloat16.
+    torch's own Muon works in bfloat16, one matrix at a time. On a CPU without bfloat16 it takes four times as long as
+    the network.
+
+    Args:
+        parameters: matrices.
+        lr: learning rate.
+        momentum: share of the old average in the running average of gradients.
+        decay: decoupled weight decay, in units of the learning rate.
     """
 
     def __init__(
@@ -26,7 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One step on every parameter; all must be matrices with a gradient."""
+        """Update every parameter; each must be a matrix with a gradient."""
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for parameter in group["params"]:
@@ -38,7 +45,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - group["lr"] * group["decay"]).add_(move, alpha=-rate)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's momentum of the gradient."""
+        """The gradient's Nesterov momentum."""
         state = self.state[parameter]
         mean = state.setdefault("mean", torch.zeros_like(parameter))
         mean.lerp_(parameter.grad, 1 - momentum)
@@ -46,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Roughly the nearest matrices [n, rows, columns] whose singular values are all 1."""
+    """Approximately the nearest matrices whose singular values are all 1; `matrices` [n, rows, columns]."""
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     linear, cubic, quintic = COEFFICIENTS

@@ -1,9 +1,9 @@
 """Makes the packaged pipeline: trains its VAE, then its text encoders, then its transformer by flow matching.
 
-    python -m tempflow_fast.shapes.pretrain --output DIR [--flow-steps 3000] [--taught-steps 9000] [--compile]
+    python -m tempflow_fast.shapes.pretrain --output DIR [--flow-steps 3000] [--taught-steps 4500] [--compile]
 
-Run it again with the same directory to go on where it was stopped, or further with more steps. The result is
-`DIR/pipeline`, in half precision; `DIR/flow.jsonl` says how accurate it was on the way (see `probe`).
+The same command resumes a run that was stopped; with more steps it extends one that is done. The result is
+`DIR/pipeline`, in half precision. `DIR/flow.jsonl` holds its accuracy during training (see `probe`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ JUDGE_EVERY, JUDGED_IMAGES = 500, 300
 
 
 def train_vae(pipe: StableDiffusion3Pipeline, steps: int, directory: Path) -> None:
-    """Train the autoencoder and set its scaling factor, so that latents have unit variance."""
+    """Train the autoencoder, then set its scaling factor so that latents have unit variance.
+
+    Args:
+        pipe: its `vae` is trained.
+        steps: number of updates in all, including those of an earlier run.
+        directory: keeps the state for resuming.
+    """
     stage = Stage("vae", pipe.vae, [torch.optim.AdamW(pipe.vae.parameters(), lr=2e-3, betas=(0.9, 0.98))], directory)
     rng, scene_rng = torch.Generator().manual_seed(stage.step), random.Random(stage.step)
     stage.run(lambda: vae_loss(pipe.vae, render(_scenes(BATCH, scene_rng)), rng), steps)
@@ -44,12 +50,18 @@ def train_vae(pipe: StableDiffusion3Pipeline, steps: int, directory: Path) -> No
 
 
 def _scenes(count: int, rng: random.Random) -> list[Scene]:
-    """Random scenes, the tasks in turn."""
+    """Random scenes, taking the tasks in turn."""
     return [sample_scene(entry, rng) for entry in draw(all_prompts(), count, rng)]
 
 
 def train_text(pipe: StableDiffusion3Pipeline, steps: int, directory: Path) -> None:
-    """Teach the text encoders what each word and the whole prompt say; nothing trains them afterwards."""
+    """Train the text encoders to predict what each word and the whole prompt mean; they are frozen afterwards.
+
+    Args:
+        pipe: its two text encoders are trained.
+        steps: number of updates in all, including those of an earlier run.
+        directory: keeps the state for resuming.
+    """
     encoders, lessons = nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2]), Lessons()
     parts = nn.ModuleDict({"encoders": encoders, "lessons": lessons})
     stage = Stage("text", parts, [torch.optim.AdamW(parts.parameters(), lr=2e-3)], directory, decay=0.98)
@@ -68,10 +80,17 @@ def train_text(pipe: StableDiffusion3Pipeline, steps: int, directory: Path) -> N
 
 
 def train_flow(pipe: StableDiffusion3Pipeline, task: FlowTask, steps: int, taught_steps: int, directory: Path) -> None:
-    """Train the transformer on noised scenes, and write the pipeline; then, if asked to, show what it can become.
+    """Train the transformer on noised scenes and write the pipeline; on request, train on to see what it can reach.
 
-    The base is an early average of a run at a steady rate. Going on from there, also on the transformer's own samples
-    and with a falling rate, shows what is left for reinforcement learning to find: `taught`.
+    The base is an early average of a run at a constant learning rate. Training on from there with a falling rate, and
+    also on the transformer's own samples, shows what is left for reinforcement learning to find: `taught`.
+
+    Args:
+        pipe: its transformer is trained.
+        task: gives the losses.
+        steps: number of updates of the base in all, including those of an earlier run.
+        taught_steps: number of further updates; 0 for none.
+        directory: keeps the state for resuming and gets the pipelines, `pipeline` and `taught`.
     """
     base = Stage("flow", pipe.transformer, optimizers(pipe.transformer), directory, steady, FLOW_DECAY)
     rng = torch.Generator().manual_seed(base.step)
@@ -86,18 +105,18 @@ def train_flow(pipe: StableDiffusion3Pipeline, task: FlowTask, steps: int, taugh
 
 
 def save(pipe: StableDiffusion3Pipeline, directory: Path) -> None:
-    """Write the pipeline in half precision, leaving `pipe` as it is."""
+    """Write the pipeline to `directory` in half precision; `pipe` itself does not change."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(directory, safe_serialization=True)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--vae-steps", type=int, default=1500)
-    parser.add_argument("--text-steps", type=int, default=600)
-    parser.add_argument("--flow-steps", type=int, default=3000)
-    parser.add_argument("--taught-steps", type=int, default=0, help="go on, to DIR/taught, to see what can be reached")
+    parser.add_argument("--output", type=Path, required=True, help="where the run and its pipelines are kept")
+    parser.add_argument("--vae-steps", type=int, default=1500, help="default %(default)s")
+    parser.add_argument("--text-steps", type=int, default=600, help="default %(default)s")
+    parser.add_argument("--flow-steps", type=int, default=3000, help="default %(default)s")
+    parser.add_argument("--taught-steps", type=int, default=0, help="then train on, into DIR/taught; default 0")
     parser.add_argument("--compile", action="store_true", help="a fifth faster; needs a C++ compiler")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Judges a shapes pipeline: strict accuracy of each task, and how often binding prompts come out the other way round.
+"""Judges a shapes pipeline: strict accuracy by task, and how often an image fits the opposite of its prompt.
 
     python -m tempflow_fast.shapes.probe [--pipeline DIR] [--images 300] [--steps 10]
 
-Prompts whose combination of words pretraining never saw are judged apart (`new`). Sampling takes no guidance.
+Prompts whose combination of words is not in pretraining are judged separately (`new`). Sampling uses no guidance.
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ ROWS = 64
 
 @torch.no_grad()
 def sample(pipe: StableDiffusion3Pipeline, texts: Sequence[str], steps: int, seed: int) -> Tensor:
-    """Images [len(texts), 3, H, W] in [0, 1] by `steps` even Euler steps."""
+    """Sample one image per text without guidance.
+
+    Args:
+        pipe: the pipeline.
+        texts: R prompts.
+        steps: number of equal Euler steps.
+        seed: of the initial noise.
+
+    Returns:
+        Images [R, 3, H, W] in [0, 1].
+    """
     rng = torch.Generator().manual_seed(seed)
     latents = torch.randn(len(texts), LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=rng)
     finished = []
@@ -44,8 +54,19 @@ def sample(pipe: StableDiffusion3Pipeline, texts: Sequence[str], steps: int, see
 
 
 def judge(pipe: StableDiffusion3Pipeline, images: int = 300, steps: int = 10, seed: int = 0) -> dict[str, float]:
-    """Shares of right images: `strict` (the mean of the tasks), each task, and `TASK opposite`; with `new` in front,
-    those of combinations that pretraining never saw. `images` in all for seen prompts, as many per task for new ones.
+    """Sample images and measure how many are correct.
+
+    Args:
+        pipe: the pipeline.
+        images: number of images of pretraining prompts, divided equally among the tasks. Each task that binds words
+            gets as many again of prompts whose combination of words is not in pretraining.
+        steps: number of Euler steps.
+        seed: of the prompts and the initial noise.
+
+    Returns:
+        Shares of correct images: `TASK` for every task, and `strict`, their mean. For the tasks that bind words also
+        `TASK opposite`, the share of the same images that fits the opposite prompt, and both for new combinations,
+        `new TASK` and `new TASK opposite`.
     """
     rng, count = random.Random(seed), images // len(TASKS)
     kinds = {task: [entry for entry in pretraining_prompts() if entry["tag"] == task] for task in TASKS}
@@ -62,6 +83,7 @@ def judge(pipe: StableDiffusion3Pipeline, images: int = 300, steps: int = 10, se
 
 
 def _share(images: Tensor, metadata: Sequence[Metadata]) -> float:
+    """Strict accuracy as a number."""
     return round(strict(images, metadata).float().mean().item(), 4)
 
 
@@ -70,9 +92,9 @@ def main() -> None:
     from diffusers import StableDiffusion3Pipeline
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", type=Path, default=pipeline_path())
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--pipeline", type=Path, default=pipeline_path(), help="default: the packaged one")
+    parser.add_argument("--images", type=int, default=300, help="number of images; default %(default)s")
+    parser.add_argument("--steps", type=int, default=10, help="number of Euler steps; default %(default)s")
     options = parser.parse_args()
     pipe = StableDiffusion3Pipeline.from_pretrained(
         options.pipeline, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32

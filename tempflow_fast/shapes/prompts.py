@@ -1,8 +1,8 @@
 """Prompts of the six GenEval task types about coloured shapes, in GenEval's JSONL metadata format.
 
-Every fourth prompt of a task, in a fixed shuffled order, is held out: reinforcement learning never sees it, evaluation
-uses only it. Apart from that, every sixth combination of two shapes with two colours, or with an axis, is new to the
-packaged pipeline: pretraining never saw any of its prompts, whichever way round.
+Every fourth prompt of a task, in a fixed shuffled order, is held out: it is used only for evaluation, never for
+reinforcement learning. Independently of that, every sixth combination of two shapes with two colours, or with an axis,
+is new to the packaged pipeline: pretraining uses none of its prompts, in any order or direction.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache
 from itertools import combinations, permutations, product
 from pathlib import Path
 
+from tempflow_fast.errors import fail
 from tempflow_fast.geneval import NUMBERS, OPPOSITE, RELATIONS, TASKS, plural
 from tempflow_fast.shapes.world import COLORS, SHAPES
 
@@ -24,7 +25,7 @@ Metadata = dict
 
 
 def all_prompts() -> list[Metadata]:
-    """Every prompt of the world, task by task: `{"tag", "include", ["exclude"], "prompt"}`."""
+    """Every prompt of the world, by task: `{"tag", "include", "prompt"}`, and `"exclude"` for counting."""
     return [*_single(), *_two(), *_counting(), *_colors(), *_position(), *_color_attr()]
 
 
@@ -34,35 +35,45 @@ def train_prompts() -> list[Metadata]:
 
 
 def heldout_prompts() -> list[Metadata]:
-    """The prompts kept for evaluation; disjoint from `train_prompts()`, every task present."""
+    """The prompts kept for evaluation, of every task; disjoint from `train_prompts()`."""
     return _split(held_out=True)
 
 
 def pretraining_prompts() -> list[Metadata]:
-    """The prompts whose combination of words the packaged pipeline has seen."""
+    """The prompts that pretraining uses."""
     return [entry for entry in all_prompts() if _combination(entry) not in _unseen()]
 
 
 def unseen_prompts() -> list[Metadata]:
-    """The prompts of `position` and `color_attr` whose combination of words pretraining never saw."""
+    """The prompts of `position` and `color_attr` whose combination of words is not in pretraining."""
     return [entry for entry in all_prompts() if _combination(entry) in _unseen()]
 
 
 def opposite(entry: Metadata) -> Metadata:
     """The prompt with the same words bound the other way: the opposite relation, or the two colours swapped.
 
-    ValueError for the tasks that bind nothing.
+    Args:
+        entry: a prompt of `position` or `color_attr`.
+
+    Raises:
+        ValueError: a prompt of another task, which binds no words.
     """
     first, second = entry["include"] if entry["tag"] in BINDING else (None, None)
     if entry["tag"] == "position":
         return _placed(second["class"], OPPOSITE[second["position"][0]], first["class"])
     if entry["tag"] == "color_attr":
         return _colored((first["class"], second["class"]), (second["color"], first["color"]))
-    raise ValueError(f"opposite: entry must be of {' or '.join(BINDING)}, got {entry['tag']!r}")
+    fail("opposite", "entry", f"a prompt of {' or '.join(BINDING)}", f"one of {entry['tag']}")
 
 
 def draw(prompts: Sequence[Metadata], count: int, rng: random.Random) -> list[Metadata]:
-    """`count` prompts, the tasks in turn, a random prompt of each: GenEval weighs tasks equally, not prompts."""
+    """Random prompts, taking the tasks in turn, since GenEval gives tasks equal weight, not prompts.
+
+    Args:
+        prompts: the prompts to draw from; tasks without one are skipped.
+        count: number of prompts.
+        rng: chooses the first task and the prompts.
+    """
     by_task = {tag: [m for m in prompts if m["tag"] == tag] for tag in TASKS}
     present = [tag for tag in TASKS if by_task[tag]]
     first = rng.randrange(len(present))
@@ -70,7 +81,7 @@ def draw(prompts: Sequence[Metadata], count: int, rng: random.Random) -> list[Me
 
 
 def write_jsonl(path: Path, prompts: Iterable[Metadata]) -> None:
-    """One JSON object a line, as GenEval's `evaluation_metadata.jsonl`."""
+    """Write one JSON object per line to `path`, as in GenEval's `evaluation_metadata.jsonl`."""
     path.write_text("".join(json.dumps(entry) + "\n" for entry in prompts))
 
 
@@ -136,7 +147,7 @@ def _colored(kinds: Sequence[str], colors: Sequence[str]) -> Metadata:
 
 
 def _combination(entry: Metadata) -> tuple | None:
-    """What a prompt binds, whichever way round: its two shapes with its two colours, or with its relation's axis."""
+    """What a prompt binds, ignoring order and direction: its two shapes with its two colours or its relation's axis."""
     if entry["tag"] not in BINDING:
         return None
     first, second = entry["include"]

@@ -1,6 +1,6 @@
 """Every scene of the world, and which of them a prompt describes.
 
-There are 57,984, few enough to list: pretraining takes its expectations over all of them (`posterior`).
+There are only 57,984 scenes, so pretraining can take expectations over all of them (`posterior`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from torch import Tensor
 from tempflow_fast.shapes.world import COLORS, SHAPES, Scene, Shape, corners, fulfils_relation
 
 Things = tuple[tuple[str, str], ...]
-"""What stands in a scene, (kind, color) of each."""
+"""The (kind, color) of every shape in a scene."""
 
 
 class Catalogue:
-    """All scenes that some of the prompts describe, each once.
+    """All scenes that at least one of the prompts describes, each once.
+
+    Args:
+        prompts: GenEval metadata.
 
     Attributes:
-        scenes: those with the same things in them side by side, so that a prompt's scenes are mostly one run.
+        scenes: scenes with the same contents are adjacent, so that those of a prompt are mostly one contiguous range.
     """
 
     def __init__(self, prompts: Iterable[Mapping]) -> None:
@@ -34,7 +37,7 @@ class Catalogue:
             self._places[things] = range(start, len(self.scenes))
 
     def rows(self, metadata: Mapping) -> Tensor:
-        """Indices [n], ascending, of the scenes that fulfil GenEval `metadata` and contain nothing else."""
+        """Indices [n], ascending, of the scenes that match GenEval `metadata` and contain nothing else."""
         include = metadata["include"]
         found = sorted(row for things in _contents(metadata) for row in self._places[things])
         for entry in include:
@@ -50,7 +53,7 @@ class Catalogue:
 
 
 def _contents(metadata: Mapping) -> Iterator[Things]:
-    """What can stand in a scene of this prompt: alike objects share a colour, others differ in theirs."""
+    """The possible contents of a scene of this prompt: one colour per entry, different entries in different colours."""
     wanted = sorted(metadata["include"], key=lambda entry: SHAPES.index(entry["class"]))
     for colors in permutations(COLORS, len(wanted)):
         if all(entry.get("color") in (None, color) for entry, color in zip(wanted, colors, strict=True)):
@@ -59,13 +62,14 @@ def _contents(metadata: Mapping) -> Iterator[Things]:
 
 
 def _placements(things: Things) -> Iterator[Scene]:
-    """The scenes of `things`, one for each set of clear places; places of alike things are not told apart."""
+    """The scenes of `things`, one per choice of free places; swapping identical things is not another scene."""
     for places in _clear_places(len(things), alike=len(set(things)) == 1):
         yield tuple(Shape(*thing, *place) for thing, place in zip(things, places, strict=True))
 
 
 @cache
 def _clear_places(count: int, alike: bool) -> list[tuple[tuple[int, int], ...]]:
+    """Every choice of `count` places that keep the gap, without regard to order if the things are alike."""
     choose = combinations if alike else permutations
     at = {corner: Shape(SHAPES[0], next(iter(COLORS)), *corner) for corner in corners()}
     return [

@@ -1,4 +1,4 @@
-"""A resumable training run with averaged weights: what the stages of `pretrain` share."""
+"""A resumable training run with averaged weights, used by every stage of `pretrain`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ WARM_UP = 100
 
 
 def falling(done: float) -> float:
-    """The share of the rate at a share of all steps: half a cosine down to 0."""
+    """A learning rate that falls to 0 along half a cosine; `done` is the share of steps taken."""
     return 0.5 + 0.5 * math.cos(math.pi * done)
 
 
 def steady(done: float) -> float:
-    """The whole rate all the time, so that a run may go on past its last step; the average of weights settles it."""
+    """A constant learning rate, so that a run can be extended; averaging the weights replaces a falling rate."""
     return 1.0
 
 
 class Stage:
-    """One training run that survives being stopped: it keeps everything in `directory/name.pt`.
+    """One training run that can be stopped and resumed: its state is in `directory/name.pt`.
 
     Args:
-        parts: what is trained, and averaged.
-        optimizers: each at its highest rate.
-        schedule: share of all steps -> share of that rate.
-        decay: of the average of weights.
+        name: of the stage and its files.
+        parts: what is trained and averaged.
+        optimizers: their learning rates are the peak rates.
+        directory: where the files are; it must exist.
+        schedule: maps the share of steps taken to a share of the peak rate.
+        decay: decay per step of the exponential moving average of the weights.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Stage:
 
     @property
     def path(self) -> Path:
+        """The file with the state for resuming."""
         return self.directory / f"{self.name}.pt"
 
     def run(
@@ -68,11 +71,13 @@ class Stage:
         evaluate: Callable[[], dict] | None = None,
         every: int = 1000,
     ) -> None:
-        """Train to step `steps`, leaving the averaged weights in place.
+        """Train up to step `steps`, then load the averaged weights.
 
         Args:
-            loss: gives the loss of one batch.
-            evaluate: what to add to `directory/name.jsonl` every so many steps, with the averaged weights in place.
+            loss: returns the loss of one batch.
+            steps: number of steps in all, including those of an earlier run.
+            evaluate: returns figures for `directory/name.jsonl`; called with the averaged weights loaded.
+            every: number of steps from one evaluation to the next.
         """
         start, first, running = time.monotonic(), self.step, None
         while self.step < steps:
@@ -92,12 +97,12 @@ class Stage:
         self.load_average()
 
     def load_average(self) -> None:
-        """Put the averaged weights in place, until `load_live`."""
+        """Load the averaged weights; `load_live` undoes it."""
         self._live = {key: value.clone() for key, value in self.parts.state_dict().items()}
         self.parts.load_state_dict(self.average)
 
     def load_live(self) -> None:
-        """Put the weights in place that were there before `load_average`."""
+        """Load the weights from before `load_average`."""
         self.parts.load_state_dict(self._live)
 
     def _groups(self) -> list[dict]:

@@ -1,7 +1,7 @@
-"""The world of coloured shapes: what exists, how a scene is drawn from a prompt's metadata, how it is rendered.
+"""The world of coloured shapes: its shapes and colours, random scenes for a prompt, and their rendering.
 
-A scene is a set of 8-pixel shapes on a grey 24-pixel square. Shapes stand on a grid of 4 pixels and keep a gap, so that
-a rendered scene has one right description.
+A scene is a set of 8-pixel shapes on a grey 24-pixel square. Shapes are placed on a grid of 4 pixels with a gap between
+them, so that a rendered scene has one correct description.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
+
+from tempflow_fast.errors import fail
 
 IMAGE_SIZE = 24
 SHAPE_SIZE = 8
@@ -33,7 +35,7 @@ MAX_TRIES = 1000
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: its kind, colour name, and the pixel of its top left corner."""
+    """One shape: its kind, its colour name, and the pixel of its top left corner."""
 
     kind: str
     color: str
@@ -41,7 +43,7 @@ class Shape:
     y: int
 
     def clear_of(self, other: Shape) -> bool:
-        """True where the two bounding boxes are at least `GAP` pixels apart."""
+        """Whether the two bounding boxes are at least `GAP` pixels apart."""
         return max(abs(self.x - other.x), abs(self.y - other.y)) >= SHAPE_SIZE + GAP
 
 
@@ -77,7 +79,15 @@ def render(scenes: Sequence[Scene]) -> Tensor:
 
 
 def sample_scene(metadata: Mapping, rng: random.Random) -> Scene:
-    """A random scene that fulfils GenEval `metadata` and contains nothing else."""
+    """A random scene that matches GenEval metadata and contains nothing else.
+
+    Args:
+        metadata: a prompt's entry.
+        rng: chooses the places, and the colours that the prompt leaves open.
+
+    Raises:
+        ValueError: `MAX_TRIES` tries found no places for the objects.
+    """
     include = metadata["include"]
     colors = rng.sample(list(COLORS), len(include))
     wanted = [
@@ -90,17 +100,18 @@ def sample_scene(metadata: Mapping, rng: random.Random) -> Scene:
         scene = _place(wanted, rng)
         if scene and (relation is None or fulfils_relation(scene[1], scene[0], relation)):
             return scene
-    raise ValueError(f"sample_scene: found no place for {metadata['prompt']!r} in {MAX_TRIES} tries")
+    expected = f"a prompt whose objects find places in {MAX_TRIES} tries"
+    fail("sample_scene", "metadata", expected, repr(metadata["prompt"]))
 
 
 def corners() -> list[tuple[int, int]]:
-    """The places for a shape's top left pixel, x, y."""
+    """Every (x, y) at which the top left pixel of a shape may be."""
     along = range(0, IMAGE_SIZE - SHAPE_SIZE + 1, POSITION_GRID)
     return [(x, y) for x in along for y in along]
 
 
 def _place(wanted: Sequence[tuple[str, str]], rng: random.Random) -> Scene:
-    """Each shape in turn on a random corner that is clear of the others; empty where the room runs out."""
+    """Put each shape in turn on a random corner that is clear of the others; empty if no corner is left."""
     scene: Scene = ()
     for kind, color in wanted:
         free = [s for s in (Shape(kind, color, *corner) for corner in corners()) if all(map(s.clear_of, scene))]
@@ -111,7 +122,13 @@ def _place(wanted: Sequence[tuple[str, str]], rng: random.Random) -> Scene:
 
 
 def fulfils_relation(shape: Shape, anchor: Shape, relation: str) -> bool:
-    """Is `shape` plainly in `relation` to `anchor`: apart along one axis, roughly level along the other?"""
+    """Whether a shape clearly has a relation to another: apart along one axis, roughly level along the other.
+
+    Args:
+        shape: the shape that is "left of" the anchor, for example.
+        anchor: the other shape.
+        relation: "left of", "right of", "above" or "below".
+    """
     dx, dy = shape.x - anchor.x, shape.y - anchor.y
     along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
     across = abs(dy if relation in ("left of", "right of") else dx)

@@ -1,4 +1,4 @@
-"""The packaged pipeline is a real Stable Diffusion 3 pipeline with room to improve, and its script makes such ones."""
+"""The packaged pipeline is a real Stable Diffusion 3 pipeline with room to improve, and its script can make one."""
 
 import json
 import random
@@ -22,6 +22,7 @@ def test_package_holds_a_small_pipeline() -> None:
     assert {path.suffix for path in files} == {".json", ".safetensors"}
 
 
+@pytest.mark.slow
 def test_diffusers_draws_what_the_policy_draws() -> None:
     from diffusers import StableDiffusion3Pipeline
 
@@ -59,18 +60,21 @@ def judged() -> dict[str, float]:
     pipe = StableDiffusion3Pipeline.from_pretrained(
         pipeline_path(), text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
-    return probe.judge(pipe, images=1200)
+    return probe.judge(pipe, images=600)
 
 
+@pytest.mark.slow
 def test_pipeline_is_neither_untrained_nor_done(judged: dict[str, float]) -> None:
-    assert 0.47 <= judged["strict"] <= 0.65  # 0.502 where it was made; rounding moves a few images
-    assert all(judged[task] >= 0.2 for task in prompts.TASKS)
+    assert 0.45 <= judged["strict"] <= 0.65  # 0.502 where it was made; rounding moves a few images
+    assert all(0.2 <= judged[task] <= 0.9 for task in prompts.TASKS)
 
 
-@pytest.mark.parametrize("task", ["position", "color_attr", "new position", "new color_attr"])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", prompts.BINDING)
 def test_pipeline_binds_words(judged: dict[str, float], task: str) -> None:
-    """Also where pretraining never saw the two shapes with these colours, or along this axis (`new`)."""
+    """Also for two shapes that pretraining never combined with these colours or along this axis (`new`)."""
     assert judged[task] >= max(0.3, 2 * judged[f"{task} opposite"])
+    assert judged[f"new {task}"] >= max(0.2, 2 * judged[f"new {task} opposite"])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the packaged pipeline learns from: the listed world, its exact velocities, and the words."""
+"""What the packaged pipeline learns from: the list of scenes, their exact velocities, and the labels of words."""
 
 import random
 
@@ -58,7 +58,7 @@ def test_words_say_what_a_causal_encoder_can_know() -> None:
         labels = describe_words(by_text[text])
         return {place: row for place, row in enumerate(labels.tolist()) if row[0] != UNKNOWN}
 
-    # kind, colour, count, relation; token 0 opens the text
+    # kind, colour, count, relation; token 0 starts the text
     assert said("a photo of a red circle and a blue cross") == {6: [0, 1, 1, 0], 10: [3, 3, 1, 0]}
     assert said("a photo of three squares") == {5: [1, 0, 3, 0]}
     assert said("a photo of a circle left of a square") == {
@@ -82,5 +82,7 @@ def test_opposite_scenes_are_wrong(catalogue: Catalogue) -> None:
     images = world.render([world.sample_scene(entry, rng) for entry in entries])
     assert checker.strict(images, entries).all()
     assert not checker.strict(images, [prompts.opposite(entry) for entry in entries]).any()
-    with pytest.raises(ValueError, match="opposite: entry must be of position or color_attr, got 'counting'"):
+    with pytest.raises(
+        ValueError, match="opposite: entry must be a prompt of position or color_attr, got one of counting"
+    ):
         prompts.opposite(next(entry for entry in prompts.all_prompts() if entry["tag"] == "counting"))

@@ -43,7 +43,7 @@ def other(value: str, values, rng: random.Random) -> str:
 
 
 def mutations(entry: dict, scene: world.Scene, rng: random.Random) -> dict[str, world.Scene]:
-    """Scenes one step away from a right one, each wrong for this entry."""
+    """Scenes that differ from a correct one by one change, each wrong for this entry."""
     i = rng.randrange(len(scene))
 
     def with_shape(shape: Shape) -> world.Scene:
@@ -91,7 +91,7 @@ def test_checker_rejects_noise_and_blank_images() -> None:
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_checker_rejects_malformed_shapes(kind: str) -> None:
-    """Half a shape, a shape squashed by a third, and the mean of two shapes are no shape at all."""
+    """Half a shape, a shape squashed by a third, and the mean of two shapes do not count as a shape."""
     entry = {"tag": "single_object", "include": [{"class": kind, "count": 1}], "prompt": f"a photo of a {kind}"}
     whole = world.render([(Shape(kind, "red", 8, 8),)])
     half = whole.clone()
@@ -116,9 +116,9 @@ def test_partial_credit_orders_images_by_how_much_is_right() -> None:
 
 def test_checker_names_bad_images() -> None:
     entry = prompts.all_prompts()[0]
-    with pytest.raises(ValueError, match=r"images must be \[R, 3, 24, 24\], got \[1, 3, 32, 32\]"):
+    with pytest.raises(ValueError, match=r"checker.read: images must be \[R, 3, 24, 24\], got \[1, 3, 32, 32\]"):
         checker.strict(torch.zeros(1, 3, 32, 32), [entry])
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match=r"checker.read: images must be finite, got NaN or infinity"):
         checker.strict(torch.full((1, 3, 24, 24), float("nan")), [entry])
 
 
