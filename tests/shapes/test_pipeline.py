@@ -1,7 +1,6 @@
 """The packaged pipeline is a real Stable Diffusion 3 pipeline with room to improve, and its script can make one."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from tempflow_fast import linear_sigmas, ops, step_table
 from tempflow_fast.evaluation.sample import FIRST_TRAJECTORY, sample_images
 from tempflow_fast.policies import SD3Policy
-from tempflow_fast.shapes import checker, pipeline_path, pretrain, probe, prompts
+from tempflow_fast.shapes import pipeline_path, pretrain, probe, prompts
 
 NUM_STEPS = 6
 MAX_BYTES = 12e6
@@ -42,15 +41,6 @@ def test_diffusers_draws_what_the_policy_draws() -> None:
         output_type="pt",
     ).images
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_pipeline_leaves_room_for_training() -> None:
-    policy = SD3Policy.from_pretrained(pipeline_path())
-    metadata = prompts.draw(prompts.heldout_prompts(), 300, random.Random(0))
-    table = step_table(linear_sigmas(NUM_STEPS), "ode")
-    images = sample_images(policy, [entry["prompt"] for entry in metadata], table, max_batch=64)
-    assert 0.45 <= checker.strict(images, metadata).float().mean() <= 0.7
 
 
 @pytest.fixture(scope="module")
