@@ -174,8 +174,8 @@ def _describe(images: Tensor, masks: Tensor) -> list[Blob]:
     colors = [list(COLORS)[i] if known else None for i, known in zip(nearest.tolist(), close, strict=True)]
     centers = torch.stack(_centers(masks), dim=1).tolist()
     return [
-        Blob(tuple(match), *names, tuple(center))
-        for match, *names, center in zip(matches.tolist(), kinds, colors, centers, strict=True)
+        Blob(tuple(match), kind_name, color_name, (x, y))
+        for match, kind_name, color_name, (x, y) in zip(matches.tolist(), kinds, colors, centers, strict=True)
     ]
 
 

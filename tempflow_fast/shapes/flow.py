@@ -81,8 +81,8 @@ class FlowTask:
         return mse_loss(predicted, target)
 
     def _velocity(self, x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
-        text = tuple(part[prompts] for part in self.text)
-        return velocity(self.network, x.unflatten(1, self.shape), text, sigma).flatten(1)
+        tokens, pooled = (part[prompts] for part in self.text)
+        return velocity(self.network, x.unflatten(1, self.shape), (tokens, pooled), sigma).flatten(1)
 
     def _draw_prompts(self, count: int, rng: torch.Generator) -> list[int]:
         return torch.multinomial(self.weights, count, replacement=True, generator=rng).tolist()
@@ -109,7 +109,7 @@ class FlowTask:
     def _new_sample(self, rng: torch.Generator) -> Sample:
         x = torch.randn(ROWS_PER_PROMPT, self.posterior.latents.shape[1], generator=rng)
         low, high = SAMPLING_STEPS
-        steps = torch.randint(low, high + 1, (), generator=rng).item()
+        steps = int(torch.randint(low, high + 1, (), generator=rng))
         return Sample(x, self._draw_prompts(1, rng)[0], steps, steps)
 
     def _exact(self, sample: Sample) -> Tensor:

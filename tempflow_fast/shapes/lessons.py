@@ -42,8 +42,9 @@ class Lessons(nn.Module):
             prompts: labels [R, len(PROMPT_CLASSES)] from `describe_prompt`.
         """
         read = [reader(tokens).flatten(0, 1) for reader in self.word_readers]
-        loss = sum(map(cross_entropy, read, words.flatten(0, 1).T))
-        return loss + sum(map(cross_entropy, [reader(pooled) for reader in self.prompt_readers], prompts.T))
+        losses = [*map(cross_entropy, read, words.flatten(0, 1).T)]
+        losses += map(cross_entropy, [reader(pooled) for reader in self.prompt_readers], prompts.T)
+        return torch.stack(losses).sum()
 
 
 def describe_words(entry: Mapping) -> Tensor:
@@ -66,7 +67,7 @@ def describe_words(entry: Mapping) -> Tensor:
         if kind := KINDS.get(word):
             labels[place] = _labels(named[kind], OPPOSITE[relation] if relation and spoken else None)
             spoken.append(kind)
-        elif relation and spoken and word in relation.split():
+        elif subject and relation and spoken and word in relation.split():
             labels[place] = _labels(subject, relation)
     return labels
 
@@ -77,13 +78,15 @@ def describe_prompt(entry: Mapping) -> Tensor:
     subject, relation = _relation(entry["include"])
     counts = [named[kind]["count"] if kind in named else 0 for kind in SHAPES]
     colors = [_index(COLORS, named.get(kind, {}).get("color")) for kind in SHAPES]
-    return torch.tensor([*counts, *colors, _index(RELATIONS, relation), _index(SHAPES, subject and subject["class"])])
+    return torch.tensor(
+        [*counts, *colors, _index(RELATIONS, relation), _index(SHAPES, subject["class"] if subject else None)]
+    )
 
 
 def _relation(include: Sequence[Mapping]) -> tuple[Mapping | None, str | None]:
     """The object that has a relation to another, and the relation; None without one."""
     subject = next((wanted for wanted in include if "position" in wanted), None)
-    return subject, subject and subject["position"][0]
+    return subject, subject["position"][0] if subject else None
 
 
 def _labels(wanted: Mapping, relation: str | None) -> Tensor:

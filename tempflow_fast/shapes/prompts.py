@@ -58,12 +58,12 @@ def opposite(entry: Metadata) -> Metadata:
     Raises:
         ValueError: a prompt of another task, which binds no words.
     """
-    first, second = entry["include"] if entry["tag"] in BINDING else (None, None)
+    if entry["tag"] not in BINDING:
+        fail("opposite", "entry", f"a prompt of {' or '.join(BINDING)}", f"one of {entry['tag']}")
+    first, second = entry["include"]
     if entry["tag"] == "position":
         return _placed(second["class"], OPPOSITE[second["position"][0]], first["class"])
-    if entry["tag"] == "color_attr":
-        return _colored((first["class"], second["class"]), (second["color"], first["color"]))
-    fail("opposite", "entry", f"a prompt of {' or '.join(BINDING)}", f"one of {entry['tag']}")
+    return _colored((first["class"], second["class"]), (second["color"], first["color"]))
 
 
 def draw(prompts: Sequence[Metadata], count: int, rng: random.Random) -> list[Metadata]:
