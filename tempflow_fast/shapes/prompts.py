@@ -7,12 +7,10 @@ is new to the packaged pipeline: pretraining uses none of its prompts, in any or
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, permutations, product
-from pathlib import Path
 
 from tempflow_fast.errors import fail
 from tempflow_fast.geneval import NUMBERS, OPPOSITE, RELATIONS, TASKS, plural
@@ -78,11 +76,6 @@ def draw(prompts: Sequence[Metadata], count: int, rng: random.Random) -> list[Me
     present = [tag for tag in TASKS if by_task[tag]]
     first = rng.randrange(len(present))
     return [rng.choice(by_task[present[(first + i) % len(present)]]) for i in range(count)]
-
-
-def write_jsonl(path: Path, prompts: Iterable[Metadata]) -> None:
-    """Write one JSON object per line to `path`, as in GenEval's `evaluation_metadata.jsonl`."""
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in prompts))
 
 
 def _split(held_out: bool) -> list[Metadata]:

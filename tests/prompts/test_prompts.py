@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from support.jsonl import write_jsonl
 
 from tempflow_fast.prompts.sets import get_prompts
 from tempflow_fast.shapes import prompts as shapes
@@ -21,7 +22,7 @@ def text_file(directory: Path, lines: list[str]) -> str:
 
 
 def jsonl_file(directory: Path, entries: list[dict], name: str = "prompts.jsonl") -> str:
-    shapes.write_jsonl(directory / name, entries)
+    write_jsonl(directory / name, entries)
     return str(directory / name)
 
 

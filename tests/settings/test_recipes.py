@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
+from support.jsonl import write_jsonl
 from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
 
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.prepare import prepare_policy, tuned_policy
 from tempflow_fast.run.train import train
 from tempflow_fast.settings.recipes import RECIPES, get_recipe
-from tempflow_fast.shapes.prompts import heldout_prompts, train_prompts, write_jsonl
+from tempflow_fast.shapes.prompts import heldout_prompts, train_prompts
 
 BUILDERS = {"sd35m-geneval": sd3_pipeline, "flux-pickscore": flux_pipeline, "qwen-image-pickscore": qwen_image_pipeline}
 LENGTHS = {"sd35m-geneval": 12, "flux-pickscore": 12, "qwen-image-pickscore": None}
