@@ -1,9 +1,9 @@
-"""What the package is worth in seconds and bytes, beside what it replaces.
+"""What the package is worth in seconds and bytes, next to what it replaces.
 
 baselines.py   the ops in PyTorch, as public scripts write them and as one writes them with care
 paper.py       an iteration in the structure of the paper's scripts
 networks.py    transformers of three sizes, and their iterations
-op_cases.py    every op beside its baselines
+op_cases.py    every op next to its baselines
 clocks.py      where the seconds of an iteration go
 conftest.py    how all of it is timed; no figure without its tests
 test_*.py      the figures, one pytest-benchmark each

@@ -1,4 +1,4 @@
-"""Every op beside its baselines on the same inputs, with the bytes that it has to move at least."""
+"""Every op next to its baselines on the same inputs, with the least number of bytes that it has to move."""
 
 from __future__ import annotations
 

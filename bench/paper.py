@@ -1,4 +1,4 @@
-"""One iteration in the structure of the paper's public scripts, in plain PyTorch, to be timed beside ours.
+"""One iteration in the structure of the paper's public scripts, in plain PyTorch, to be timed against ours.
 
 Every branch step is carried to the end by network calls of its own, and in training every branch has a network row of
 its own. The arithmetic is that of `bench.baselines`; the network, its texts and its precision are the same as ours.

@@ -45,7 +45,7 @@ class Distance:
 def distances(
     policy: DiffusersPolicy, prompts: Prompts, reward: Reward, config: GRPOConfig, seed: int = 0
 ) -> list[Distance]:
-    """Rollouts of an iteration in bf16, 8 bits, compiled, and both, beside two measures of what counts as near.
+    """Rollouts of an iteration in bf16, 8 bits, compiled, and both, next to two measures of what counts as near.
 
     These are rows cut into other calls, which change last bits, and other noise, the difference from one iteration
     to the next.

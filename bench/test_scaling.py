@@ -1,4 +1,4 @@
-"""How seconds grow with every size, beside how they should."""
+"""How seconds grow with every size, and how they should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports run one way, from the command line down to the leaves, and CONTRIBUTING.md names every room."""
+"""Imports run one way, from the command line down to the leaves, and CONTRIBUTING.md names every folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from support import ROOT, TESTS
 
 PACKAGE = ROOT / "tempflow_fast"
 
-# One row per room, or per file at the root. A room may import what is above its own row, nothing on it or below;
-# the modules of a room may import one another.
+# One row per folder, or per file at the root. A folder may import what is above its own row, nothing on it or below;
+# the modules of a folder may import one another.
 LAYERS = (
     ("choices", "errors", "geneval", "quiet", "version"),
     ("batching", "files", "kernels", "shapes"),
@@ -81,14 +81,14 @@ def test_the_rule_sees_relative_and_absolute_imports(tmp_path, monkeypatch):
     assert imported(tmp_path / "policies" / "sd3.py") == {"rollout", "policies"}
 
 
-def test_contributing_names_every_room_and_file_of_the_package():
+def test_contributing_names_every_folder_and_file_of_the_package():
     section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2].partition("\n## ")[0]
     first_column = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
     named = {path for cell in first_column for path in re.findall(r"`([^`]+)`", cell)}
     assert [path for path in named if not (ROOT / path).exists()] == []
     files = {f"tempflow_fast/{path.name}" for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
-    rooms = {f"tempflow_fast/{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
-    assert files | rooms <= named, f"CONTRIBUTING.md, Where things are: {sorted((files | rooms) - named)}"
+    folders = {f"tempflow_fast/{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert files | folders <= named, f"CONTRIBUTING.md, Where things are: {sorted((files | folders) - named)}"
 
 
 def test_no_test_imports_another():

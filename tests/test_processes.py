@@ -37,7 +37,7 @@ def launches(tmp_path_factory):
             with errors[count].open("w") as stderr:
                 running[count] = subprocess.Popen(
                     [*LAUNCH, str(count), str(worker), str(directory), part],
-                    # The second setting is what `accelerate launch --use_fsdp` adds by itself.
+                    # The second setting is what `accelerate launch --use_fsdp` adds on its own.
                     env={
                         **os.environ,
                         **{"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
@@ -66,7 +66,7 @@ def results(launches):
 
 @pytest.fixture(scope="module")
 def alone():
-    """What this process comes to by itself, and without accelerate."""
+    """The result of this process alone, without accelerate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "accelerate", None)  # an import would fail
         assert type(launched()) is Processes

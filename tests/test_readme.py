@@ -1,4 +1,4 @@
-"""What the README says to type works: each command is run here, in little, or by CI as it stands."""
+"""What the README says to type works: each command is run here on a small scale, or by CI unchanged."""
 
 from __future__ import annotations
 

@@ -148,13 +148,17 @@ class RunDirectory:
         path = self._evaluation(num_iterations) / "scores.safetensors"
         return Evaluation.load(path) if path.is_file() else None
 
-    def all_evaluations(self) -> dict[int, Evaluation]:
-        """Reads every evaluation.
+    def evaluations_up_to(self, num_iterations: int) -> dict[int, Evaluation]:
+        """Reads the evaluations of a run; later ones belong to weights that it has gone back from.
+
+        Args:
+            num_iterations: number of iterations before the last one.
 
         Returns:
-            Number of iterations before it -> evaluation, rising.
+            Number of iterations before it -> evaluation, in ascending order.
         """
-        numbers = sorted(int(path.name) for path in self.evaluations.glob("[0-9]*"))
+        names = [path.name for path in self.evaluations.glob("*")]
+        numbers = sorted(int(name) for name in names if name.isdigit() and int(name) <= num_iterations)
         found = {number: self.evaluation(number) for number in numbers}
         return {number: evaluation for number, evaluation in found.items() if evaluation is not None}
 

@@ -176,7 +176,7 @@ class _Loop:
         after = self._evaluation("after")
         if self.processes.is_main:
             sample_sheet(self.run.sheet, {"before": before, "after": after})
-            score_curve(self.run.scores, self.run.all_evaluations())
+            score_curve(self.run.scores, self.run.evaluations_up_to(self.state.num_iterations))
         self.trackers.finish()
         return after
 

@@ -34,7 +34,7 @@ def gradients(loss, policy):
 
 
 def naive_loss(policy, rollout, advantages, velocity_old, clip_range, beta, guidance_scale):
-    """Every branch by itself: its own network row, two log-densities, their difference, exp, clamp."""
+    """Every branch separately: its own network row, two log-densities, their difference, exp, clamp."""
     table, total, outside = rollout.table, 0.0, 0
     num, num_steps, num_branches = advantages.shape
 

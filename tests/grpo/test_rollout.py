@@ -15,7 +15,7 @@ IDS = [11, 3, 1 << 40]
 
 
 def sequential(policy, condition, table, noise, num_branches, seed, guidance_scale):
-    """Trunk, then every branch and its tail by itself: states, branches, log_prob and latents, as in a Rollout."""
+    """Trunk, then every branch and its tail separately: states, branches, log_prob and latents, as in a Rollout."""
 
     def velocity(x, step):
         cond, uncond = policy.velocity(x, table.sigma[step].item(), condition, guidance_scale)

@@ -1,4 +1,4 @@
-"""Several rewards in an iteration: pieces beside decoding, sums of rewards or of advantages, what is logged."""
+"""Several rewards in an iteration: pieces scored during decoding, sums of rewards or of advantages, what is logged."""
 
 import time
 

@@ -118,7 +118,7 @@ def test_adapter_of_a_sixteen_bit_network_keeps_its_precision(tmp_path, policy_c
 
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter += 1e-4  # below the grain of bfloat16 beside larger weights
+            parameter += 1e-4  # below the grain of bfloat16 next to larger weights
     policy.save_lora(tmp_path / "adapter")
     other = BUILDS[policy_class](tmp_path)
     other.transformer.to(torch.bfloat16)

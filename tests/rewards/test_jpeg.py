@@ -38,7 +38,7 @@ def test_the_file_holds_the_image():
 
 @pytest.mark.slow
 def test_a_small_run_raises_it_and_the_watched_reward_falls(tmp_path):
-    """docs/evaluation.md's run in little: files get larger, and what was asked for goes from the images.
+    """docs/evaluation.md's run on a small scale: files get larger, and what was asked for leaves the images.
 
     The other way round there is little to gain: with two seeds of six, smaller files were not told from luck.
     """

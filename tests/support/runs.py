@@ -43,7 +43,7 @@ def untimed(run: RunDirectory) -> list[dict[str, float]]:
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, "the run ended by itself"
+        assert process.poll() is None, "the run ended on its own"
         assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
