@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tempflow_fast"
 # One row per folder, or per file at the root. A folder may import what is above its own row, nothing on it or below;
 # the modules of a folder may import one another.
 LAYERS = (
-    ("choices", "errors", "geneval", "quiet", "version"),
+    ("choices", "errors", "geneval", "quiet", "text", "version"),
     ("batching", "files", "kernels", "shapes"),
     ("ops",),
     ("policies", "rewards"),
