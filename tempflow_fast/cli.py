@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tempflow-fast {__version__}")
         return 0
     try:
+        _check_place()
         return _parse(arguments)()
     except BrokenPipeError:  # as in `tempflow-fast recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _check_place() -> None:
+    """Refuses a working directory that has been removed, in which libraries abort the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the working directory does not exist any more: change to another one") from None
 
 
 def _fail(arguments: Sequence[str], error: Exception) -> int:

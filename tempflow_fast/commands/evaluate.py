@@ -63,6 +63,8 @@ class Evaluate:
         from ..processes import launched
 
         config = self._config()
+        if self.rewards is None:
+            self.source.check_rewards(config.task)
         if self.output:
             check_writable(self.output)
         processes = launched(cpu=config.policy.device == "cpu")

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choices import DEFAULT_RECIPE
+from .code import AllowCode, check_code
 from .options import require_option
 
 if TYPE_CHECKING:
     import torch
 
     from ..policies.base import Policy
-    from ..settings.run import TrainConfig
+    from ..settings.run import TaskConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Model:
     """Recipe with the settings, see tempflow-fast recipes; None: the settings of the run in --weights, else shapes."""
     device: str | None = None
     """Device of the model: cpu, cuda, cuda:1, ..., or auto; None: the device in the settings."""
+    allow_code: AllowCode = False
 
     def config(self, **settings: Any) -> TrainConfig:
         """Returns the settings of the run or the recipe, with some replaced.
@@ -52,6 +54,18 @@ class Model:
             config = RunDirectory(self.weights).read_config()
         settings |= {"model": self.model, "device": self.device}
         return config.with_settings(**{name: value for name, value in settings.items() if value is not None})
+
+    def check_rewards(self, task: TaskConfig) -> None:
+        """Refuses the rewards of the run in --weights if they are code that the user has not allowed.
+
+        Args:
+            task: the settings of the run.
+
+        Raises:
+            ValueError: naming the code.
+        """
+        if self.weights is not None:
+            check_code((task.reward, task.accuracy), self.weights, self.allow_code)
 
     def load(self, config: TrainConfig, device: torch.device | None = None) -> Policy:
         """Loads the run's tuned model, or the model as it is.

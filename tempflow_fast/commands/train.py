@@ -15,12 +15,14 @@ from ..grpo.geometry import Geometry
 from ..run.directory import RunDirectory
 from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig
+from .code import AllowCode, check_code
 from .status import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..processes import Processes
 
 LIMITS = ("num_iterations", "minutes")
+REWARDS = ("reward", "accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,10 @@ class Train:
     """auto: resume from the last checkpoint in --output, if there is one; never: refuse a directory in use."""
     dry_run: bool = False
     """Print what each process does in an iteration and what it costs, without training."""
+    allow_code: AllowCode = False
     settings: TrainConfig = field(default_factory=TrainConfig)
+    stored_rewards: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+    """The rewards that come from the run in --output."""
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> Train:
@@ -53,20 +58,23 @@ class Train:
         Raises:
             ValueError: for an unknown recipe.
         """
-        given = _first_look(arguments)
+        given, stored = _first_look(arguments), ()
         run = RunDirectory(given.output) if given.output else None
         if given.recipe is None and given.resume != "never" and run is not None and run.exists():
             settings = run.read_config()
+            rewards = (getattr(settings.task, name) for name in REWARDS if getattr(given, name) is None)
+            stored = tuple(reward for reward in rewards if reward is not None)
         else:
             settings = get_recipe(given.recipe or DEFAULT_RECIPE)
         # A limit on the command line replaces both limits of the recipe.
         limits = {name for name in LIMITS if getattr(given, name) is not None}
         if len(limits) == 1:
             settings = settings.with_settings(**{name: None for name in LIMITS if name not in limits})
-        return cls(output=tyro.MISSING, settings=settings)
+        return cls(output=tyro.MISSING, settings=settings, stored_rewards=stored)
 
     def __call__(self) -> int:
         run, config = RunDirectory(self.output), self.settings
+        check_code(self.stored_rewards, self.output, self.allow_code)
         from ..processes import launched
 
         processes = launched(cpu=config.policy.device == "cpu")
@@ -119,7 +127,7 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
 def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
     """The options that decide the defaults of the others, parsed first."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--recipe", "--output", "--resume", "--minutes"):
+    for option in ("--recipe", "--output", "--resume", "--minutes", *(f"--{name}" for name in REWARDS)):
         parser.add_argument(option, nargs="?")
     parser.add_argument("--iterations", "--num-iterations", "--num_iterations", nargs="?", dest="num_iterations")
     return parser.parse_known_args(arguments)[0]

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from .background import BackgroundScorer
 from .base import Reward, RewardError, Scores
-from .registry import REWARDS, get_reward
+from .registry import REWARDS, code_in, get_reward
 from .weighted import WeightedReward
 
-__all__ = ["REWARDS", "BackgroundScorer", "Reward", "RewardError", "Scores", "WeightedReward", "get_reward"]
+__all__ = ["REWARDS", "BackgroundScorer", "Reward", "RewardError", "Scores", "WeightedReward", "code_in", "get_reward"]

@@ -80,6 +80,26 @@ def get_reward(reward: Spec) -> WeightedReward:
     return WeightedReward(rewards, weights, timeouts)
 
 
+def code_in(reward: Spec) -> list[str]:
+    """Names of the code outside the package that `get_reward` would import, and so run.
+
+    Args:
+        reward: a description as in `get_reward`.
+
+    Returns:
+        Each "module:attribute" in it.
+
+    Raises:
+        ValueError: for a text that is no description.
+    """
+    if callable(reward):
+        return []
+    targets = [
+        entry.get("reward", name) if isinstance(entry, Mapping) else name for name, entry in _entries(reward).items()
+    ]
+    return [target for target in targets if isinstance(target, str) and target not in REWARDS and ":" in target]
+
+
 def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """Name -> weight or settings."""
     if isinstance(reward, Mapping):

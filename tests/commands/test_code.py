@@ -1,0 +1,100 @@
+"""Code that only a file names does not run, unless the user allows it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tempflow_fast.cli import main
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.settings.recipes import get_recipe
+
+TRAP = "trap_of_tests:steal"
+FORMS = {
+    "plain": {"reward": TRAP},
+    "in a sum": {"reward": f"shapes=1.0, {TRAP}=0.5"},
+    "JSON": {"reward": json.dumps({TRAP: 1.0})},
+    "JSON with a name": {"reward": json.dumps({"shapes": {"reward": TRAP, "weight": 0.5}})},
+    "accuracy": {"accuracy": TRAP},
+}
+COMMANDS = {
+    "train": ["train", "--output", "run"],
+    "dry run": ["train", "--output", "run", "--dry-run"],
+    "another reward typed": ["train", "--output", "run", "--seed", "0", "--prompts", TRAP],
+    "eval": ["eval", "--weights", "run"],
+    "eval into a directory": ["eval", "--weights", "run", "--directory", "scores"],
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with a module that leaves a file behind when it runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "trap_of_tests", raising=False)
+    (tmp_path / "trap_of_tests.py").write_text("open('ran', 'w').close()\nsteal = 'no function'\n")
+    return tmp_path
+
+
+def stored(**settings: object) -> None:
+    RunDirectory("run").write_config(get_recipe("shapes").with_settings(**settings))
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
+def test_code_in_a_run_directory_does_not_run(place, capsys, settings, arguments):
+    stored(**settings)
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"tempflow-fast {arguments[0]}: --allow-code must be given to run {TRAP!r}, which a file names: "
+        "the settings in 'run', got no permission"
+    )
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--allow-code"],
+        ["--reward", TRAP],  # the command line of the first start
+        [f"--reward={TRAP}", "--iterations", "3"],
+        ["--recipe", "shapes", "--reward", TRAP],
+    ],
+    ids=" ".join,
+)
+def test_code_that_is_allowed_or_typed_runs(place, capsys, arguments):
+    stored(reward=TRAP)
+    assert main(["train", "--output", "run", *arguments]) == 2
+    assert "reward must be a callable or a class of one" in capsys.readouterr().err
+    assert (place / "ran").exists()
+
+
+def test_typing_one_name_does_not_allow_another(place, capsys):
+    stored(reward="shapes", accuracy=TRAP)
+    assert main(["train", "--output", "run", "--reward", "shapes"]) == 2
+    assert "--allow-code" in capsys.readouterr().err
+    assert not (place / "ran").exists()
+
+
+def test_rewards_that_are_not_asked_for_are_no_matter(place, capsys):
+    """`eval --rewards` replaces those of the run; `sample` needs none."""
+    stored(reward=TRAP)
+    assert main(["eval", "--weights", "run", "--rewards", "shapes"]) == 2
+    assert main(["sample", "--weights", "run", "--prompt", "x", "--output", "x.png"]) == 2
+    assert all("where training has not ended" in line for line in capsys.readouterr().err.splitlines())
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "numpy", "json", "tyro", "PIL", "matplotlib"])
+def test_modules_in_the_working_directory_do_not_replace_libraries(place, name):
+    """Such as those of a directory that was downloaded, under `python -m tempflow_fast`."""
+    (place / f"{name}.py").write_text("open('ran', 'w').close()\nraise SystemExit(7)\n")
+    command = [sys.executable, "-m", "tempflow_fast", "sample", "--prompt", "x", "--output", "no/x.png", "--count", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "tempflow-fast sample: --count must be >= 1, got 0\n")
+    assert not (place / "ran").exists()
