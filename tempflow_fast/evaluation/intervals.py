@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OVERALL = "overall"
-"""Name of the mean of the tasks, next to the names of the tasks."""
+from ..choices import OVERALL
+
 NUM_RESAMPLES = 2000
 COVERED = 0.95
 """Share of the resampled means that an interval contains."""

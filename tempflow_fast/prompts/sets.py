@@ -6,20 +6,20 @@ Everything is a function of the seed and the iteration, so that an interrupted a
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..choices import SHAPES_PROMPTS
 from ..errors import require, unknown
-from .sources import HUGGING_FACE, read_prompts
+from .data_sets import HUGGING_FACE
+from .entries import PROMPT, TASK, Entry, same_prompt
+from .sources import read_prompts
 
-Entry = dict[str, Any]
 HELD_OUT_EVERY = 10
 """One prompt in so many is held out."""
-TASK = "tag"
-"""GenEval's metadata field for the task of a prompt."""
 
 
 class PromptSet(Protocol):
@@ -39,7 +39,7 @@ class PromptSet(Protocol):
         ...
 
     def heldout(self, count: int, seed: int) -> list[Entry]:
-        """Prompts for evaluation, which training never sees: the tasks in turn.
+        """Prompts for evaluation: the tasks in turn.
 
         Args:
             count: how many prompts.
@@ -130,9 +130,13 @@ class ShapesPrompts:
 def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "prompt") -> PromptSet:
     """The prompt set of a name or a source.
 
+    Prompts that differ only in case, white space or the form of their characters are one prompt, which is either
+    trained on or held out, with all its entries.
+
     Args:
         prompts: `shapes`, or a source of `read_prompts`.
         eval_prompts: another source, for evaluation; None: every tenth prompt, in a fixed shuffled order, is held out.
+            A warning counts its prompts that are in `prompts` too.
         column: the field that is the prompt.
 
     Raises:
@@ -140,7 +144,7 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
     """
     if prompts == SHAPES_PROMPTS and eval_prompts is None:
         return ShapesPrompts()
-    if prompts != SHAPES_PROMPTS and not prompts.startswith(HUGGING_FACE) and not Path(prompts).is_file():
+    if prompts != SHAPES_PROMPTS and not prompts.startswith(HUGGING_FACE) and not Path(prompts).exists():
         unknown("get_prompts", "prompts", prompts, [SHAPES_PROMPTS], ", an existing file, or hf:NAME")
     if prompts == SHAPES_PROMPTS:
         from ..shapes.prompts import train_prompts
@@ -149,11 +153,19 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
     else:
         entries = read_prompts(prompts, column)
     if eval_prompts is not None:
-        return ListedPrompts(entries, read_prompts(eval_prompts, column))
-    expected = "two or more, so that one can be held out"
-    require(len(entries) >= 2, "get_prompts", "prompts", expected, f"{len(entries)} in {prompts!r}")
+        heldout = read_prompts(eval_prompts, column)
+        _warn_of_shared(entries, heldout)
+        return ListedPrompts(entries, heldout)
     random.Random(0).shuffle(entries)
-    return ListedPrompts(
-        [entry for place, entry in enumerate(entries) if place % HELD_OUT_EVERY],
-        entries[::HELD_OUT_EVERY],
-    )
+    names = dict.fromkeys(same_prompt(entry[PROMPT]) for entry in entries)
+    expected = "two or more different ones, so that one can be held out"
+    require(len(names) >= 2, "get_prompts", "prompts", expected, f"{len(names)} in {prompts!r}")
+    kept = set(list(names)[::HELD_OUT_EVERY])
+    train, heldout = ([e for e in entries if (same_prompt(e[PROMPT]) in kept) is is_out] for is_out in (False, True))
+    return ListedPrompts(train, heldout)
+
+
+def _warn_of_shared(train: Sequence[Entry], heldout: Sequence[Entry]) -> None:
+    trained, judged = ({same_prompt(entry[PROMPT]) for entry in entries} for entries in (train, heldout))
+    if shared := len(trained & judged):
+        warnings.warn(f"{shared} of {len(judged)} prompts for evaluation are also trained on", stacklevel=3)

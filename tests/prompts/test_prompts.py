@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.jsonl import write_jsonl
 
+from tempflow_fast.prompts.entries import same_prompt
 from tempflow_fast.prompts.sets import get_prompts
 from tempflow_fast.shapes import prompts as shapes
 
@@ -80,13 +81,15 @@ def test_data_sets_of_the_library(tmp_path):
 
 def test_data_sets_that_the_library_saved(tmp_path):
     datasets = pytest.importorskip("datasets")
-    one = datasets.Dataset.from_dict({"prompt": NAMES, "size": list(range(30)), "list": [[1]] * 30})
+    one = datasets.Dataset.from_dict({"prompt": NAMES, "size": list(range(30))})
     one.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": one, "test": one.select([4])}).save_to_disk(tmp_path / "split")
-    prompts = get_prompts(f"hf:{tmp_path / 'one'}", f"hf:{tmp_path / 'split'}:test")
+    with pytest.warns(UserWarning, match="1 of 1 prompts for evaluation are also trained on"):
+        prompts = get_prompts(f"hf:{tmp_path / 'one'}", f"hf:{tmp_path / 'split'}:test")
     assert sorted(texts(prompts.training(0, 30, 0))) == sorted(NAMES)
     assert prompts.heldout(1, 0) == [{"prompt": NAMES[4], "tag": "all", "size": 4}]
-    assert len(get_prompts(f"hf:{tmp_path / 'split'}", f"hf:{tmp_path / 'one'}").heldout(30, 0)) == 30
+    with pytest.warns(UserWarning, match="30 of 30 prompts"):
+        assert len(get_prompts(f"hf:{tmp_path / 'split'}", f"hf:{tmp_path / 'one'}").heldout(30, 0)) == 30
     with pytest.raises(ValueError, match=r"source must be without a split, .* got hf:.*:test"):
         get_prompts(f"hf:{tmp_path / 'one'}:test")
 
@@ -97,18 +100,20 @@ def test_shapes_stay_the_draws_that_they_were():
     assert get_prompts("shapes").heldout(5, 1) == shapes.draw(shapes.heldout_prompts(), 5, random.Random(1))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("a.txt", "\n \n", "at least one prompt"),
-        ("a.txt", "one\n", "two or more"),
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "line 2 of .* must be JSON"),
-        ("a.jsonl", '["x"]\n', "line 1 of .* must be a JSON object"),
-        ("a.jsonl", '{"prompt": " "}\n', "prompt of line 1 of .* must be a text, got ' '"),
-        ("a.jsonl", '{"prompts": "x"}\n', r"column of line 1 of .* \(did you mean prompts\?"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, name, text, words):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=words):
-        get_prompts(str(tmp_path / name))
+SPELLINGS = ("a {}", "A {}", " a   {} ", "a\u00a0{}", "a\u2028{}")
+
+
+@pytest.mark.parametrize("spellings", [("a {}",) * 50, SPELLINGS])
+def test_spellings_of_a_held_out_prompt_are_held_out_too(tmp_path, spellings):
+    lines = [spelling.format(f"caf\u00e9 {number}") for number in range(40) for spelling in spellings]
+    lines += [f"a cafe\u0301 {number}" for number in range(40)]
+    prompts = get_prompts(text_file(tmp_path, lines))
+    seen = texts(prompts.training(0, len(lines), 0))
+    judged = texts(prompts.heldout(len(lines), 0))
+    assert {same_prompt(text) for text in seen}.isdisjoint(same_prompt(text) for text in judged)
+    assert len({same_prompt(text) for text in judged}) == 4, "every tenth of 40"
+
+
+def test_one_prompt_in_many_spellings_cannot_be_held_out(tmp_path):
+    with pytest.raises(ValueError, match="prompts must be two or more different ones, .* got 1 in"):
+        get_prompts(text_file(tmp_path, ["a cat", "A cat", "a  cat"]))

@@ -1,0 +1,69 @@
+"""An entry is a prompt with its metadata; whatever the source, only an entry that a whole run can use is let in."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from ..choices import OVERALL
+from ..errors import fail, require, unknown
+from ..text import printable, shortened
+
+Entry = dict[str, Any]
+PROMPT = "prompt"
+TASK = "tag"
+"""GenEval's metadata field for the task of a prompt."""
+NEGATIVE = "negative_prompt"
+
+
+def checked_entry(row: Mapping[str, Any], column: str, where: str) -> Entry:
+    """The row as an entry: its prompt is the field "prompt", and an empty `tag` is none.
+
+    Args:
+        row: a prompt and its metadata.
+        column: the field that is the prompt.
+        where: the row's place, for messages.
+
+    Raises:
+        ValueError: naming the place and the field: for a prompt that is no text, a task without a usable name, a
+            negative prompt, or metadata that JSON cannot hold.
+    """
+    if column not in row:
+        unknown("read_prompts", f"column of {where}", column, row)
+    prompt, task = row[column], row.get(TASK)
+    is_text = isinstance(prompt, str) and bool(prompt.strip()) and "\0" not in prompt
+    require(is_text, "read_prompts", f"{column} of {where}", "a text, not empty and without NUL", _shown(prompt))
+    if task is not None:
+        is_name = isinstance(task, str) and bool(task.strip()) and printable(task) == task != OVERALL
+        require(is_name, "read_prompts", f"{TASK} of {where}", f"a name of a task other than {OVERALL!r}", _shown(task))
+    expected = "absent or empty, since prompts are guided against the model's own negative prompt"
+    require(not row.get(NEGATIVE), "read_prompts", f"{NEGATIVE} of {where}", expected, _shown(row.get(NEGATIVE)))
+    entry = {name: value for name, value in row.items() if name != TASK or value is not None}
+    entry[PROMPT] = prompt
+    _require_json(entry, where)
+    return entry
+
+
+def same_prompt(prompt: str) -> str:
+    """A text that is equal for prompts that differ only in case, white space or the form of their characters.
+
+    Args:
+        prompt: any prompt.
+    """
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+def _require_json(entry: Entry, where: str) -> None:
+    """Metadata travel to servers and into reports as JSON in UTF-8, which has no NaN and no half of a character."""
+    for name, value in entry.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = "a lone surrogate" if isinstance(error, UnicodeEncodeError) else str(error)
+            fail("read_prompts", f"{printable(name)} of {where}", "what JSON in UTF-8 can hold", reason)
+
+
+def _shown(value: object) -> str:
+    return shortened(repr(value))
