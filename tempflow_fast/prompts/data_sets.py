@@ -18,8 +18,8 @@ def rows_of_data_set(source: str, column: str) -> Iterator[tuple[str, dict[str, 
     """The rows of a data set, each with its place.
 
     Texts, numbers and times, also within lists and structures, become what JSON can hold: a time is written as ISO 8601
-    does it, and a field without a value, or with NaN, is left out. Columns of anything else, such as images, are not read: to decode
-    them would take hours and be of no use to a reward.
+    does it, and a field without a value, or with NaN, is left out. Columns of anything else, such as images, are not
+    read: to decode them would take hours and be of no use to a reward.
 
     Args:
         source: hf:PATH or hf:PATH:SPLIT, by hub name or directory.

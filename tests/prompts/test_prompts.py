@@ -115,5 +115,5 @@ def test_spellings_of_a_held_out_prompt_are_held_out_too(tmp_path, spellings):
 
 
 def test_one_prompt_in_many_spellings_cannot_be_held_out(tmp_path):
-    with pytest.raises(ValueError, match="prompts must be two or more different ones, .* got 1 in"):
+    with pytest.raises(ValueError, match=r"prompts must be two or more different ones, .* got 1 in"):
         get_prompts(text_file(tmp_path, ["a cat", "A cat", "a  cat"]))
