@@ -14,7 +14,7 @@ from torch import Tensor
 from tempflow_fast import GRPOConfig, group_advantages, ops, rollout
 from tempflow_fast.grpo.step import rollout_precision
 from tempflow_fast.grpo.update import update
-from tempflow_fast.policies import DiffusersPolicy
+from tempflow_fast.policies import DiffusersPolicy, guides
 from tempflow_fast.policies.compiled import compile_blocks
 from tempflow_fast.rewards import Reward
 
@@ -78,7 +78,7 @@ class _Drawn:
     ) -> None:
         owners = [entry for entry in prompts for _ in range(config.num_seeds)]
         names, ids, scale = [entry["prompt"] for entry in owners], torch.arange(len(owners)), config.guidance_scale
-        condition, table = policy.encode(names, guided=scale != 1.0), config.table(policy)
+        condition, table = policy.encode(names, guided=guides(scale)), config.table(policy)
         noise = ops.initial_noise(policy.latent_shape, seed, ids, policy.device)
         with rollout_precision(policy, config):
             drawn = rollout(policy, condition, table, noise, config.num_branches, seed, ids, config.max_batch, scale)

@@ -43,7 +43,7 @@ class Evaluate:
     steps: int | None = None
     """Denoising steps, on the model's own schedule; None: as in the run or the recipe."""
     guidance_scale: float | None = None
-    """Guidance scale; 1 turns guidance off; None: as in the run or the recipe."""
+    """Guidance scale; up to 1 turns guidance off; None: as in the run or the recipe."""
     resolution: int | None = None
     """Side of the images in pixels; None: as in the run or the recipe."""
     max_batch: int | None = None

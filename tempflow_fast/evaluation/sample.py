@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..batching import equal_pieces
 from ..ops.schedule import StepTable
-from ..policies.base import Condition, Policy
+from ..policies.base import Condition, Policy, guides
 
 FIRST_TRAJECTORY = 1 << 40
 """Trajectory id of row 0. Training counts from 0, so no image of an evaluation starts from noise that training saw."""
@@ -36,14 +36,14 @@ def sample_images(
         prompts: R texts.
         table: the schedule; its sampler is ignored.
         seed: key of the initial noise.
-        guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
+        guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); up to 1 turns guidance off.
         max_batch: maximum number of images in one network call; None: no limit.
         rows: R indices of these images in a larger set; None: 0..R-1.
 
     Returns:
         [R, 3, H, W] images, float32 in [0, 1], on the host.
     """
-    condition = policy.encode(prompts, guided=guidance_scale != 1.0)
+    condition = policy.encode(prompts, guided=guides(guidance_scale))
     ids = FIRST_TRAJECTORY + (torch.arange(len(prompts)) if rows is None else torch.tensor(rows))
     images = []
     for piece in equal_pieces(len(prompts), max_batch):

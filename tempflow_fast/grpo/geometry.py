@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..batching import equal_pieces
 from ..errors import require
+from ..policies.base import guides
 from ..settings.iteration import GRPOConfig
 from .shares import Shares
 
@@ -161,7 +162,7 @@ class Geometry:
         return [*_table(head, rows), f"a backward pass counts as {BACKWARD} forward passes{self._guidance()}"]
 
     def _guidance(self) -> str:
-        if self.config.guidance_scale == 1.0:
+        if not guides(self.config.guidance_scale):
             return ""
         where = "every row" if self.config.guided_training else "every row of the rollout"
         return f"; guidance evaluates {where} twice, unless the model takes it as an input"

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..policies.base import Condition, Policy
+from ..policies.base import Condition, Policy, guides
 from ..policies.compiled import uncompiled
 from ..settings.iteration import GRPOConfig
 
@@ -81,7 +81,7 @@ def measure(policy: Policy, config: GRPOConfig) -> Memory:
     parameters = list(policy.network.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     scale = config.guidance_scale
-    condition = policy.encode([PROMPT], guided=scale != 1.0)
+    condition = policy.encode([PROMPT], guided=guides(scale))
     with torch.no_grad(), uncompiled():
         # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
         policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)

@@ -68,7 +68,7 @@ def rollout(
 
     Args:
         policy: the acting policy.
-        condition: [N] rows from `policy.encode`, guided unless guidance_scale is 1.
+        condition: [N] rows from `policy.encode`, guided if guidance_scale is above 1.
         table: sampler, sigmas and branch steps.
         noise: initial latents [N, *policy.latent_shape], float32 (or float64 with a float64 policy), usually from
             `ops.initial_noise` with the same seed and ids: it never coincides with the noise of a branch.
@@ -76,7 +76,7 @@ def rollout(
         seed: key of the branch noise.
         trajectory_ids: [N] global ids; equal ids draw equal noise under one seed. None: 0..N-1.
         max_batch: most rows in one network call; None: no limit.
-        guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); 1 turns guidance off.
+        guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); up to 1 turns guidance off.
         graphs: captured calls of this policy to replay, see `graphs_of`; None: Python makes every call.
         on_finished: called during the last step with each group of finished branches, [R, *shape], as soon as they
             exist; the groups together are all branches in the order [B, N, K]. The calls are made under the autocast of

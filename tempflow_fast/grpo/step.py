@@ -16,7 +16,7 @@ from ..errors import fail, require
 from ..graphs.replay import graphs_of
 from ..ops.schedule import StepTable
 from ..policies import compiled
-from ..policies.base import Condition, Policy
+from ..policies.base import Condition, Policy, guides
 from ..policies.quantized import quantized
 from ..processes import Processes
 from ..rewards import Scores, get_reward
@@ -114,7 +114,7 @@ def _start(
     policy: Policy, texts: list[str], trajectory_ids: list[int], config: GRPOConfig, seed: int
 ) -> tuple[Condition, Tensor]:
     """Encoded prompts and initial noise of the given trajectories."""
-    condition = policy.encode(texts, guided=config.guidance_scale != 1.0)
+    condition = policy.encode(texts, guided=guides(config.guidance_scale))
     return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
 
 

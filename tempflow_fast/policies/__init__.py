@@ -2,7 +2,7 @@
 
 Models, in the order to read them:
 
-    base                  `Condition` and the `Policy` protocol
+    base                  `Condition`, the `Policy` protocol, and which scales guide
     network               what every policy around one network shares: parameters and reference
     diffusers_pipeline    what the policies on diffusers pipelines share
     sd3                   Stable Diffusion 3 and 3.5
@@ -18,7 +18,7 @@ Plumbing:
     sharding        weights that FSDP divides among processes
 """
 
-from .base import Condition, Policy
+from .base import Condition, Policy, guides
 from .diffusers_pipeline import DiffusersPolicy
 from .flux import FluxPolicy
 from .network import NetworkPolicy
@@ -37,4 +37,5 @@ __all__ = [
     "Policy",
     "QwenImagePolicy",
     "SD3Policy",
+    "guides",
 ]

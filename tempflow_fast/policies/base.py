@@ -15,6 +15,18 @@ from torch.nn import Parameter
 from ..errors import require
 
 
+def guides(guidance_scale: float) -> bool:
+    """Whether a guidance scale calls for guidance: above 1, as in the pipelines of diffusers.
+
+    There, 0 means "off" to models such as FLUX.1-schnell, and so does every scale up to 1; the formula
+    v_uncond + g (v_cond - v_uncond) would ignore the prompt at 0.
+
+    Args:
+        guidance_scale: g.
+    """
+    return guidance_scale > 1.0
+
+
 @dataclass(frozen=True)
 class Condition:
     """Encoded prompts, one per row.
@@ -95,7 +107,7 @@ class Policy(Protocol):
             latents: [R, *latent_shape].
             sigma: noise level, one number or [R].
             condition: R rows of `encode`.
-            guidance_scale: g; 1 means no guidance.
+            guidance_scale: g; up to 1 means no guidance, see `guides`.
 
         Returns:
             In the dtype of `latents`, either (conditional, unconditional), which the caller combines into

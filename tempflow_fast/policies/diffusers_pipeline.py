@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import fail, require
 from ..quiet import quiet
 from . import lora
-from .base import Condition
+from .base import Condition, guides
 from .network import NetworkPolicy
 from .prompt_cache import PromptCache, Row
 
@@ -256,7 +256,7 @@ class DiffusersPolicy(NetworkPolicy):
             latents: [R, *latent_shape].
             sigma: noise level, one number or [R].
             condition: R rows of `encode`.
-            guidance_scale: g; 1 means no guidance.
+            guidance_scale: g; up to 1 means no guidance. A network that embeds guidance takes any scale.
 
         Returns:
             (conditional, unconditional) for classifier-free guidance, else (velocity, None); each [R, *latent_shape],
@@ -265,7 +265,7 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: if guidance needs a second velocity and the condition was encoded without `guided`.
         """
-        paired = guidance_scale != 1.0 and not self._embeds_guidance
+        paired = guides(guidance_scale) and not self._embeds_guidance
         tensors, has_pairs = condition.tensors, condition.tensors["text"].dim() == 4
         if paired and not has_pairs:
             fail("velocity", "condition", "from encode(prompts, guided=True) for guidance", "an unguided one")

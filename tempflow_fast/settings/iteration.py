@@ -47,7 +47,7 @@ class GRPOConfig:
     aggregate: Aggregate = "rewards"
     """With several rewards: sum the "rewards" and then normalise, or normalise each and sum the "advantages"."""
     guidance_scale: float = fixed(1.0, scores=True)
-    """Classifier-free guidance in the rollout, and in training if `guided_training` is set; 1 turns it off."""
+    """Classifier-free guidance in the rollout, and in training if `guided_training` is set; up to 1 turns it off."""
     guided_training: bool = True
     """Whether training also uses guidance. If not, old and new policy are both evaluated without it, which halves the
     cost where guidance needs a second network row."""
@@ -110,7 +110,7 @@ class GRPOConfig:
 
     @property
     def training_guidance(self) -> float:
-        """The guidance scale in training; 1 means no guidance."""
+        """The guidance scale in training; up to 1 means no guidance."""
         return self.guidance_scale if self.guided_training else 1.0
 
     def table(self, policy: Policy) -> StepTable:

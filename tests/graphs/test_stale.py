@@ -25,7 +25,7 @@ class AnySizePolicy(TinyPolicy):
 
     def velocity(self, latents, sigma, condition, guidance_scale=1.0):
         text = condition.tensors["text"]
-        return self.acting(latents, text), self.acting(latents, 0 * text) if guidance_scale != 1 else None
+        return self.acting(latents, text), self.acting(latents, 0 * text) if guidance_scale > 1 else None
 
 
 class PerPixel(nn.Module):

@@ -71,6 +71,7 @@ def test_page_names_every_process_and_its_part():
     # Update 0 has trajectories 0, 2, 4, 6, update 1 has 1, 3, 5; dealt in this order.
     assert [rows[process].split(":")[1].split("  ")[0].strip() for process in "012"] == ["0, 5, 6", "1, 2", "3, 4"]
     assert "guidance evaluates every row twice" in page
+    assert "guidance" not in str(Geometry(GRPOConfig(num_seeds=1, guidance_scale=0.5), 7, 3))
     assert "and 92 more" in str(Geometry(GRPOConfig(), 7, 100))
 
 

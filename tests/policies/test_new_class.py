@@ -8,7 +8,7 @@ from support.pipelines import TEXT_DIM, clip_tokenizer, silent, t5, vae
 from support.runs import little_run
 
 from tempflow_fast import rollout, step_table
-from tempflow_fast.policies import POLICIES, DiffusersPolicy
+from tempflow_fast.policies import POLICIES, DiffusersPolicy, guides
 from tempflow_fast.run.load import load_policy
 
 PROMPTS = ["a red circle", "two squares"]
@@ -80,7 +80,7 @@ def test_its_rollout_is_its_pipeline(model, resolution, guidance_scale):
         output_type="pt",
     ).images
     table = step_table(policy.sigmas(3), noise_level=1e-9, branch_steps=range(3))
-    condition = policy.encode(PROMPTS, guided=guidance_scale != 1)
+    condition = policy.encode(PROMPTS, guided=guides(guidance_scale))
     latents = rollout(policy, condition, table, noise, 2, guidance_scale=guidance_scale).latents
     assert (policy.decode(latents[:, -1, 0]) - images).abs().max() <= 1e-5
 

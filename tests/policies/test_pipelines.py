@@ -9,7 +9,7 @@ from support.policies import CASES, CLASSES, NUM_STEPS, TALL, make, velocity
 from support.tiny import PROMPTS
 
 import tempflow_fast as tff
-from tempflow_fast.policies import SD3Policy
+from tempflow_fast.policies import SD3Policy, guides
 from tempflow_fast.run.load import load_policy
 
 
@@ -29,8 +29,11 @@ def pipeline_latents(policy, noise, **arguments):
     return torch.stack(steps, dim=1), images
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
-@pytest.mark.parametrize("resolution", [None, TALL], ids=["square", "tall"])
+# To the pipelines 0 is "off" (schnell, turbo), and so is every scale up to 1; to embedded guidance every scale is one.
+SCALES = {None: (0.0, 0.5, 1.0, 1.0 + 1e-6, 3.5, 7.0), TALL: (1.0, 3.5)}
+
+
+@pytest.mark.parametrize(("resolution", "guidance_scale"), [(size, scale) for size in SCALES for scale in SCALES[size]])
 @pytest.mark.parametrize("name", CASES)
 def test_rollout_without_noise_is_the_pipeline(tmp_path, name, resolution, guidance_scale):
     policy = make(name, tmp_path, resolution)
@@ -41,7 +44,7 @@ def test_rollout_without_noise_is_the_pipeline(tmp_path, name, resolution, guida
 
     # Branches with next to no noise follow the trunk, so the tails are compared as well.
     table = tff.step_table(policy.sigmas(NUM_STEPS), noise_level=1e-9, branch_steps=range(NUM_STEPS))
-    condition = policy.encode(PROMPTS, guided=guidance_scale != 1.0)
+    condition = policy.encode(PROMPTS, guided=guides(guidance_scale))
     drawn = tff.rollout(policy, condition, table, noise, 2, guidance_scale=guidance_scale, max_batch=8)
     size = expected.abs().max()
     assert torch.equal(policy.decode(expected[:, -1]), images)

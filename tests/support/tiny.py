@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tempflow_fast.policies import Condition, NetworkPolicy
+from tempflow_fast.policies import Condition, NetworkPolicy, guides
 
 PROMPTS = ["a red circle", "two blue squares", "a green cross above a circle"]
 
@@ -35,7 +35,7 @@ class TinyPolicy(NetworkPolicy):
         text = condition.tensors["text"]
         sigma = torch.as_tensor(sigma, dtype=self.dtype, device=latents.device).expand(len(latents))[:, None]
         flat = latents.flatten(1).to(self.dtype)
-        texts = (text,) if guidance_scale == 1.0 else (text, 0 * text)
+        texts = (text, 0 * text) if guides(guidance_scale) else (text,)
         outputs = [self.acting(torch.cat([flat, sigma, words], dim=1)) for words in texts]
         velocities = [output.to(latents.dtype).view_as(latents) for output in outputs]
         return velocities[0], velocities[1] if len(velocities) == 2 else None
