@@ -11,6 +11,7 @@ Models, in the order to read them:
 
 Plumbing:
 
+    schedule        noise levels of a pipeline's scheduler
     prompt_cache    encoded prompts, limited in bytes
     lora            adapters
     compiled        torch.compile, block by block

@@ -18,6 +18,7 @@ from . import lora
 from .base import Condition, guides
 from .network import NetworkPolicy
 from .prompt_cache import PromptCache, Row
+from .schedule import check_scheduler, pipeline_sigmas
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -47,8 +48,8 @@ class DiffusersPolicy(NetworkPolicy):
         max_text_length: number of tokens at which a prompt is cut; None: `default_text_length`.
 
     Raises:
-        ValueError: if the resolution is not a multiple of the pixels that one token covers, or the text length is out
-            of range.
+        ValueError: if the resolution is not a multiple of the pixels that one token covers, the text length is out of
+            range, or the scheduler does not take Euler steps.
     """
 
     pipeline_name: ClassVar[str]
@@ -69,6 +70,7 @@ class DiffusersPolicy(NetworkPolicy):
         max_text_length: int | None = None,
     ) -> None:
         self.pipeline: Any = pipeline  # diffusers declares no types for its parts
+        check_scheduler(self._name, pipeline.scheduler)
         self.max_text_length = self.default_text_length if max_text_length is None else max_text_length
         fits = 1 <= self.max_text_length <= self.longest_text
         require(fits, self._name, "max_text_length", f"in 1..{self.longest_text}", max_text_length)
@@ -303,16 +305,13 @@ class DiffusersPolicy(NetworkPolicy):
 
         Returns:
             T + 1 noise levels, from the noisiest to 0.
+
+        Raises:
+            ValueError: if the scheduler does not take Euler steps.
         """
-        config = self.pipeline.scheduler.config
-        scheduler = type(self.pipeline.scheduler).from_config(config)
-        shift: dict[str, float] = {}
-        if config.use_dynamic_shifting:
-            # The straight line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
-            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-            shift["mu"] = config.base_shift + slope * (math.prod(self._grid) - config.base_image_seq_len)
-        scheduler.set_timesteps(num_steps, sigmas=self._levels(num_steps), **shift)
-        return scheduler.sigmas.tolist()
+        scheduler = self.pipeline.scheduler
+        check_scheduler(self._name, scheduler)  # again: it may have been replaced
+        return pipeline_sigmas(scheduler, num_steps, self._levels(num_steps), math.prod(self._grid))
 
     def enable_gradient_checkpointing(self) -> None:
         """The backward pass recomputes each block instead of keeping its activations: slower, but far less memory."""

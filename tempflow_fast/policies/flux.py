@@ -18,8 +18,8 @@ class FluxPolicy(PackedPolicy):
     """A `PackedPolicy` on a `FluxPipeline`.
 
     A network with embedded guidance (FLUX.1-dev) takes the guidance scale as an input, the pipeline's `guidance_scale`;
-    it takes any scale as it is, 0 and 1 as well. A network without (FLUX.1-schnell) gets classifier-free guidance against the empty
-    prompt, the pipeline's `true_cfg_scale`.
+    it takes any scale as it is, 0 and 1 as well. A network without (FLUX.1-schnell) gets classifier-free guidance
+    against the empty prompt, the pipeline's `true_cfg_scale`.
 
     Args:
         pipeline: as for `DiffusersPolicy`.
