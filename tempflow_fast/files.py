@@ -1,18 +1,27 @@
-"""Atomic file writes: a file is written under another name, synchronised to the disk, then renamed."""
+"""Files that are complete or absent, whatever ends the process: atomic writes, lines that are appended, JSON."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from errno import EISDIR
+from contextlib import contextmanager, suppress
+from errno import EIO, EISDIR
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+
+from .errors import fail
+from .text import shortened
 
 ASIDE = ".part-"
 """Prefix of the names of files that are being written or removed."""
+BLOCK = 1 << 16
+"""Bytes that are read at once from the end of a file."""
 
 
 @contextmanager
@@ -24,20 +33,43 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file or directory to write; its parent directories are created.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written: what was there before is left as it was.
     """
     aside = path.with_name(f"{ASIDE}{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove(aside)
     try:
-        yield aside
-        for part in (*aside.rglob("*"), aside):
-            _synchronize(part)
-        if aside.is_dir():
-            remove(path)
-        os.replace(aside, path)
-        _synchronize(path.parent)
-    finally:
-        remove(aside)
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(aside)
+            yield aside
+            for part in (*aside.rglob("*"), aside):
+                _synchronize(part)
+            if aside.is_dir():
+                remove(path)
+            os.replace(aside, path)
+            _synchronize(path.parent)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            remove(aside)
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Inside this context, an error of the system is an OSError that names `path`; often it names no file at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # raised by a library, with a sentence of its own
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:  # the library's only error, also for a full disk
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number.group(1))
+        raise OSError(code or EIO, os.strerror(code or EIO), str(path)) from error
 
 
 def check_writable(path: Path) -> None:
@@ -49,37 +81,45 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(EISDIR, "Is a directory", str(path))
-    try:
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "Is a directory")
         TemporaryFile(dir=path.parent).close()
-    except OSError as error:  # it names the temporary file
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def is_taken(path: Path) -> bool:
-    """Returns whether a path is a file, or a directory with something in it.
+    """Returns whether a path is a file, or a directory with something in it that is more than an interrupted write.
 
     Args:
         path: the file or directory.
     """
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    return path.exists() and (not path.is_dir() or any(not is_aside(entry) for entry in path.iterdir()))
+
+
+def is_aside(path: Path) -> bool:
+    """Returns whether a path is one that `written_aside` or `remove` leaves when the process is killed.
+
+    Args:
+        path: the file or directory.
+    """
+    return path.name.startswith(ASIDE)
 
 
 def remove(path: Path) -> None:
     """Removes a file or a directory, if it exists. A directory disappears at once, however long its files take.
 
     Args:
-        path: the file or directory.
+        path: the file or directory; of a link, only the link is removed.
     """
-    if path.is_dir():
-        leaving = path if path.name.startswith(ASIDE) else path.with_name(f"{ASIDE}removed-{path.name}")
+    if path.is_dir() and not path.is_symlink():
+        leaving = path if is_aside(path) else path.with_name(f"{ASIDE}removed-{path.name}")
         if leaving != path:
             remove(leaving)
             os.rename(path, leaving)
         shutil.rmtree(leaving)
-    path.unlink(missing_ok=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: object) -> None:
@@ -89,8 +129,114 @@ def write_json(path: Path, data: object) -> None:
         path: the file.
         data: anything that JSON can hold.
     """
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, in UTF-8.
+
+    Args:
+        path: the file.
+        text: its contents.
+    """
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(data, indent=2) + "\n")
+        aside.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        ValueError: naming the file and the reason, if it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        got = error.strerror
+    except (ValueError, RecursionError) as error:
+        got = f"other content: {shortened(error)}"
+    fail("read_json", str(path), "a readable JSON file", got)
+
+
+def append_line(path: Path, data: object) -> None:
+    """Appends a line of JSON after the last complete line of a file; what follows that one is cut off.
+
+    Args:
+        path: the file, which is made if it does not exist.
+        data: anything that JSON can hold.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; no part of the line is left then.
+    """
+    append_lines(path, [data])
+
+
+def append_lines(path: Path, lines: list[Any]) -> None:
+    """Appends lines of JSON; see `append_line`.
+
+    Args:
+        path: the file, which is made if it does not exist.
+        lines: of anything that JSON can hold.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; nothing is appended then.
+    """
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    with _named(path), path.open("a+b") as file:
+        end = _end_of_lines(file)
+        file.truncate(end)
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), end)
+            raise
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Reads lines of JSON.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What each complete line holds, None for a line that is not JSON; nothing for a file that does not exist.
+
+    Raises:
+        OSError: if the file exists and cannot be read.
+    """
+    if not path.exists() and not path.is_symlink():
+        return []
+    with _named(path):
+        return [_parsed(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """The place after the last line end, searched from the end of the file."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        place = file.read(end - start).rfind(b"\n")
+        if place >= 0:
+            return start + place + 1
+        end = start
+    return 0
 
 
 def _synchronize(path: Path) -> None:

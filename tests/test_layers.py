@@ -16,6 +16,7 @@ PACKAGE = ROOT / "tempflow_fast"
 LAYERS = (
     ("choices", "errors", "geneval", "quiet", "text", "version"),
     ("batching", "files", "kernels", "shapes"),
+    ("checksums",),
     ("ops",),
     ("policies", "rewards"),
     ("processes", "prompts", "settings", "graphs"),

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import fail
-from ..files import ASIDE, is_taken, remove, write_json, written_aside
+from ..files import ASIDE, is_taken, read_json, remove, write_json, written_aside
+from ..settings.read import read_settings
 from ..settings.run import TrainConfig
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ class RunDirectory:
         """Reads the settings of the run.
 
         Raises:
-            ValueError: if this is not the directory of a run.
+            ValueError: if this is not the directory of a run, or naming its file and what is wrong in it.
         """
         if not self.exists():
             fail("RunDirectory", "path", "the directory of a run, with a config.json", repr(str(self.path)))
-        return TrainConfig.from_json(self._config.read_text())
+        return read_settings(TrainConfig, read_json(self._config), str(self._config))
 
     def append_start(self, facts: Mapping[str, Any]) -> None:
         """Appends a line to `starts.jsonl`.

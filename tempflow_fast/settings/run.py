@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,8 +16,7 @@ from ..choices import EMBEDDED_MODEL, SHAPES_PROMPTS
 from ..errors import fail, require, unknown
 from .fields import documented, fixed, fixed_presence
 from .iteration import GRPOConfig
-
-Settings = TypeVar("Settings")
+from .read import read_settings
 
 
 @documented
@@ -237,12 +236,13 @@ class TrainConfig:
             text: the JSON.
 
         Raises:
-            ValueError: if it is not the JSON of a config.
+            ValueError: if it is not JSON, or naming the setting that is unknown, of another type or out of range.
         """
         try:
-            return _from_dict(cls, json.loads(text))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
             fail("TrainConfig.from_json", "text", "the JSON of a config", error)
+        return read_settings(cls, data, "TrainConfig.from_json")
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -257,17 +257,3 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]
     """
     before, after = old.flat(), new.flat()
     return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
-
-
-def _from_dict(kind: type[Settings], data: dict[str, Any]) -> Settings:
-    """The (nested) dataclass that `asdict` and JSON turned into `data`; JSON has lists where settings have tuples."""
-    hints = get_type_hints(kind)
-    values = {
-        name: _from_dict(hints[name], value) if is_dataclass(hints.get(name)) else _with_tuples(value)
-        for name, value in data.items()
-    }
-    return kind(**values)
-
-
-def _with_tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -20,7 +20,7 @@ def test_settings_survive_json_and_differ_by_name(name):
     assert len(names) == len(set(names)), "a name in two groups could not be set on the command line"
     with pytest.raises(ValueError, match=r"got 'clip_rang' \(did you mean clip_range"):
         config.with_settings(clip_rang=1)
-    with pytest.raises(ValueError, match="JSON of a config"):
+    with pytest.raises(ValueError, match="a setting in grpo must be one of"):
         TrainConfig.from_json('{"grpo": {"nope": 1}}')
 
 
