@@ -11,6 +11,9 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
+MOST_LISTED = 30
+"""Of more names than this, an error lists the first few: what came would be far from its beginning, and be cut off."""
+
 
 def fail(function: str, argument: str, expected: str, got: object) -> NoReturn:
     """Raises the one kind of error that a wrong argument gets."""
@@ -23,7 +26,9 @@ def require(holds: bool, function: str, argument: str, expected: str, got: objec
         fail(function, argument, expected, got)
 
 
-def unknown(function: str, argument: str, name: str, known: Iterable[str], more: str = "") -> NoReturn:
+def unknown(
+    function: str, argument: str, name: str, known: Iterable[str], more: str = "", like: str | None = None
+) -> NoReturn:
     """Refuses a name that is none of `known`, and suggests the nearest ones.
 
     Args:
@@ -32,11 +37,13 @@ def unknown(function: str, argument: str, name: str, known: Iterable[str], more:
         name: the name that was given.
         known: the names there are.
         more: what else would have been right, such as " or a path".
+        like: what to compare with the known names, such as a synonym; None: the name.
     """
     known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    listed = known if len(known) <= MOST_LISTED else [*known[:5], f"{len(known) - 5} more"]
+    near = get_close_matches(name if like is None else like, known, n=3, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    fail(function, argument, f"one of {', '.join(known)}{more}", f"{name!r}{hint}")
+    fail(function, argument, f"one of {', '.join(listed)}{more}", f"{name!r}{hint}")
 
 
 def integer(function: str, argument: str, value: object) -> int:

@@ -1,4 +1,4 @@
-"""What GenEval (arXiv 2310.11513) defines for every world: tasks, numbers, relations, and the rule for positions.
+"""What GenEval (arXiv 2310.11513) defines for every world: tasks, numbers, relations, entries, the rule for positions.
 
 The reward `geneval` judges photographs by it, and `shapes` the images of the packaged model. The constants are those of
 GenEval's public evaluation.
@@ -7,7 +7,10 @@ GenEval's public evaluation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from .errors import fail, require, unknown
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -48,3 +51,52 @@ def plural(kind: str) -> str:
         kind: the singular.
     """
     return kind + ("es" if kind.endswith("s") else "s")
+
+
+def check_entry(
+    function: str,
+    metadata: Mapping[str, Any],
+    classes: Collection[str],
+    colors: Collection[str],
+    most: int,
+    synonyms: Mapping[str, str] | None = None,
+) -> None:
+    """Refuses metadata that are not an entry of GenEval's form, or ask for what no image of a world can show.
+
+    Such an entry would score 0 for ever.
+
+    Args:
+        function: the reward, for messages.
+        metadata: of one image.
+        classes: the objects of the world.
+        colors: its colours.
+        most: how many objects of a class are counted.
+        synonyms: other words for classes, for hints alone.
+
+    Raises:
+        ValueError: naming the field, and the nearest class or colour.
+    """
+    include, exclude = metadata.get("include"), metadata.get("exclude") or []
+    is_entry = isinstance(include, list) and include and isinstance(exclude, list)
+    require(bool(is_entry), function, "metadata", "an entry with objects to include, a list", dict(metadata))
+    listed: list[Any] = [*(include or ()), *exclude]
+    for place, entry in enumerate(listed):
+        expected = f"an entry with a class and a count, an integer from 1 to {most}"
+        counted = isinstance(entry, Mapping) and type(entry.get("count")) is int and 1 <= entry["count"] <= most
+        require(counted and isinstance(entry.get("class"), str), function, "each object", expected, entry)
+        if entry["class"] not in classes:
+            word = entry["class"].strip().lower()
+            unknown(function, "class", entry["class"], classes, like=(synonyms or {}).get(word, word))
+        if "color" in entry and entry["color"] not in colors:
+            unknown(function, "color", entry["color"], colors, like=str(entry["color"]))
+        if "position" in entry:
+            _check_position(function, entry["position"], min(place, len(include or ())))
+
+
+def _check_position(function: str, position: Any, num_before: int) -> None:
+    expected = f"a relation to an object named before, [one of {', '.join(RELATIONS)}; its place]"
+    if not isinstance(position, Sequence) or isinstance(position, str) or len(position) != 2:
+        fail(function, "position", expected, repr(position))
+    relation, anchor = position
+    fits = relation in RELATIONS and type(anchor) is int and 0 <= anchor < num_before
+    require(fits, function, "position", expected, repr(position))

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "tempflow_fast"
 # One row per folder, or per file at the root. A folder may import what is above its own row, nothing on it or below;
 # the modules of a folder may import one another.
 LAYERS = (
-    ("choices", "errors", "geneval", "quiet", "text", "version"),
+    ("choices", "errors", "quiet", "text", "version"),
+    ("geneval",),
     ("batching", "files", "kernels", "shapes"),
     ("checksums",),
     ("ops",),

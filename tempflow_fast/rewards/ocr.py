@@ -1,13 +1,14 @@
 """Accuracy of rendered text, read by RapidOCR, whose package contains its models (`pip install tempflow-fast[ocr]`).
 
-The score is that of Flow-GRPO (arXiv 2505.05470): 1 - edit distance / length of the wanted text, ignoring spaces and
-case, and 1 if the wanted text occurs anywhere in what was read. Flow-GRPO reads with PaddleOCR; RapidOCR runs models of
-the same family.
+The score is that of Flow-GRPO (arXiv 2505.05470): 1 - edit distance / length of the wanted text, ignoring spaces, case
+and whether an accent is a character of its own, and 1 if the wanted text occurs anywhere in what was read. Flow-GRPO
+reads with PaddleOCR; RapidOCR runs models of the same family.
 """
 
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,13 +71,16 @@ def wanted_text(prompt: str, metadata: Metadata) -> str:
 
     Args:
         prompt: may quote the text.
-        metadata: may have it as `text`, which has priority.
+        metadata: may have it as `text`, also an integer, which has priority.
 
     Raises:
         ValueError: if there is none.
     """
     pieces = prompt.split('"')
-    text = metadata.get("text") or (pieces[1] if len(pieces) > 2 else "")
+    told = metadata.get("text")
+    is_text = told is None or (isinstance(told, (str, int)) and not isinstance(told, bool))
+    require(is_text, "ocr", "text in the metadata", "a text or an integer", repr(told))
+    text = (pieces[1] if len(pieces) > 2 else "") if told is None or told == "" else str(told)
     expected = 'one that quotes a text in "..." or has one in its metadata'
     require(bool(normalized(text)), "ocr", "prompt", expected, repr(prompt))
     return text
@@ -96,12 +100,12 @@ def accuracy(read: str, wanted: str) -> float:
 
 
 def normalized(text: str) -> str:
-    """The text without spaces and case.
+    """The text without spaces and case, its accents joined to their letters.
 
     Args:
         text: any text.
     """
-    return "".join(text.split()).casefold()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", "".join(text.split())).casefold())
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from tempflow_fast.shapes import checker
+from tempflow_fast.shapes.world import COLORS, SHAPES
 
+from ..errors import require
+from ..geneval import NUMBERS, check_entry
 from .base import declared
 
 
@@ -20,7 +23,11 @@ def partial(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str,
         images: [R, 3, H, W] in [0, 1], of the packaged model's size.
         prompts: R texts.
         metadata: R entries of the prompt set.
+
+    Raises:
+        ValueError: if the metadata ask for anything but one or more of a shape, or one each of two.
     """
+    _check(metadata)
     return checker.reward(images, prompts, metadata)
 
 
@@ -32,5 +39,17 @@ def strict(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, 
         images: [R, 3, H, W] in [0, 1], of the packaged model's size.
         prompts: R texts.
         metadata: R entries of the prompt set.
+
+    Raises:
+        ValueError: as `partial`.
     """
+    _check(metadata)
     return checker.strict(images, metadata).float()
+
+
+def _check(metadata: Sequence[Mapping[str, Any]]) -> None:
+    for entry in metadata:
+        check_entry("shapes", entry, SHAPES, COLORS, max(NUMBERS) + 1)
+        counts = [item["count"] for item in entry["include"]]
+        fits = len(counts) == 1 or counts == [1, 1]  # what the judge can assign to the objects of an image
+        require(fits, "shapes", "include", "one shape and its number, or one each of two", entry["include"])

@@ -51,6 +51,10 @@ def test_a_prompt_without_a_text_is_named():
         ("helo", "hello", 0.8),
         ("", "hello", 0),
         ("something else entirely", "hello", 0),
+        ("cafe\u0301", "caf\u00e9", 1),
+        ("caf\u00e9", "CAFE\u0301", 1),
+        ("cafe", "cafe\u0301", 0.75),
+        ("\u01f0", "\u01f0", 1),  # its lower case is two characters
     ],
 )
 def test_accuracy(read, wanted, score):
@@ -71,5 +75,22 @@ def test_edit_distance():
 def test_metadata_go_before_quotes():
     assert wanted_text('a "cat"', {"text": "dog"}) == "dog"
     assert wanted_text('a "cat" and a "cow"', {}) == "cat"
-    with pytest.raises(ValueError, match="must be one that quotes a text"):
-        wanted_text('an open "quote', {})
+    assert wanted_text("a year", {"text": 2024}) == "2024"
+    assert wanted_text('a "cat"', {"text": 0}) == "0"
+    assert wanted_text('a "cat"', {"text": ""}) == wanted_text('a "cat"', {"text": None}) == "cat"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "metadata", "words"),
+    [
+        ('an open "quote', {}, "must be one that quotes a text"),
+        ('an empty " "', {}, "must be one that quotes a text"),
+        ("a year", {"text": " "}, "must be one that quotes a text"),
+        ("a price", {"text": 1.5}, "text in the metadata must be a text or an integer, got 1.5"),
+        ("a truth", {"text": True}, "text in the metadata must be a text or an integer, got True"),
+        ("texts", {"text": ["a"]}, "text in the metadata must be a text or an integer, got \\['a'\\]"),
+    ],
+)
+def test_what_is_no_text_to_read_is_named(prompt, metadata, words):
+    with pytest.raises(ValueError, match=words):
+        wanted_text(prompt, metadata)

@@ -30,12 +30,12 @@ MANY = {"tag": "two_object", "include": [{"class": "cow", "count": 2}, {"class":
 
 
 def seen(*objects: str) -> tuple[list[Detection], list[str]]:
-    """Detections "kind score left,top color", each a box of 10 by 10 pixels, and their colours."""
+    """Detections "kind score left,top color", each a box of 10 by 10 pixels, and their colours; hot_dog is hot dog."""
     detections, colors = [], []
     for text in objects:
         kind, score, corner, color = (text.split() + ["0.95", "0,0", "brown"][len(text.split()) - 1 :])[:4]
         left, top = (float(value) for value in corner.split(","))
-        detections.append(Detection(kind, float(score), (left, top, left + 10, top + 10)))
+        detections.append(Detection(kind.replace("_", " "), float(score), (left, top, left + 10, top + 10)))
         colors.append(color)
     return detections, colors
 

@@ -14,9 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ... import geneval
-from ...errors import fail, require, unknown
-from ...geneval import RELATIONS
-from .names import COLORS
+from .names import COLORS, OBJECTS, SYNONYMS
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 """Confidence above which a detection counts as an object; higher for counting."""
@@ -98,7 +96,7 @@ def judged(
     if not exact:
         reasons += [
             f"fewer than {entry['count']} {entry['class']} wanted, {len(objects.get(entry['class'], []))} found"
-            for entry in metadata.get("exclude", [])
+            for entry in metadata.get("exclude") or []
             if len(objects.get(entry["class"], [])) >= entry["count"]
         ]
     correct = not reasons
@@ -125,20 +123,9 @@ def check(metadata: Mapping[str, Any]) -> None:
         metadata: of one image.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: naming the field, and the nearest class or colour.
     """
-    include = metadata.get("include")
-    if not isinstance(include, Sequence) or not include:
-        fail("geneval", "metadata", "an entry with objects to include", dict(metadata))
-    for place, entry in enumerate([*include, *metadata.get("exclude", [])]):
-        counted = isinstance(entry.get("class"), str) and isinstance(entry.get("count"), int) and entry["count"] >= 1
-        require(counted, "geneval", "each object", "an entry with a class and a count >= 1", entry)
-        if entry.get("color", COLORS[0]) not in COLORS:
-            unknown("geneval", "color", entry["color"], COLORS)
-        if "position" in entry:
-            relation, anchor = entry["position"]
-            fits = relation in RELATIONS and 0 <= anchor < min(place, len(include))
-            require(fits, "geneval", "position", "a relation to an object named before", entry)
+    geneval.check_entry("geneval", metadata, OBJECTS, COLORS, MAX_OBJECTS, SYNONYMS)
 
 
 def _confident(detections: Iterable[Detection], threshold: float) -> Objects:

@@ -15,4 +15,25 @@ OBJECTS = tuple(
     .strip()
     .split(", ")
 )
+SYNONYMS = {
+    "mouse": "computer mouse",
+    "keyboard": "computer keyboard",
+    "remote": "tv remote",
+    "remote control": "tv remote",
+    "television": "tv",
+    "tv monitor": "tv",
+    "tvmonitor": "tv",
+    "sofa": "couch",
+    "aeroplane": "airplane",
+    "plane": "airplane",
+    "motorbike": "motorcycle",
+    "bike": "bicycle",
+    "table": "dining table",
+    "plant": "potted plant",
+    "fridge": "refrigerator",
+    "doughnut": "donut",
+    "hair dryer": "hair drier",
+    "phone": "cell phone",
+}
+"""Words of COCO itself, of PASCAL VOC and of people -> the class that they mean, for hints."""
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
