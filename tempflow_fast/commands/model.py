@@ -24,7 +24,7 @@ class Model:
     model: str | None = None
     """`embedded` for the packaged model, a diffusers pipeline directory, or a hub name; None: the recipe's model."""
     lora: Path | None = None
-    """Adapter to load into the model: a file or directory that diffusers' `load_lora_weights` accepts."""
+    """Adapter to load into the model: a file in the layout of diffusers' `save_lora_weights`, or its directory."""
     weights: Path | None = None
     """Run directory whose tuned model and settings to use instead."""
     recipe: str | None = None

@@ -14,6 +14,8 @@ Plumbing:
     schedule        noise levels of a pipeline's scheduler
     prompt_cache    encoded prompts, limited in bytes
     lora            adapters
+    lora_file       their files
+    weight_files    safetensors, and what is none
     compiled        torch.compile, block by block
     quantized       linear layers in 8 bits
     sharding        weights that FSDP divides among processes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import fail, require
 from ..quiet import quiet
-from . import lora
+from . import lora, lora_file
 from .base import Condition, guides
 from .network import NetworkPolicy
 from .prompt_cache import PromptCache, Row
@@ -322,7 +322,7 @@ class DiffusersPolicy(NetworkPolicy):
         self,
         rank: int = 32,
         alpha: float = 64,
-        targets: Sequence[str] = LORA_TARGETS,
+        targets: Sequence[str] | None = None,
         init: str | bool = "gaussian",
         seed: int = 0,
     ) -> None:
@@ -331,14 +331,20 @@ class DiffusersPolicy(NetworkPolicy):
         Args:
             rank: inner dimension of the adapter.
             alpha: the adapter's output is scaled by alpha / rank.
-            targets: the linear layers whose names end in one of these are adapted.
-            init: peft's `init_lora_weights`.
+            targets: the layers whose names end in one of these are adapted; all of them must be linear. None: those of
+                `LORA_TARGETS` that the network has.
+            init: peft's `init_lora_weights`, one that leaves the network's own weights as they are.
             seed: decides the initial weights, which are the same in every process.
 
         Raises:
-            ValueError: if the rank or alpha is not positive, no layer matches, or there is an adapter already.
+            ValueError: if the rank or alpha is not positive, a target names no layer or one that is not linear, or
+                there is an adapter already.
         """
-        lora.add_lora(self.pipeline.transformer, rank, alpha, targets, init, seed, excluded=self._idle_modules)
+        network = self.pipeline.transformer
+        if targets is None:
+            names = [f".{name}" for name, _ in network.named_modules()]
+            targets = [target for target in LORA_TARGETS if any(name.endswith(f".{target}") for name in names)]
+        lora.add_lora(network, rank, alpha, targets, init, seed, excluded=self._idle_modules)
 
     @quiet(*LIBRARIES)
     def save_lora(self, directory: str | Path) -> None:
@@ -350,7 +356,7 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: if there is no adapter.
         """
-        lora.save_lora(self.pipeline, directory)
+        lora_file.save_lora(self.pipeline, directory)
 
     @quiet(*LIBRARIES)
     def load_lora(self, path: str | Path) -> None:
@@ -360,9 +366,10 @@ class DiffusersPolicy(NetworkPolicy):
             path: the file, or its directory.
 
         Raises:
-            ValueError: if there is no such file, it does not fit, or there is an adapter already.
+            ValueError: if there is no such file, anything in it does not fit or would not be applied, or there is an
+                adapter already. The policy is then as it was.
         """
-        lora.load_lora(self.pipeline.transformer, path)
+        lora_file.load_lora(self.pipeline.transformer, path)
 
     @quiet(*LIBRARIES)
     def save(self, directory: str | Path) -> None:

@@ -1,28 +1,35 @@
-"""Low-rank adapters through peft, in the file layout of diffusers' `load_lora_weights`."""
+"""Low-rank adapters through peft: which layers get one, and the network without it."""
 
 from __future__ import annotations
 
-import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import fail, finite, integer, require
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, ModelMixin
+    from diffusers import ModelMixin
 
 ADAPTER = "default"
 """peft's name for the adapter."""
-WEIGHTS = "pytorch_lora_weights.safetensors"
-"""Name of the file in diffusers' layout."""
-PREFIX = "transformer."
-"""Prefix of the tensors in that file."""
+INITS = (True, False, "gaussian", "orthogonal")
+"""Values of peft's `init_lora_weights` that leave the network's own weights as they are: those are the reference."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rank and alpha of one layer's adapter."""
+
+    rank: int
+    alpha: float
 
 
 def add_lora(
@@ -40,30 +47,52 @@ def add_lora(
         network: gets the adapter; it must have none yet.
         rank: inner dimension of the adapter.
         alpha: the adapter's output is scaled by alpha / rank.
-        targets: the linear layers whose names end in one of these are adapted.
-        init: peft's `init_lora_weights`.
+        targets: the layers whose names end in one of these are adapted; all of them must be linear.
+        init: peft's `init_lora_weights`, one of `INITS`.
         seed: decides the initial weights.
-        excluded: layers whose names end in one of these are left out.
+        excluded: modules, named in full, whose layers are left out.
 
     Raises:
-        ValueError: if the rank or alpha is not positive, the network has an adapter, or no layer matches.
+        ValueError: if the rank or alpha is not positive, the network has an adapter, a target names no layer or one
+            that is not linear, or the initial weights would change the network's own.
+    """
+    require(integer("add_lora", "rank", rank) >= 1, "add_lora", "rank", "positive", rank)
+    require(finite("add_lora", "alpha", alpha) > 0, "add_lora", "alpha", "positive", alpha)
+    require(init in INITS, "add_lora", "init", f"one of {INITS}", repr(init))
+    check_plain("add_lora", network)
+    attach(network, dict.fromkeys(_layers(network, targets, excluded), Size(rank, alpha)), init, seed)
+
+
+def attach(
+    network: ModelMixin, sizes: Mapping[str, Size], init: str | bool = True, seed: int = 0, rslora: bool = False
+) -> None:
+    """Adds an adapter to exactly these layers, in float32, and freezes everything else.
+
+    Args:
+        network: without an adapter.
+        sizes: name of a linear layer -> the size of its adapter.
+        init: peft's `init_lora_weights`.
+        seed: decides the initial weights.
+        rslora: whether the adapter's output is scaled by alpha / sqrt(rank) instead of alpha / rank.
     """
     from peft import LoraConfig
 
-    require(integer("add_lora", "rank", rank) >= 1, "add_lora", "rank", "positive", rank)
-    require(finite("add_lora", "alpha", alpha) > 0, "add_lora", "alpha", "positive", alpha)
-    _check_plain("add_lora", network)
-    linear = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
-    found = any(f".{name}".endswith(f".{target}") for name in linear for target in targets)
-    require(found, "add_lora", "targets", "names of linear layers of the network", list(targets))
-    network.requires_grad_(False)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=list(targets),
-        exclude_modules=list(excluded) or None,
-        init_lora_weights=init,
+    usual = Size(
+        Counter(size.rank for size in sizes.values()).most_common(1)[0][0],
+        Counter(size.alpha for size in sizes.values()).most_common(1)[0][0],
     )
+    # peft takes names in a list for the ends of names, and keys of patterns for expressions.
+    exact = {name: f"^{re.escape(name)}" for name in sizes}
+    config = LoraConfig(
+        r=usual.rank,
+        lora_alpha=usual.alpha,
+        rank_pattern={exact[name]: size.rank for name, size in sizes.items() if size.rank != usual.rank},
+        alpha_pattern={exact[name]: size.alpha for name, size in sizes.items() if size.alpha != usual.alpha},
+        target_modules="|".join(map(re.escape, sizes)),
+        init_lora_weights=init,
+        use_rslora=rslora,
+    )
+    network.requires_grad_(False)
     # A separate generator: every process starts from the same adapter, and no other random numbers change.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -71,6 +100,26 @@ def add_lora(
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _layers(network: nn.Module, targets: Sequence[str], excluded: Sequence[str]) -> list[str]:
+    """Names of the linear layers that the targets mean."""
+    expected = "names of linear layers of the network"
+    listed = not isinstance(targets, str) and len(targets) > 0 and all(isinstance(target, str) for target in targets)
+    require(listed, "add_lora", "targets", f"a list of {expected}", repr(targets))
+    found: dict[str, None] = {}
+    for target in targets:
+        named = {
+            name: module
+            for name, module in network.named_modules()
+            if f".{name}".endswith(f".{target}") and not f"{name}.".startswith(tuple(f"{part}." for part in excluded))
+        }
+        require(bool(named), "add_lora", "targets", expected, f"{target!r}, which names none")
+        for name, module in named.items():
+            if not isinstance(module, nn.Linear):
+                fail("add_lora", "targets", expected, f"{target!r}, which names the {type(module).__name__} {name}")
+        found |= dict.fromkeys(named)
+    return list(found)
 
 
 def has_adapter(network: nn.Module) -> bool:
@@ -91,7 +140,8 @@ def described(network: nn.Module) -> str | None:
     layers = [layer for layer in _adapter_layers(network) if ADAPTER in getattr(layer, "r", {})]
     if not layers:
         return None
-    return f"LoRA of rank {layers[0].r[ADAPTER]}, alpha {layers[0].lora_alpha[ADAPTER]:g}, on {len(layers)} layers"
+    ranks, alphas = [layer.r[ADAPTER] for layer in layers], [layer.lora_alpha[ADAPTER] for layer in layers]
+    return f"LoRA of rank {_span(ranks)}, alpha {_span(alphas)}, on {len(layers)} layers"
 
 
 @contextmanager
@@ -141,83 +191,16 @@ def merged(network: ModelMixin) -> ModelMixin:
     return plain
 
 
-def save_lora(pipeline: DiffusionPipeline, directory: str | Path) -> None:
-    """Writes the adapter of the pipeline's transformer.
+def check_plain(function: str, network: nn.Module) -> None:
+    """Refuses a network that has an adapter.
 
     Args:
-        pipeline: whose transformer has the adapter.
-        directory: where to write the file.
+        function: the caller, for the error.
+        network: in any wrapper.
 
     Raises:
-        ValueError: if there is no adapter.
+        ValueError: naming the function.
     """
-    from peft import get_peft_model_state_dict
-
-    found = has_adapter(pipeline.transformer)
-    require(found, "save_lora", "policy", "one with an adapter", "one without: call add_lora first")
-    layers = get_peft_model_state_dict(pipeline.transformer, adapter_name=ADAPTER)
-    config = pipeline.transformer.peft_config[ADAPTER]
-    pipeline.save_lora_weights(
-        str(directory),
-        transformer_lora_layers=layers,
-        weight_name=WEIGHTS,
-        # Without these, a reader takes the rank as alpha. Other versions of peft may not know further settings.
-        transformer_lora_adapter_metadata={
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "target_modules": _adapted(layers),
-        },
-    )
-
-
-def load_lora(network: ModelMixin, path: str | Path) -> None:
-    """Adds the adapter of a file that `save_lora` or diffusers wrote, with the same bits.
-
-    Args:
-        network: must have no adapter yet.
-        path: the file, or its directory.
-
-    Raises:
-        ValueError: before anything is changed, if there is no such file or it does not fit the network.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    _check_plain("load_lora", network)
-    path = Path(path)
-    file = path / WEIGHTS if path.is_dir() else path
-    expected = f"a directory with {WEIGHTS}, or such a file"
-    require(file.is_file(), "load_lora", "path", expected, repr(str(path)))
-    state = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(file).items() if name.startswith(PREFIX)}
-    rank = _fitting_rank(network, state, file)
-    stored = _stored_settings(file)
-    alpha = stored.get(f"{PREFIX}lora_alpha", rank)  # diffusers' own convention for files without settings
-    add_lora(network, rank, alpha, _adapted(state), init=True, seed=0)
-    set_peft_model_state_dict(network, state, ADAPTER)
-
-
-def _fitting_rank(network: ModelMixin, state: dict[str, Tensor], file: Path) -> int:
-    """The rank of an adapter in which every pair of matrices fits a linear layer of the network."""
-    layers = dict(network.named_modules())
-    ranks = {len(tensor) for name, tensor in state.items() if name.endswith(".lora_A.weight")}
-    if len(ranks) != 1:
-        got = f"{str(file)!r} with ranks {sorted(ranks)}"
-        fail("load_lora", "path", "a file with a LoRA of one rank in diffusers' layout", got)
-    rank = ranks.pop()
-    expected: dict[str, tuple[int, int]] = {}
-    for name in _adapted(state):
-        layer = layers.get(name)
-        if isinstance(layer, nn.Linear):
-            expected[f"{name}.lora_A.weight"] = (rank, layer.in_features)
-            expected[f"{name}.lora_B.weight"] = (layer.out_features, rank)
-    if wrong := sorted(name for name in state if expected.get(name) != tuple(state[name].shape)):
-        fail("load_lora", "path", "a file that fits the network's layers", f"{str(file)!r} with {wrong[0]}")
-    if missing := sorted(expected.keys() - state.keys()):
-        fail("load_lora", "path", "a file with both matrices of each layer", f"{str(file)!r} without {missing[0]}")
-    return rank
-
-
-def _check_plain(function: str, network: nn.Module) -> None:
     require(not has_adapter(network), function, "network", "without an adapter", "one that has an adapter")
 
 
@@ -230,14 +213,7 @@ def _adapter_layers(network: nn.Module) -> list[Any]:
     return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _adapted(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the layers that the adapter's matrices belong to."""
-    return sorted({name.rpartition(".lora_")[0] for name in state})
-
-
-def _stored_settings(file: Path) -> dict[str, Any]:
-    """The adapter's settings from the file's header; empty if there are none."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+def _span(values: Sequence[float]) -> str:
+    """One number, or the smallest and the largest."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
