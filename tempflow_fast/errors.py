@@ -5,7 +5,7 @@ Nothing here imports torch, so that the command line can answer at once.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -71,6 +71,6 @@ def finite(function: str, argument: str, value: object) -> float:
     if not isinstance(value, Real):
         fail(function, argument, "a number", repr(value))
     number: Any = value  # to a type checker, a Real is no float and has no order
-    if not -math.inf < number < math.inf:
+    if not -sys.float_info.max <= number <= sys.float_info.max:  # an integer may be larger than every float
         fail(function, argument, "finite", value)
     return number

@@ -87,6 +87,61 @@ def test_every_row_is_the_formula_of_its_paper(step_of, num_steps):
         assert table.dt[i].item() == pytest.approx(sigmas[i + 1] - sigmas[i], abs=1e-15)
 
 
+JUST_BELOW = 1 - 2**-24  # the float32 before 1
+
+
+@pytest.mark.parametrize("num_steps", [2, 10, 40])
+@pytest.mark.parametrize("first", [JUST_BELOW, 1 - 2**-21, 1 - 1e-5, 1 - 2**-11, 1 - 1e-3])
+def test_a_first_level_just_below_1_has_the_noise_of_1(first, num_steps):
+    """Schedules in float32 round 1 down, such as that of SD3 with shift 1.18; others begin at 0.999."""
+    sigmas = linear_sigmas(num_steps, 1.18)
+    table, exact = step_table([first, *sigmas[1:]]), step_table(sigmas)
+    for name in ("a", "b", "s", "noise_weight"):
+        torch.testing.assert_close(getattr(table, name), getattr(exact, name), rtol=0.05, atol=1e-3, msg=name)
+
+
+def test_levels_of_float32_schedules_have_the_noise_of_exact_ones():
+    """Many shifts, computed in float32 as diffusers does; some round the first level to less than 1."""
+    rounded_down = 0
+    for shift in torch.arange(1, 12, 0.01, dtype=torch.float64).tolist():
+        level = torch.linspace(1, 0.001, 10)
+        levels = shift * level / (1 + (shift - 1) * level)
+        rounded_down += bool(levels[0] < 1)
+        assert step_table([*levels.tolist(), 0.0]).s.max() < 1.4, shift
+    assert rounded_down > 10
+
+
+def test_a_later_level_just_below_1_is_no_exception():
+    table = step_table([1, JUST_BELOW, 0.9, 0.5, 0.0])
+    torch.testing.assert_close(table.s[1], step_table([1, 0.9, 0.5, 0.0]).s[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("sampler", ["flow_sde", "dance_sde", "cps"])
+@pytest.mark.parametrize(
+    "sigmas",
+    [
+        [1, JUST_BELOW, 0.5, 0.0], [1, 0.5, 0.5 - 2**-50, 0.1, 0.0], [1, 0.5, 1e-9, 1e-12, 0.0],
+        [1, 0.5, 1e-300, 5e-324], [1, 5e-324], [1, 0.0], [0.5, 0.4], [1e-8, 1e-9, 0.0],
+        [1 - i * 2**-53 for i in range(6)],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_extreme_levels_give_finite_rows(sampler, sigmas):
+    table = step_table(sigmas, sampler, 0.7, branch_steps=())
+    assert table.coefficients().isfinite().all()
+    assert (table.a.abs() <= 1.3).all()
+    assert (table.s <= 1.4).all()
+    for step in range(table.num_steps):
+        assert (step in table.silent_steps) == (table.s[step] < 2**-60)
+
+
+def test_levels_that_float32_puts_outside_of_0_to_1_are_0_and_1():
+    table = step_table([1 + 2**-23, 0.5, -1e-9])
+    assert (table.sigma[0], table.sigma_next[1]) == (1, 0)
+    with pytest.raises(ValueError, match="strictly falling"):
+        step_table([1 + 1e-5, 0.5, 0.0])
+
+
 def test_linear_sigmas_are_shifted_once():
     assert linear_sigmas(4) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
     assert linear_sigmas(4, shift=3.0) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
@@ -111,6 +166,17 @@ def test_coefficients_are_float64_and_made_once():
         ({"sampler": "ddpm"}, "sampler must be one of flow_sde, dance_sde, cps, ode, got 'ddpm'"),
         ({"noise_level": float("inf")}, "noise_level must be finite"),
         ({"noise_level": -0.1}, "noise_level must be finite"),
+        ({"noise_level": 1e200}, "noise_level must be small enough for float32, got 1e"),
+        ({"noise_level": 1e30, "sampler": "dance_sde"}, "noise_level must be small enough for float32, got 1e"),
+        ({"noise_level": 10**400}, "noise_level must be finite, got 1000"),
+        ({"noise_level": 1e-30}, "branch_steps must be steps where sampler 'flow_sde' adds noise, got"),
+        ({"noise_level": 2.0, "sampler": "cps"}, "noise_level must be at most 1 for sampler 'cps', got 2"),
+        ({"sigmas": torch.tensor([1, 0.5j])}, "sigmas must be a list of levels"),
+        ({"sigmas": torch.tensor([1.0, 0.5]).to_sparse()}, "sigmas must be a list of levels"),
+        ({"sigmas": torch.empty(3, device="meta")}, "sigmas must be a list of levels"),
+        ({"sigmas": [1.0, None]}, "sigmas must be a list of levels"),
+        ({"sigmas": [10**400, 0]}, "sigmas must be a list of levels"),
+        ({"sigmas": ["a", "b"]}, "sigmas must be a list of levels"),
         ({"noise_level": "0.7"}, "noise_level must be a number, got '0.7'"),
         ({"branch_steps": [0.5]}, "branch_steps must be an integer, got 0.5"),
         ({"sigmas": None}, "sigmas must be a list of levels, got None"),
@@ -131,3 +197,11 @@ def test_linear_sigmas_errors():
         linear_sigmas(0)
     with pytest.raises(ValueError, match=r"linear_sigmas: shift must be positive, got 0\.0"):
         linear_sigmas(4, 0.0)
+    for num_steps in (2.5, None, "4"):
+        with pytest.raises(ValueError, match="linear_sigmas: num_steps must be an integer, got"):
+            linear_sigmas(num_steps)
+    with pytest.raises(ValueError, match="linear_sigmas: num_steps must be at most 65535, got 65536"):
+        linear_sigmas(65536)
+    for shift in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="linear_sigmas: shift must be finite"):
+            linear_sigmas(4, shift)
