@@ -8,7 +8,7 @@
 namespace tempflow::cpu {
 
 constexpr int64_t kChunk = 1024;                        // elements: a task's buffers (4 KiB each) stay in the L1 cache
-inline int64_t chunks_of(int64_t d) { return (d + kChunk - 1) / kChunk; }
+inline int64_t chunks_of(int64_t d) { return d / kChunk + (d % kChunk != 0); }
 
 struct SampleArgs {                                     // branch_step; with k = 0, euler_step
   Rows latents, velocity, velocity_uncond;
@@ -56,7 +56,7 @@ struct LossArgs {
   const int64_t* steps;                                 // [R]
   double* products;                                     // [R, K, chunks] of shift (x' + centre)            (pass 1)
   double* sum_squares_ref;                              // [R, chunks] of v - v_ref                         (pass 1)
-  const float* log_ratio_grad;                          // [R, K]                                           (pass 2)
+  const float *log_ratio, *log_ratio_grad;              // [R, K]                                           (pass 2)
   double kl_factor;                                     // beta / R                                         (pass 2)
   float* gradient;                                      // [R, D], or null                                  (pass 2)
   int64_t k, d;

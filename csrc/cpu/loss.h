@@ -113,16 +113,18 @@ TF_HD void add_residuals(float* __restrict sum, const T* const* branches, const 
 }
 
 // Adds the branches of a chunk in groups of kGroup, then of 2 and 1. A branch whose ratio is clipped has a weight of 0
-// and is not read.
+// and is not read, unless it may hold an infinity, which times 0 is NaN in every body.
 template <class T>
 void add_branches(float* sum, const LossArgs& args, const Chunk& chunk, double factor, const float* mean) {
   const T* waiting[kGroup];
   float weights[kGroup];
   int count = 0;
   for (int64_t k = 0; k < args.k; ++k) {
-    weights[count] = static_cast<float>(args.log_ratio_grad[chunk.row * args.k + k] * factor);
+    const int64_t branch = chunk.row * args.k + k;
+    weights[count] = static_cast<float>(args.log_ratio_grad[branch] * factor);
     waiting[count] = branch_of<T>(args, chunk, k);
-    if (weights[count] != 0 && ++count == kGroup) {
+    const bool finite = args.log_ratio[branch] - args.log_ratio[branch] == 0;
+    if ((weights[count] != 0 || !finite) && ++count == kGroup) {
       add_residuals<kGroup>(sum, waiting, weights, mean, chunk.size);
       count = 0;
     }

@@ -46,11 +46,13 @@ bool looks_unchanged(const LossArgs& args, int64_t r, Dtype dtype) {
 
 // The derivatives of row r, assuming that its ratios are 1.
 void assume_unchanged(const LossArgs& args, int64_t r, int64_t num_rows, const Clip& clip, const float* advantage,
-                      LossSums& sums) {
+                      float* log_ratio, LossSums& sums) {
   const Step step(args.coefficients + args.steps[r] * kColumns);
   const double weight = step.noise_weight / static_cast<double>(num_rows * args.k);
-  for (int64_t i = r * args.k; i < (r + 1) * args.k; ++i)
+  for (int64_t i = r * args.k; i < (r + 1) * args.k; ++i) {
+    log_ratio[i] = 0;
     sums.log_ratio_grad[i] = static_cast<float>(weight * Surrogate(0, advantage[i], clip).derivative);
+  }
 }
 
 // Turns the sums of row r into its log-ratios, their derivatives and its part of the statistics. Returns whether the
@@ -120,35 +122,36 @@ LossResult policy_loss(const Tensor velocity, const OptionalTensor velocity_unco
   const float* advantage = checked_floats(op, "advantages", advantages, num_rows * k, velocity);
   Tensor gradient = new_empty(velocity, with_gradient ? std::vector<int64_t>{num_rows, d} : std::vector<int64_t>{0},
                               ScalarType::Float);
-  Tensor log_ratio = new_empty(velocity, std::vector<int64_t>{num_rows, k}, ScalarType::Float);
+  Tensor log_ratios = new_empty(velocity, std::vector<int64_t>{num_rows, k}, ScalarType::Float);
+  float* log_ratio = log_ratios.mutable_data_ptr<float>();
   LossSums sums(num_rows, k, chunks, velocity_ref.has_value());
   const LossArgs args{rows(op, "velocity", velocity, velocity), rows(op, "velocity_uncond", velocity_uncond, velocity),
                       rows(op, "latents", latents, velocity), rows(op, "velocity_old", velocity_old, velocity),
                       rows(op, "velocity_ref", velocity_ref, velocity), branches.const_data_ptr(), branches.stride(0),
                       branches.stride(1), static_cast<float>(guidance_scale),
                       checked_coefficients(op, coefficients, velocity), known_steps(op, coefficients, steps, num_rows),
-                      sums.products.data(), sums.sum_squares_ref.data(),
+                      sums.products.data(), sums.sum_squares_ref.data(), log_ratio,
                       sums.log_ratio_grad.data(), beta / static_cast<double>(std::max<int64_t>(num_rows, 1)),
                       gradient.mutable_data_ptr<float>(), k, d};
   const Clip clip(clip_range);
   Statistics statistics;
   // Both passes go over a group of rows that stays in the cache between them; an unchanged policy needs only one pass.
-  const int64_t group = std::max<int64_t>(1, kGroupElements / (d * (k + kOtherRows)));
+  const int64_t group = std::max<int64_t>(1, kGroupElements / std::max<int64_t>(d, 1) / (k + kOtherRows));
   const int64_t work = std::min(d, kChunk) * (k + 2);   // one operation per branch, two for the mean and the shift
   for (int64_t first = 0; first < num_rows; first += group) {
     const int64_t last = std::min(first + group, num_rows);
     const bool unchanged = with_gradient && looks_unchanged(args, first, dtype);
     if (unchanged)
-      for (int64_t r = first; r < last; ++r) assume_unchanged(args, r, num_rows, clip, advantage, sums);
+      for (int64_t r = first; r < last; ++r) assume_unchanged(args, r, num_rows, clip, advantage, log_ratio, sums);
     const auto& kernel = unchanged ? kernels().loss_at_once : kernels().loss_products;
     run(kernel[dtype], args, first * chunks, last * chunks, work);
     bool done = unchanged;
     for (int64_t r = first; r < last; ++r)
-      done &= finish_row(args, r, num_rows, clip, advantage, log_ratio.mutable_data_ptr<float>(), sums, statistics);
+      done &= finish_row(args, r, num_rows, clip, advantage, log_ratio, sums, statistics);
     if (with_gradient && !done) run(kernels().loss_gradient[dtype], args, first * chunks, last * chunks, work);
   }
   const double num_ratios = static_cast<double>(std::max<int64_t>(num_rows * k, 1));
-  return {scalar(velocity, statistics.loss + beta * statistics.kl), log_ratio,
+  return {scalar(velocity, statistics.loss + beta * statistics.kl), log_ratios,
           scalar(velocity, static_cast<double>(statistics.num_clipped) / num_ratios), scalar(velocity, statistics.kl),
           gradient};
 }

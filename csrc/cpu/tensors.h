@@ -19,7 +19,7 @@ constexpr int64_t kNormalWork = 8;
 // The row of `coefficients` for a step; if `noisy`, the step must add noise.
 inline const double* known_step(const char* op, const Tensor& coefficients, int64_t step, bool noisy) {
   const double* row = checked_step(op, coefficients, step, coefficients);
-  STD_TORCH_CHECK(!noisy || row[kS] > 0, op, ": step must be one that adds noise (s > 0), got ", step);
+  STD_TORCH_CHECK(!noisy || row[kS] > 0, op, ": step must be one that adds noise, got ", step);
   return row;
 }
 
