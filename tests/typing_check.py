@@ -118,11 +118,12 @@ def the_parts(policy: Policy, prompts: list[str]) -> dict[str, Tensor]:
 
 def the_ops(latents: Tensor, velocity: Tensor, advantages: Tensor) -> Tensor:
     table = tff.step_table(tff.linear_sigmas(4))
-    moved = tff.ops.euler_step(latents, tff.ops.guided_velocity(velocity, velocity, 4.5), table, 0)
-    branches, _trunk, _log_prob = tff.ops.branch_step(moved, velocity, table, 1, 4, 0, [0, 1])
+    acted = velocity.detach()
+    moved = tff.ops.euler_step(latents, tff.ops.guided_velocity(acted, acted, 4.5), table, 0)
+    _trunk, branches, _log_prob = tff.ops.branch_step(moved, acted, table, 1, 4, 0, [0, 1])
     steps = [1] * len(latents)
     tff.ops.log_prob(branches[:, 0], latents, velocity, table, steps).sum().backward()
-    found = tff.ops.policy_loss(velocity, latents, branches, velocity, advantages, table, steps, clip_range=1e-3)
+    found = tff.ops.policy_loss(velocity, latents, branches, acted, advantages, table, steps, clip_range=1e-3)
     return found.loss + found.clip_fraction
 
 

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..errors import fail, finite, integer, integers
 from .schedule import StepTable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_ELEMENTS = 2**34  # of a row: the noise counter has 32 bits for groups of four elements
+MAX_FLOAT = torch.finfo(torch.float32).max
 
 
 def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
@@ -31,6 +34,10 @@ def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
         [*leading, D].
     """
     _real(op, name, tensor)
+    return _flattened(op, name, tensor, num_leading)
+
+
+def _flattened(op: str, name: str, tensor: Tensor, num_leading: int) -> Tensor:
     if tensor.dim() <= num_leading:
         fail(op, name, f"of {num_leading + 1} or more dimensions", list(tensor.shape))
     if tensor.numel() and tensor.is_contiguous():
@@ -42,13 +49,36 @@ def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
         numel *= size
     if not numel:
         fail(op, name, "of at least one element per row", list(tensor.shape))
+    row_length(op, name, numel)
     return tensor.flatten(num_leading)
 
 
+def row_length(op: str, name: str, numel: int) -> None:
+    """Requires a number of elements that the noise can tell apart; products of sizes then fit in 64 bits."""
+    if numel > MAX_ELEMENTS:
+        fail(op, name, "of at most 2^34 elements per row", numel)
+
+
 def _real(op: str, name: str, tensor: object) -> None:
-    """Requires a tensor in one of the dtypes that the ops compute with."""
+    """Requires a dense tensor in one of the dtypes that the ops compute with."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
         fail(op, name, "a float32, bfloat16, float16 or float64 tensor", getattr(tensor, "dtype", type(tensor)))
+    _dense(op, name, tensor)
+
+
+def _dense(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        fail(op, name, "a dense tensor", "a nested tensor" if tensor.is_nested else tensor.layout)
+
+
+def constant(op: str, name: str, tensor: Tensor) -> Tensor:
+    """Requires a tensor that nothing is derived through, since its derivative would be lost without a word."""
+    expected = "a constant (call .detach())"
+    if tensor.requires_grad and torch.is_grad_enabled():
+        fail(op, name, expected, "a tensor that requires grad")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        fail(op, name, expected, "a tensor with a tangent")
+    return tensor
 
 
 def like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -63,9 +93,9 @@ def like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> 
 
 def row_like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> Tensor:
     """Flattens `tensor` to [N, D] after a check against `other`."""
-    if isinstance(tensor, Tensor):
-        like(op, name, tensor, other_name, other)
-    return flat(op, name, tensor)
+    _real(op, name, tensor)
+    like(op, name, tensor, other_name, other)
+    return _flattened(op, name, tensor, 1)
 
 
 def optional_row_like(op: str, name: str, tensor: Tensor | None, other_name: str, other: Tensor) -> Tensor | None:
@@ -82,13 +112,14 @@ def branch_rows(op: str, branches: Tensor, velocity: Tensor) -> Tensor:
     if branches.dtype != velocity.dtype or branches.device != velocity.device:
         kind = f"{velocity.dtype} on {velocity.device} like velocity"
         fail(op, "branches", kind, f"{branches.dtype} on {branches.device}")
-    return flat(op, "branches", branches, num_leading=2)
+    return _flattened(op, "branches", branches, 2)
 
 
 def advantage_rows(op: str, advantages: Tensor, branches: Tensor) -> Tensor:
     """`advantages` [R, K] in the dtype of statistics, after a check against `branches` [R, K, D]."""
     if not isinstance(advantages, Tensor):
         fail(op, "advantages", "a tensor", type(advantages))
+    _dense(op, "advantages", advantages)
     if advantages.shape != branches.shape[:2]:
         fail(op, "advantages", f"{list(branches.shape[:2])} like branches", list(advantages.shape))
     if not advantages.is_floating_point() or advantages.device != branches.device:
@@ -104,7 +135,7 @@ def step_index(op: str, step: int, table: StepTable, noisy: bool = False) -> int
         fail(op, "step", f"in 0..{table.num_steps - 1}", step)
     # One comparison per silent step instead of a lookup: torch.compile then keeps one graph for all steps.
     if noisy and any(step == silent for silent in table.silent_steps):
-        fail(op, "step", f"one where sampler {table.sampler!r} adds noise (s > 0)", step)
+        fail(op, "step", f"one where sampler {table.sampler!r} adds noise", step)
     return step
 
 
@@ -119,14 +150,16 @@ def step_rows(op: str, steps: Sequence[int] | Tensor, table: StepTable, num_rows
     Values that are already on an accelerator are not checked, because that would wait for the device.
     """
     _is_table(op, table)
-    if isinstance(steps, Tensor) and steps.dtype != torch.int64:
-        fail(op, "steps", "int64", steps.dtype)
+    if isinstance(steps, Tensor):
+        _integers_on(op, "steps", steps, device)
     rows = steps if isinstance(steps, Tensor) else integers(op, "steps", steps)
     shape = list(rows.shape) if isinstance(rows, Tensor) else [len(rows)]
     if shape != [num_rows]:
         fail(op, "steps", f"[{num_rows}], one per row", shape)
     if isinstance(steps, Tensor):
         if steps.device.type == "cpu" and not torch.compiler.is_compiling():
+            if torch._C._functorch.is_batchedtensor(steps):
+                fail(op, "steps", "the same for all of a batch of torch.vmap", "batched values")
             for step in dict.fromkeys(steps.tolist()):
                 step_index(op, step, table, noisy=True)
         return steps.to(device, non_blocking=True).contiguous()
@@ -136,9 +169,9 @@ def step_rows(op: str, steps: Sequence[int] | Tensor, table: StepTable, num_rows
 
 def ids(op: str, trajectory_ids: Sequence[int] | Tensor, num_rows: int | None, device: torch.device | None) -> Tensor:
     """Global trajectory ids as int64 [N]."""
-    if isinstance(trajectory_ids, Tensor) and trajectory_ids.dtype != torch.int64:
-        fail(op, "trajectory_ids", "int64", trajectory_ids.dtype)
-    if not isinstance(trajectory_ids, Tensor):
+    if isinstance(trajectory_ids, Tensor):
+        _integers_on(op, "trajectory_ids", trajectory_ids, device)
+    else:
         trajectory_ids = torch.tensor(integers(op, "trajectory_ids", trajectory_ids), dtype=torch.int64)
     tensor = trajectory_ids.to(device, non_blocking=True).contiguous()
     if tensor.dim() != 1 or num_rows not in (None, tensor.shape[0]):
@@ -146,9 +179,19 @@ def ids(op: str, trajectory_ids: Sequence[int] | Tensor, num_rows: int | None, d
     return tensor
 
 
+def _integers_on(op: str, name: str, tensor: Tensor, device: torch.device | None) -> None:
+    """Requires dense int64 values that can be copied to a device."""
+    if tensor.dtype != torch.int64:
+        fail(op, name, "int64", tensor.dtype)
+    _dense(op, name, tensor)
+    if tensor.is_meta and device is not None and device.type != "meta":
+        fail(op, name, f"on {device}", "a meta tensor, which has no values")
+
+
 def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
     """The seed as int64 [] on `device`. A tensor passes through, so that a captured graph can read a changing seed."""
     if isinstance(seed, Tensor):
+        _dense(op, "seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
             fail(op, "seed", f"one int64 value on {device}", f"{seed.dtype} {list(seed.shape)} on {seed.device}")
         return seed.reshape(())
@@ -158,9 +201,17 @@ def seed_tensor(op: str, seed: int | Tensor, device: torch.device) -> Tensor:
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 
+def number(op: str, name: str, value: object) -> float:
+    """A number that is finite in float32, in which the ops compute."""
+    value = finite(op, name, value)
+    if not -MAX_FLOAT <= value <= MAX_FLOAT:
+        fail(op, name, "finite in float32", value)
+    return value
+
+
 def guidance(op: str, velocity_uncond: Tensor | None, guidance_scale: float) -> float:
     """A finite scale; any scale other than 1 needs the unconditional velocity."""
-    guidance_scale = finite(op, "guidance_scale", guidance_scale)
+    guidance_scale = number(op, "guidance_scale", guidance_scale)
     if velocity_uncond is None and guidance_scale != 1.0:
         fail(op, "velocity_uncond", f"given for guidance_scale {guidance_scale}", None)
     return float(guidance_scale)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import fail, finite
+from ..errors import fail
 from . import checks, reference
 from .registration import define, differentiable, registered
 from .schedule import StepTable
@@ -31,14 +31,15 @@ define(
 )
 
 
-def _log_prob_save(ctx: Any, inputs: Mapping[str, Tensor], log_prob: Tensor) -> None:
-    ctx.save_for_backward(*inputs.values())
+def _log_prob_save(*_: Any) -> tuple[Tensor, ...]:
+    return ()
 
 
-def _log_prob_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
-    latents_next, *others = ctx.saved_tensors
-    backward = registered("log_prob_backward", latents_next.dtype)
-    return {"velocity": backward(grad.contiguous(), latents_next, *others)}
+def _log_prob_backward(_: Any, inputs: Mapping[str, Any], grad: Tensor | None) -> Mapping[str, Tensor]:
+    if grad is None:
+        return {}
+    backward = registered("log_prob_backward", grad.dtype)
+    return {"velocity": backward(grad.contiguous(), *inputs.values())}
 
 
 differentiable("log_prob", _log_prob_save, _log_prob_backward)
@@ -54,16 +55,18 @@ def log_prob(
         latents: x, shape, dtype and device of `latents_next`.
         velocity: v, already guided, shape, dtype and device of `latents_next`.
         table: the schedule and sampler.
-        steps: [R], the step of each row, with s > 0.
+        steps: [R], the step of each row, one that adds noise.
 
     Returns:
-        [R], float32 or better, differentiable in `velocity`.
+        [R], float32 or better, differentiable in `velocity`, in every mode of PyTorch and any number of times. States
+        and samples are constants: one with a derivative of its own is refused.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
-    x = checks.flat("log_prob", "latents", latents).detach()
-    x_next = checks.row_like("log_prob", "latents_next", latents_next, "latents", latents).detach()
+    x = checks.constant("log_prob", "latents", checks.flat("log_prob", "latents", latents))
+    x_next = checks.row_like("log_prob", "latents_next", latents_next, "latents", latents)
+    checks.constant("log_prob", "latents_next", x_next)
     v = checks.row_like("log_prob", "velocity", velocity, "latents", latents)
     rows = checks.step_rows("log_prob", steps, table, x.shape[0], x.device)
     return registered("log_prob", x.dtype)(x_next, x, v, table.coefficients(x.device), rows)
@@ -101,22 +104,21 @@ define(
 )
 
 
-def _policy_loss_save(ctx: Any, inputs: Mapping[str, Any], outputs: tuple[Tensor, ...]) -> None:
-    _, *statistics, gradient = outputs
-    ctx.save_for_backward(gradient)
-    ctx.mark_non_differentiable(*statistics, gradient)
-    ctx.set_materialize_grads(False)  # no zeros as large as the gradient for outputs without one
-    scale, ctx.dtype = inputs["guidance_scale"], inputs["velocity"].dtype
-    guided = inputs["velocity_uncond"] is not None
-    ctx.shares = {"velocity": scale, "velocity_uncond": 1 - scale} if guided else {"velocity": 1.0}
+def _policy_loss_save(ctx: Any, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    ctx.mark_non_differentiable(*outputs[1:])
+    return outputs[-1:]
 
 
-def _policy_loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> dict[str, Tensor]:
+def _policy_loss_backward(
+    extra: tuple[Tensor, ...], inputs: Mapping[str, Any], grad_loss: Tensor | None, *_: Any
+) -> Mapping[str, Tensor]:
     if grad_loss is None:
         return {}
+    (gradient,), scale, dtype = extra, inputs["guidance_scale"], inputs["velocity"].dtype
+    guided = inputs["velocity_uncond"] is not None
+    shares = {"velocity": scale, "velocity_uncond": 1 - scale} if guided else {"velocity": 1.0}
     # The incoming factor (such as a loss scale) is applied in the wide dtype, before float16 could round to zero.
-    (gradient,) = ctx.saved_tensors
-    return {name: (gradient * (grad_loss * share)).to(ctx.dtype) for name, share in ctx.shares.items()}
+    return {name: (gradient * (grad_loss * share)).to(dtype) for name, share in shares.items()}
 
 
 differentiable("policy_loss", _policy_loss_save, _policy_loss_backward)
@@ -151,7 +153,7 @@ def policy_loss(
         velocity_old: of the policy that drew the branches, like `velocity`, already guided (see `guided_velocity`).
         advantages: A, [R, K].
         table: the schedule and sampler.
-        steps: [R], the step of each row, with s > 0.
+        steps: [R], the step of each row, one that adds noise.
         clip_range: c, in (0, 1).
         velocity_ref: of the reference policy, like `velocity`, already guided.
         beta: weight of the KL, not negative; a positive one needs `velocity_ref`.
@@ -159,28 +161,44 @@ def policy_loss(
         guidance_scale: finite; 1 without `velocity_uncond`.
 
     Returns:
-        A PolicyLoss, differentiable in `velocity` and `velocity_uncond`. No rows give a loss of 0.
+        A PolicyLoss, differentiable in `velocity` and `velocity_uncond`, in every mode of PyTorch and any number of
+        times. No rows give a loss of 0. The other tensors are constants: one with a derivative of its own is refused.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
     op = "policy_loss"
     v = checks.flat(op, "velocity", velocity)
-    x = checks.row_like(op, "latents", latents, "velocity", velocity).detach()
-    old = checks.row_like(op, "velocity_old", velocity_old, "velocity", velocity).detach()
+    x = checks.row_like(op, "latents", latents, "velocity", velocity)
+    old = checks.row_like(op, "velocity_old", velocity_old, "velocity", velocity)
     ref = checks.optional_row_like(op, "velocity_ref", velocity_ref, "velocity", velocity)
-    ref = None if ref is None else ref.detach()
     u = checks.optional_row_like(op, "velocity_uncond", velocity_uncond, "velocity", velocity)
-    samples = checks.branch_rows(op, branches, velocity).detach()
-    weights = checks.advantage_rows(op, advantages, samples).detach()
+    samples = checks.branch_rows(op, branches, velocity)
+    weights = checks.advantage_rows(op, advantages, samples)
+    constants = {"latents": x, "velocity_old": old, "velocity_ref": ref, "branches": samples, "advantages": weights}
+    for name, tensor in constants.items():
+        if tensor is not None:
+            checks.constant(op, name, tensor)
     scale = checks.guidance(op, u, guidance_scale)
-    if not 0 < finite(op, "clip_range", clip_range) < 1:
+    if not 0 < checks.number(op, "clip_range", clip_range) < 1:
         fail(op, "clip_range", "in (0, 1)", clip_range)
-    if not finite(op, "beta", beta) >= 0 or (beta and ref is None):
+    if not checks.number(op, "beta", beta) >= 0 or (beta and ref is None):
         fail(op, "beta", "0, or positive together with velocity_ref", beta)
     rows = checks.step_rows(op, steps, table, x.shape[0], x.device)
     with_gradient = torch.is_grad_enabled() and (v.requires_grad or (u is not None and u.requires_grad))
     loss, log_ratio, clip_fraction, kl, _ = registered(op, v.dtype)(
-        v, u, x, samples, old, ref, weights, table.coefficients(x.device), rows, scale, clip_range, beta, with_gradient
+        v,
+        u,
+        x,
+        samples,
+        old,
+        ref,
+        weights,
+        table.coefficients(x.device),
+        rows,
+        scale,
+        float(clip_range),
+        float(beta),
+        with_gradient,
     )
     return PolicyLoss(loss, log_ratio, clip_fraction, kl)

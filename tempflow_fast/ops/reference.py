@@ -76,7 +76,7 @@ def branch_step(
     branches = (mean + s * eps).to(latents.dtype)
     if latents.dtype != v.dtype:  # the density is that of the rounded value
         eps = (branches.to(v.dtype) - mean) / s
-    log_prob = -0.5 * eps.square().mean(-1) - s.log() - HALF_LOG_TWO_PI
+    log_prob = -0.5 * eps.detach().square().mean(-1) - s.log() - HALF_LOG_TWO_PI
     return (x + dt * v).to(latents.dtype), branches, log_prob
 
 
@@ -142,7 +142,8 @@ def policy_loss(
     above, below = log_ratio > math.log1p(clip_range), log_ratio < math.log1p(-clip_range)
     # -min(r A, clip(r, 1 - c, 1 + c) A): the clipped term is the smaller one above for A > 0 and below for A < 0.
     clipped_above, clipped_below = above & (advantage > 0), below & (advantage < 0)
-    unclipped = -advantage * log_ratio.exp()
+    # Where a ratio is clipped, exp() gets 0: an infinite ratio times a derivative of 0 would be NaN.
+    unclipped = -advantage * torch.where(clipped_above | clipped_below, 0.0, log_ratio).exp()
     value = torch.where(clipped_above, -advantage * (1 + clip_range), unclipped)
     value = torch.where(clipped_below, -advantage * (1 - clip_range), value)
     count = max(num_rows * num_branches, 1)
@@ -156,10 +157,10 @@ def policy_loss(
         kl = (kl_scale * difference_ref.square()).sum()
         loss = loss + beta * kl
     if not with_gradient:
-        return loss, log_ratio, clip_fraction, kl, velocity.new_empty(0, dtype=dtype)
+        return loss, log_ratio.detach(), clip_fraction, kl.detach(), velocity.new_empty(0, dtype=dtype)
     log_ratio_grad = torch.where(clipped_above | clipped_below, 0.0, noise_weight * unclipped / count)
     residual = branches - (a * x + b * v).unsqueeze(1)
     gradient = (log_ratio_grad.unsqueeze(-1) * residual).sum(1) * (b / (s.square() * numel))
     if velocity_ref is not None:
         gradient = gradient + 2 * beta * kl_scale * difference_ref
-    return loss, log_ratio, clip_fraction, kl, gradient
+    return loss, log_ratio.detach(), clip_fraction, kl.detach(), gradient.detach()

@@ -5,6 +5,7 @@ A section per op: its schema, then the public function, which checks the argumen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..errors import fail, integer, integers
 from . import checks, reference
 from .noise import MAX_BRANCHES
-from .registration import define, registered
+from .registration import define, registered, underived
 from .schedule import StepTable
 
 # ---- guided_velocity ------------------------------------------------------------------------------------------------
@@ -24,9 +25,8 @@ define(
 )
 
 
-@torch.no_grad()
 def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance, v_uncond + guidance_scale (v_cond - v_uncond), without a gradient.
+    """Classifier-free guidance, v_uncond + guidance_scale (v_cond - v_uncond).
 
     It is bit for bit the velocity that `policy_loss` forms from the same arguments, so it serves as the `velocity_old`
     of a policy that is trained with guidance.
@@ -37,7 +37,7 @@ def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: f
         guidance_scale: finite.
 
     Returns:
-        [N, *shape], dtype and device of `velocity`.
+        [N, *shape], dtype and device of `velocity`, differentiable.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -45,7 +45,7 @@ def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: f
     v = checks.flat("guided_velocity", "velocity", velocity)
     u = checks.row_like("guided_velocity", "velocity_uncond", velocity_uncond, "velocity", velocity)
     scale = checks.guidance("guided_velocity", u, guidance_scale)
-    return registered("guided_velocity", v.dtype)(v, u, scale).view(velocity.shape)
+    return underived("guided_velocity", v.dtype, v, u)(v, u, scale).view(velocity.shape)
 
 
 # ---- euler_step -----------------------------------------------------------------------------------------------------
@@ -57,7 +57,6 @@ define(
 )
 
 
-@torch.no_grad()
 def euler_step(
     latents: Tensor,
     velocity: Tensor,
@@ -66,7 +65,7 @@ def euler_step(
     velocity_uncond: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """One Euler step of the ODE, latents + dt v, without a gradient.
+    """One Euler step of the ODE, latents + dt v, differentiable in latents and velocities.
 
     Args:
         latents: [N, *shape].
@@ -87,7 +86,8 @@ def euler_step(
     u = checks.optional_row_like("euler_step", "velocity_uncond", velocity_uncond, "latents", latents)
     scale = checks.guidance("euler_step", u, guidance_scale)
     step = checks.step_index("euler_step", step, table)
-    return registered("euler_step", x.dtype)(x, v, u, scale, table.coefficients(x.device), step).view(latents.shape)
+    op = underived("euler_step", x.dtype, x, v, u)
+    return op(x, v, u, scale, table.coefficients(x.device), step).view(latents.shape)
 
 
 # ---- branch_step ----------------------------------------------------------------------------------------------------
@@ -115,7 +115,6 @@ define(
 )
 
 
-@torch.no_grad()
 def branch_step(
     latents: Tensor,
     velocity: Tensor,
@@ -127,7 +126,7 @@ def branch_step(
     velocity_uncond: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws K SDE branches from the trunk's state and moves the trunk by the ODE, in one pass, without a gradient.
+    """Draws K SDE branches from the trunk's state and moves the trunk by the ODE, in one pass.
 
     A branch is a x + b v + s eps (TempFlow-GRPO, arXiv 2508.04324). Its noise depends on (seed, trajectory id, step,
     branch, element) alone, so any subset, order or split of the trajectories draws the same bits.
@@ -136,7 +135,7 @@ def branch_step(
         latents: the trunk's state x, [N, *shape].
         velocity: shape, dtype and device of `latents`; with guidance the conditional velocity.
         table: the schedule and sampler.
-        step: a step of `table` with s > 0.
+        step: a step of `table` that adds noise.
         num_branches: K, 1..65536.
         seed: 0..2^63-1, or an int64 tensor with one value.
         trajectory_ids: N global ids (int64), never positions in a batch.
@@ -145,7 +144,8 @@ def branch_step(
 
     Returns:
         latents_next [N, *shape]: the trunk at sigma_next. branches [N, K, *shape]. log_prob [N, K]: log-densities of
-        the branches as stored, means over the elements, float32 or better.
+        the branches as stored, means over the elements, float32 or better. Derivatives of the first two are those for
+        constant noise; `log_prob` is then a constant, and the policy's gradient comes from the op of that name.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -160,7 +160,7 @@ def branch_step(
         fail("branch_step", "num_branches", f"in 1..{MAX_BRANCHES}", num_branches)
     ids = checks.ids("branch_step", trajectory_ids, x.shape[0], x.device)
     key = checks.seed_tensor("branch_step", seed, x.device)
-    latents_next, branches, log_prob = registered("branch_step", x.dtype)(
+    latents_next, branches, log_prob = underived("branch_step", x.dtype, x, v, u)(
         x, v, u, scale, table.coefficients(x.device), step, num_branches, key, ids
     )
     return latents_next.view(latents.shape), branches.unflatten(2, latents.shape[1:]), log_prob
@@ -200,5 +200,6 @@ def initial_noise(
     device = None if device is None else checks.usable_device("initial_noise", device)
     ids = checks.ids("initial_noise", trajectory_ids, None, device)
     key = checks.seed_tensor("initial_noise", seed, ids.device)
-    numel = torch.Size(shape).numel()
+    numel = math.prod(shape)
+    checks.row_length("initial_noise", "shape", numel)
     return registered("initial_noise", torch.float32)(ids, key, numel).view(ids.shape[0], *shape)

@@ -42,11 +42,11 @@ def test_gradcheck_in_float64(guided):
 
 def iteration(latents, velocity, step):
     """A caller that uses every op, seen as one graph."""
-    noise = ops.initial_noise((2, 9), 1, IDS)
-    moved, branches, log_prob = ops.branch_step(latents + noise, velocity, TABLE, step, 4, 7, IDS, velocity, 2.0)
-    moved = ops.euler_step(moved, velocity.detach(), TABLE, step + 1)
+    noise, acted = ops.initial_noise((2, 9), 1, IDS), velocity.detach()
+    moved, branches, log_prob = ops.branch_step(latents + noise, acted, TABLE, step, 4, 7, IDS, acted, 2.0)
+    moved = ops.euler_step(moved, acted, TABLE, step + 1)
     density = ops.log_prob(branches[:, 0], latents, velocity, TABLE, STEPS)
-    old = ops.guided_velocity(velocity, moved, 2.0)
+    old = ops.guided_velocity(acted, moved, 2.0)
     loss = ops.policy_loss(velocity, latents, branches, old, log_prob, TABLE, STEPS, velocity_ref=old, beta=0.1).loss
     return loss + density.sum(), moved
 
@@ -119,7 +119,7 @@ def loss(velocity=V, latents=X, branches=BRANCHES, old=V, advantages=ADVANTAGES,
             lambda: euler(guidance_scale=2.0),
             "euler_step: velocity_uncond must be given for guidance_scale 2.0, got None",
         ),
-        (lambda: branch(table=ODE), "branch_step: step must be one where sampler 'ode' adds noise (s > 0), got 0"),
+        (lambda: branch(table=ODE), "branch_step: step must be one where sampler 'ode' adds noise, got 0"),
         (lambda: branch(k=0), "branch_step: num_branches must be in 1..65536, got 0"),
         (lambda: branch(ids=(0,)), "branch_step: trajectory_ids must be [2], got [1]"),
         (lambda: branch(ids=torch.zeros(2)), "branch_step: trajectory_ids must be int64, got torch.float32"),
@@ -137,7 +137,7 @@ def loss(velocity=V, latents=X, branches=BRANCHES, old=V, advantages=ADVANTAGES,
             "policy_loss: advantages must be [2, 5] like branches, got [2, 4]",
         ),
         (lambda: loss(steps=torch.tensor([0, -1])), "policy_loss: step must be in 0..5, got -1"),
-        (lambda: loss(table=ODE), "policy_loss: step must be one where sampler 'ode' adds noise (s > 0), got 0"),
+        (lambda: loss(table=ODE), "policy_loss: step must be one where sampler 'ode' adds noise, got 0"),
         (lambda: loss(clip_range=0.0), "policy_loss: clip_range must be in (0, 1), got 0.0"),
         (lambda: euler(step=1.5), "euler_step: step must be an integer, got 1.5"),
         (lambda: euler(step=torch.tensor(1)), "euler_step: step must be an integer, got tensor(1)"),
