@@ -31,15 +31,16 @@ define(
 )
 
 
-def _log_prob_save(*_: Any) -> tuple[Tensor, ...]:
-    return ()
+def _log_prob_save(ctx: Any, inputs: Mapping[str, Tensor], log_prob: Tensor) -> None:
+    ctx.save_for_backward(*inputs.values())
 
 
-def _log_prob_backward(_: Any, inputs: Mapping[str, Any], grad: Tensor | None) -> Mapping[str, Tensor]:
-    if grad is None:
-        return {}
-    backward = registered("log_prob_backward", grad.dtype)
-    return {"velocity": backward(grad.contiguous(), *inputs.values())}
+def _log_prob_backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    inputs = ctx.saved_tensors
+    # With create_graph=True PyTorch derives the gradient again, through the formulas of the reference.
+    kept = torch.is_grad_enabled()
+    backward = reference.log_prob_backward if kept else registered("log_prob_backward", inputs[0].dtype)
+    return {"velocity": backward(grad.contiguous(), *inputs)}
 
 
 differentiable("log_prob", _log_prob_save, _log_prob_backward)
@@ -104,21 +105,39 @@ define(
 )
 
 
-def _policy_loss_save(ctx: Any, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    ctx.mark_non_differentiable(*outputs[1:])
-    return outputs[-1:]
+class _NotTwice(torch.autograd.Function):
+    """The gradient of the loss, as a function of the velocities whose derivative is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *velocities: Tensor | None) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "policy_loss: a second derivative through backward() would need all branches to be kept; "
+            "torch.func.grad, jvp and hessian give it"
+        )
 
 
-def _policy_loss_backward(
-    extra: tuple[Tensor, ...], inputs: Mapping[str, Any], grad_loss: Tensor | None, *_: Any
-) -> Mapping[str, Tensor]:
+def _policy_loss_save(ctx: Any, inputs: Mapping[str, Any], outputs: tuple[Tensor, ...]) -> None:
+    _, *statistics, gradient = outputs
+    ctx.save_for_backward(gradient, inputs["velocity"], inputs["velocity_uncond"])
+    ctx.mark_non_differentiable(*statistics, gradient)
+    ctx.set_materialize_grads(False)  # no zeros as large as the gradient for outputs without one
+    scale, ctx.dtype = inputs["guidance_scale"], inputs["velocity"].dtype
+    guided = inputs["velocity_uncond"] is not None
+    ctx.shares = {"velocity": scale, "velocity_uncond": 1 - scale} if guided else {"velocity": 1.0}
+
+
+def _policy_loss_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> dict[str, Tensor]:
     if grad_loss is None:
         return {}
-    (gradient,), scale, dtype = extra, inputs["guidance_scale"], inputs["velocity"].dtype
-    guided = inputs["velocity_uncond"] is not None
-    shares = {"velocity": scale, "velocity_uncond": 1 - scale} if guided else {"velocity": 1.0}
+    gradient, *velocities = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True
+        gradient = _NotTwice.apply(gradient, *velocities)
     # The incoming factor (such as a loss scale) is applied in the wide dtype, before float16 could round to zero.
-    return {name: (gradient * (grad_loss * share)).to(dtype) for name, share in shares.items()}
+    return {name: (gradient * (grad_loss * share)).to(ctx.dtype) for name, share in ctx.shares.items()}
 
 
 differentiable("policy_loss", _policy_loss_save, _policy_loss_backward)
@@ -161,8 +180,9 @@ def policy_loss(
         guidance_scale: finite; 1 without `velocity_uncond`.
 
     Returns:
-        A PolicyLoss, differentiable in `velocity` and `velocity_uncond`, in every mode of PyTorch and any number of
-        times. No rows give a loss of 0. The other tensors are constants: one with a derivative of its own is refused.
+        A PolicyLoss, differentiable in `velocity` and `velocity_uncond`, in every mode of PyTorch; second
+        derivatives by torch.func alone. No rows give a loss of 0. The other tensors are constants: one with a
+        derivative of its own is refused.
 
     Raises:
         ValueError: naming the argument that does not fit.

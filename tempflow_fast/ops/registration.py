@@ -6,7 +6,7 @@ Latents of any shape are viewed as rows [N, D]; log-densities and the KL are mea
 
 The compiled bodies know first derivatives in reverse mode, of the ops of the update. The reference is plain PyTorch, so
 PyTorch itself derives it in every mode; whatever else is asked for (forward mode, a derivative of a derivative, a
-transform of torch.func, a derivative of an op of the rollout) is computed from the reference.
+transform of torch.func, a derivative of an op of the rollout) is computed from the reference, or refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from . import reference
 
-Save = Callable[[Any, Any], tuple[Tensor, ...]]
+Save = Callable[[Any, Mapping[str, Any], Any], None]
 Backward = Callable[..., Mapping[str, Tensor | None]]
 
 _arguments: dict[str, tuple[str, ...]] = {}  # op -> the names of its arguments
@@ -52,10 +52,9 @@ def differentiable(name: str, save: Save, backward: Backward) -> None:
 
     Args:
         name: the op.
-        save: called after the forward with (ctx, outputs); returns the tensors that `backward` needs in addition to the
-            arguments.
-        backward: called with (those tensors, arguments by name, a gradient or None per output); returns gradients by
-            argument. Arguments that it leaves out have none.
+        save: called after the forward with (ctx, arguments by name, outputs).
+        backward: called with (ctx, a gradient or None per output); returns gradients by argument. Arguments that it
+            leaves out have none. With gradients enabled (create_graph=True) it must be differentiable.
     """
     for library in _libraries:
         op = getattr(getattr(torch.ops, library.ns), name).default
@@ -71,27 +70,12 @@ def _autograd_kernel(op: Callable[..., Any], name: str, save: Save, backward: Ba
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         outputs = below(*inputs)
-        others, tensors = (
-            list(inputs),
-            {place: value for place, value in enumerate(inputs) if isinstance(value, Tensor)},
-        )
-        for place in tensors:
-            others[place] = None
-        ctx.others, ctx.places = others, tuple(tensors)
-        ctx.save_for_backward(*tensors.values(), *save(ctx, outputs))
-        ctx.set_materialize_grads(False)  # no zeros as large as the gradient for outputs without one
+        save(ctx, dict(zip(names, inputs, strict=True)), outputs)
         return outputs
 
     def ordered(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, inputs = ctx.saved_tensors, list(ctx.others)
-        for place, tensor in zip(ctx.places, saved, strict=False):
-            inputs[place] = tensor
-        by_argument = dict(zip(names, inputs, strict=True))
-        if torch.is_grad_enabled():  # create_graph=True
-            found = _derived(name, by_argument, gradients)
-        else:
-            found = backward(saved[len(ctx.places) :], by_argument, *gradients)
-        return tuple(found.get(each) for each in names)
+        by_name = backward(ctx, *gradients)
+        return tuple(by_name.get(name) for name in names)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(ordered)}
     function: Any = type(f"Differentiable_{op.__name__}", (torch.autograd.Function,), methods)
@@ -102,16 +86,6 @@ def _autograd_kernel(op: Callable[..., Any], name: str, save: Save, backward: Ba
         return (function.apply if _requires_grad(inputs) else below)(*inputs)
 
     return kernel
-
-
-def _derived(name: str, inputs: Mapping[str, Any], gradients: tuple[Tensor | None, ...]) -> Mapping[str, Tensor | None]:
-    """The gradients of an op's arguments, differentiable in their turn, from the reference."""
-    outputs = getattr(reference, name)(*inputs.values())
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    reached = [output for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
-    given = [gradient for gradient in gradients if gradient is not None]
-    leaves = {each: value for each, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad}
-    return torch.autograd.grad(reached, leaves, given, create_graph=True, allow_unused=True) if reached else {}
 
 
 def _requires_grad(values: Iterable[object]) -> bool:
