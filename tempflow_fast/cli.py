@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(arguments, error)
         raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # one of the processes of a launch speaks
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tempflow_fast"
 # One row per folder, or per file at the root. A folder may import what is above its own row, nothing on it or below;
 # the modules of a folder may import one another.
 LAYERS = (
-    ("choices", "errors", "quiet", "text", "version"),
+    ("choices", "errors", "interruption", "quiet", "text", "version"),
     ("geneval",),
     ("batching", "files", "kernels", "shapes"),
     ("checksums",),

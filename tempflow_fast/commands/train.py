@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from ..run.directory import RunDirectory
 from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig
 from .code import AllowCode, check_code
-from .status import INTERRUPTED
 
 if TYPE_CHECKING:
     from ..processes import Processes
@@ -30,7 +30,8 @@ class Train:
     """Trains a model and writes a run directory, or resumes the run in it.
 
     The directory gets the settings, the metrics, checkpoints, scores and samples before and after, and the tuned
-    weights. Ctrl-C ends a run early and saves the weights. The same command resumes the run, also after a crash.
+    weights. Ctrl-C ends a run early and saves the weights. The same command resumes the run, also after a crash. A run
+    that gets SIGTERM or SIGHUP saves a checkpoint and ends within --grace-seconds; SIGUSR1 saves one and continues.
     """
 
     output: Path
@@ -83,8 +84,8 @@ class Train:
             return _dry_run(config, processes, say)
         from ..ops.info import info
         from ..run.prepare import fitted, prepare_policy
-        from ..run.progress import StopRequest
         from ..run.report import change_table, closing_lines
+        from ..run.signals import StopRequest
         from ..run.trackers import Trackers
         from ..run.train import find_task, train
 
@@ -99,12 +100,17 @@ class Train:
             say(memory)
         say(f"seed {config.task.seed}, model {config.policy.model}, run directory {run.path}, {processes.kind}")
         say(info())
-        with StopRequest() as stop:
-            trained = train(config, policy, run, stop, say, processes)
+        with StopRequest(config.run.grace_seconds, processes.count == 1, processes.is_main) as stop:
+            try:
+                trained = train(config, policy, run, stop, say, processes)
+            except KeyboardInterrupt:
+                if processes.is_main:
+                    print("interrupted", file=sys.stderr)
+                return stop.status
         if trained.after is not None:
             say(change_table(trained.before, trained.after))
         say(closing_lines(trained, self.output))
-        return INTERRUPTED if stop.made else 0
+        return stop.status
 
 
 def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import interruption, ops
 from ..batching import equal_pieces
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy, guides
@@ -56,6 +56,7 @@ def sample_images(
 def _solve(policy: Policy, latents: Tensor, condition: Condition, table: StepTable, guidance_scale: float) -> Tensor:
     """Moves latents [R, *shape] from the first sigma to the last by Euler steps."""
     for step, sigma in enumerate(table.sigma.tolist()):
+        interruption.before_call()
         velocity, uncond = policy.velocity(latents, sigma, condition, guidance_scale)
         scale = 1.0 if uncond is None else guidance_scale
         latents = ops.euler_step(latents, velocity, table, step, uncond, scale)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import interruption, ops
 from ..batching import equal_pieces, rounded_counts
 from ..errors import fail, integer, require
 from ..graphs.replay import MAX_ROW_COUNTS, CudaGraphs, Segment, Tensors
@@ -206,6 +206,7 @@ class _Wave:
         """The outputs of `_segment` for the given rows of the buffer, whose trunk rows, if any, draw branches."""
         num_rows, num_trunk = self.row_counts[rows.stop - rows.start], trunk.stop - trunk.start
         missing = num_rows - (rows.stop - rows.start)
+        interruption.before_call()
         # A step without branches depends only on its row of coefficients, so one graph serves all such steps. Branch
         # noise depends on the step number, so each branch step has a graph of its own.
         shared = self.graphs is not None and not num_trunk

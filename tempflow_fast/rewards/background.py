@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import require
 from .base import RewardError, Scores
+from .deadline import DaemonThread
 from .weighted import WeightedReward
 
 
@@ -35,7 +36,7 @@ class BackgroundScorer:
         self.seconds_busy = 0.0
         """Time that rewards took, whether or not anything waited for it."""
         self._reward = reward
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
+        self._thread = DaemonThread("reward")
         self._pieces: list[tuple[int, Future[Scores]]] = []
         self._num_images = 0
         self._stream: torch.cuda.Stream | None = None
@@ -88,7 +89,7 @@ class BackgroundScorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Drops the pieces not yet started; after an error, does not wait for the one in progress."""
-        self._thread.shutdown(wait=error is None, cancel_futures=True)
+        self._thread.close(wait=error is None)
 
     def _score(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], made: torch.cuda.Event | None

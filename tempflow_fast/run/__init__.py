@@ -10,6 +10,7 @@ random_state  the state of the random number generators
 resume        where a run starts, and which settings may change
 directory     the files of a run
 trackers      TensorBoard, Weights & Biases and the like
-progress      the budget, the progress bar, Ctrl-C
+progress      the budget and the progress bar
+signals       Ctrl-C, SIGTERM and the like
 report        the tables and the last lines that are printed
 """

@@ -1,13 +1,11 @@
-"""The budget of a run, its progress bar, and the request to stop it."""
+"""The budget of a run, and its progress bar."""
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType, TracebackType
 
 from tqdm import tqdm
 
@@ -114,27 +112,3 @@ def _stages(metrics: Mapping[str, float]) -> str:
     total = sum(seconds.values())
     parts = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items() if value > total / 100)
     return f"{total:.2g} s: {parts}"
-
-
-class StopRequest:
-    """Inside this context, the first Ctrl-C only sets `made`; the second one interrupts as usual."""
-
-    def __init__(self) -> None:
-        self.made = False
-
-    def __enter__(self) -> StopRequest:
-        self._previous = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.made:
-            raise KeyboardInterrupt
-        self.made = True
-        tqdm.write(
-            "stopping: the weights will be saved and scored; press Ctrl-C again to skip the scoring", file=sys.stderr
-        )

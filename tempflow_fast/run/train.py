@@ -15,6 +15,7 @@ from ..evaluation.intervals import OVERALL
 from ..evaluation.result import Evaluation
 from ..evaluation.sheets import sample_sheet
 from ..grpo.step import grpo_step
+from ..interruption import GivenUpError
 from ..policies import DiffusersPolicy
 from ..processes import Processes
 from ..prompts.sets import PromptSet, get_prompts
@@ -25,8 +26,9 @@ from .average import WeightAverage
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .directory import RunDirectory
 from .optimizers import learning_rate, make_optimizer, set_learning_rate
-from .progress import Budget, ProgressBar, StopRequest
+from .progress import Budget, ProgressBar
 from .resume import begin
+from .signals import StopRequest
 from .trackers import Trackers
 
 
@@ -37,7 +39,7 @@ class Trained:
     before: Evaluation
     """Scores of the starting weights."""
     after: Evaluation | None
-    """Scores of the tuned weights; None if a second Ctrl-C skipped them."""
+    """Scores of the tuned weights; None if the run had to end without them."""
     num_iterations: int
     """Number of iterations of all starts of the run."""
     seconds: float
@@ -61,7 +63,7 @@ def train(
         config: the settings.
         policy: the model that `config` names, see `prepare_policy`; changed in place.
         run: the directory to write: new, empty, or that of an earlier run.
-        stop: ends the run after the current iteration once it is `made`; None: only the budget ends the run.
+        stop: asks for the end of the run or for a checkpoint; None: only the budget ends the run.
         report: called with a sentence now and then.
         processes: those that share the run, which must all call this; None: this process alone.
 
@@ -72,17 +74,18 @@ def train(
         ValueError: before any work, for a directory that holds something else, a change of settings that the run cannot
             make, or an unknown prompt set, reward or tracker.
         RewardError: if a reward failed, after a checkpoint is saved.
-        KeyboardInterrupt: from a second Ctrl-C during the iterations.
+        KeyboardInterrupt: from a signal before the first iteration, or the third one.
     """
     processes = processes or Processes()
     loop = _Loop(config, policy, run, processes, report)
     with processes.guarded():
-        before = loop.prepare()
-        budget = loop.iterate(stop or StopRequest())
+        stop = stop or StopRequest()
         try:
-            after = loop.finish(before)
-        except KeyboardInterrupt:
-            after = None
+            before = loop.prepare()
+            budget = loop.iterate(stop)
+            after = loop.finish(before, stop)
+        finally:
+            loop.trackers.finish()
     return Trained(before, after, budget.num_done, budget.seconds)
 
 
@@ -140,11 +143,15 @@ class _Loop:
 
     def iterate(self, stop: StopRequest) -> Budget:
         """Runs iterations until the budget is used or a stop is requested; saves the weights in any case."""
+        with stop.deferred():
+            return self._iterate(stop)
+
+    def _iterate(self, stop: StopRequest) -> Budget:
         own, state = self.config.run, self.state
         budget = Budget(own.num_iterations, own.minutes, state.num_iterations, state.seconds)
         bar = ProgressBar(hidden=not self.processes.is_main)
         try:
-            while not self._any(stop.made or budget.fraction >= 1):
+            while not self._ends(stop, budget):
                 self._evaluate_if_due()
                 with budget.running():
                     metrics = self._iteration(state.num_iterations, budget.fraction)
@@ -155,10 +162,13 @@ class _Loop:
                 if state.num_iterations % own.checkpoint_every == 0:
                     self._save()
             self._save()
-        except RewardError:
+        except (RewardError, GivenUpError):
             self._save()  # the error is raised in all processes, before the iteration changes any weight
             self._write_tuned()
-            raise
+            if not self._any(stop.made):
+                raise
+            stop.hurried = True  # scoring would wait for the same
+            return budget
         except BaseException:
             if self.processes.count == 1:  # with several, the others may be gone, and sharded weights need all of them
                 self._write_tuned()
@@ -168,8 +178,16 @@ class _Loop:
         self._write_tuned()
         return budget
 
-    def finish(self, before: Evaluation) -> Evaluation:
-        """Draws the plots, and scores the tuned policy."""
+    def finish(self, before: Evaluation, stop: StopRequest) -> Evaluation | None:
+        """Draws the plots, and scores the tuned policy, unless the run has to end without it."""
+        if self._any(stop.hurried):
+            return None
+        try:
+            return self._finish(before)
+        except KeyboardInterrupt:
+            return None
+
+    def _finish(self, before: Evaluation) -> Evaluation:
         if self.processes.is_main and (metrics := self.run.read_metrics()):
             training_curve(self.run.curve, metrics)
             hacking_signs(self.run.signs, metrics, self.reward.weights)
@@ -177,13 +195,21 @@ class _Loop:
         if self.processes.is_main:
             sample_sheet(self.run.sheet, {"before": before, "after": after})
             score_curve(self.run.scores, self.run.evaluations_up_to(self.state.num_iterations))
-        self.trackers.finish()
         return after
 
     def report(self, sentence: str) -> None:
         """Reports a sentence; only the main process does."""
         if self.processes.is_main:
             self._report(sentence)
+
+    def _ends(self, stop: StopRequest, budget: Budget) -> bool:
+        """Whether the run ends here; saves a checkpoint if somebody has asked for one."""
+        asked = torch.tensor([stop.made or budget.fraction >= 1, stop.asks_for_checkpoint], dtype=torch.int64)
+        ends, saves = self.processes.max(asked).tolist()  # in one round for all processes
+        if saves:
+            stop.asks_for_checkpoint = False
+            self._save()
+        return bool(ends)
 
     def _any(self, stops: bool) -> bool:
         """Whether the condition holds in any process: all of them must take the same branch."""

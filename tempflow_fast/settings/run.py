@@ -160,6 +160,9 @@ class RunConfig:
     """Number of iterations between checkpoints."""
     num_checkpoints: int = 2
     """Number of checkpoints to keep, the latest ones."""
+    grace_seconds: float = 10.0
+    """Seconds between SIGTERM and the end of the process on this machine, as docker stop has by default; half of them
+    are for the iteration to end, half for saving a checkpoint."""
     trackers: tuple[str, ...] | None = None
     """Trackers of accelerate that get the metrics in addition to metrics.jsonl, such as tensorboard or wandb; None:
     tensorboard if it is installed."""
@@ -168,6 +171,7 @@ class RunConfig:
         for name in ("num_iterations", "minutes"):
             value = getattr(self, name)
             require(value is None or value > 0, "RunConfig", name, "positive", value)
+        require(0 <= self.grace_seconds < math.inf, "RunConfig", "grace_seconds", "finite and >= 0", self.grace_seconds)
         for name in ("checkpoint_every", "num_checkpoints"):
             require(getattr(self, name) >= 1, "RunConfig", name, ">= 1", getattr(self, name))
 
