@@ -38,3 +38,16 @@ def rounded_counts(row_counts: Iterable[int], limit: int) -> dict[int, int]:
         if len(set(rounded.values())) <= limit:
             return rounded
         unit += 1
+
+
+def bucket(num_rows: int) -> int:
+    """Rounds a row count up to one of few: 1 to 8, then four counts from each power of two to the next.
+
+    It depends on nothing else, so that calls whose row counts differ from iteration to iteration have few shapes; at
+    most a quarter of the rows is added.
+
+    Args:
+        num_rows: at least 1.
+    """
+    unit = 1 << max(num_rows.bit_length() - 3, 0)
+    return -(-num_rows // unit) * unit

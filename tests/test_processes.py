@@ -31,6 +31,7 @@ def launches(tmp_path_factory):
     """Both launches, at the same time: (directory, return codes, what they wrote to stderr)."""
     directory, worker = tmp_path_factory.mktemp("processes"), TESTS / "support" / "processes_worker.py"
     errors = {count: directory / f"errors-{count}" for count in PARTS}
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     running = {}
     try:
         for count, part in PARTS.items():
@@ -40,7 +41,7 @@ def launches(tmp_path_factory):
                     # The second setting is what `accelerate launch --use_fsdp` adds on its own.
                     env={
                         **os.environ,
-                        **{"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+                        **{"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
                     },
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,

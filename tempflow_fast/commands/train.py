@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from ..choices import DEFAULT_RECIPE
-from ..grpo.geometry import Geometry
 from ..run.directory import RunDirectory
 from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig
@@ -115,6 +114,7 @@ class Train:
 
 def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None]) -> int:
     """Prints the geometry of an iteration and, if the model can be loaded, the memory it needs."""
+    from ..grpo.geometry import Geometry
     from ..run.prepare import fitted, prepare_policy
 
     say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))

@@ -1,6 +1,6 @@
 """Capture and replay of a rollout's network calls.
 
-A segment is a function of tensors: one network call and the steps that follow it. The first time it gets inputs of a
+A segment is a function of tensors, such as one network call. The first time it gets inputs of a
 shape, it runs eagerly on a side stream. The second time it is captured, and from then on replayed. So no work is done
 only to prepare a graph, and a shape that occurs once is never captured.
 """

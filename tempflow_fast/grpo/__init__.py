@@ -7,6 +7,7 @@
     objective     velocity -> loss of a micro-batch of (trajectory, branch step) pairs
     update        rollout and advantages -> optimizer steps
 
-What they use: shares (which process has which trajectories), stage_clock (where the seconds go), image_statistics
+What they use: branches (the list of branches), wavefront (which rows are in which network call), shares (which process
+has which trajectories), stage_clock (where the seconds go), image_statistics
 (signs of reward hacking). Before anything runs: geometry (what an iteration does and costs), memory (what it holds).
 """

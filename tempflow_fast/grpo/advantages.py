@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..choices import Group
-from ..errors import fail, finite
+from ..errors import fail, finite, require
+from .branches import Branches, same_size
 
 
 def group_advantages(
@@ -18,6 +19,7 @@ def group_advantages(
     prompt_ids: Sequence[int] | Tensor | None = None,
     adv_eps: float = 1e-4,
     adv_clip: float = 5.0,
+    branches: Branches | None = None,
 ) -> Tensor:
     """Advantages (r - mean) / (std + adv_eps) inside each group and branch step, clipped to +-adv_clip.
 
@@ -26,21 +28,29 @@ def group_advantages(
     signal and gets exactly 0.
 
     Args:
-        rewards: [N, B, K], floating point. They are read on the host: pass a CPU tensor to avoid a synchronisation.
+        rewards: [N, B, K], or flat [R] in the order of `branches`; floating point. They are read on the host: pass a
+            CPU tensor to avoid a synchronisation.
         group: "seed": the K branches of one trajectory. "prompt": the branches of all trajectories of one prompt.
         prompt_ids: [N], equal for trajectories of one prompt; needed for group "prompt" only.
         adv_eps: added to the standard deviation, in units of the reward.
         adv_clip: bound of the absolute advantage.
+        branches: the list of branches, where trajectories have different steps or numbers of branches; None: all have
+            the same, in the order [N, B, K].
 
     Returns:
-        [N, B, K], dtype and device of `rewards`; the statistics are taken in float64.
+        Shape, dtype and device of `rewards`; the statistics are taken in float64.
 
     Raises:
         ValueError: for a wrong shape, an unknown group, missing prompt_ids, or a reward that is not finite.
     """
-    if not isinstance(rewards, Tensor) or rewards.dim() != 3 or not rewards.is_floating_point():
+    expected, num_dims = ("[N, B, K]", 3) if branches is None else (f"[{branches.num_rows}] like branches", 1)
+    if not isinstance(rewards, Tensor) or rewards.dim() != num_dims or not rewards.is_floating_point():
         got = f"{rewards.dtype} {list(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards)
-        fail("group_advantages", "rewards", "floating point [N, B, K]", got)
+        fail("group_advantages", "rewards", f"floating point {expected}", got)
+    if branches is None:
+        num, num_steps, count = rewards.shape
+        branches = Branches.everywhere(num, dict.fromkeys(range(num_steps), count))
+    require(rewards.numel() == branches.num_rows, "group_advantages", "rewards", expected, list(rewards.shape))
     if len(bad := (~rewards.isfinite()).nonzero()):
         index = bad[0].tolist()
         fail("group_advantages", "rewards", "finite", f"{rewards[tuple(index)].item()} at {index}")
@@ -50,17 +60,32 @@ def group_advantages(
         fail("group_advantages", "adv_eps", "not negative", adv_eps)
     if not adv_clip > 0:
         fail("group_advantages", "adv_clip", "positive", adv_clip)
+    flat = rewards.flatten()
+    advantages = torch.empty_like(flat)
+    for rows, groups in _groups(flat, group, prompt_ids, branches):
+        advantages[rows.to(flat.device)] = _normalise(groups, adv_eps, adv_clip).view(rows.shape)
+    return advantages.view(rewards.shape)
+
+
+def _groups(
+    rewards: Tensor, group: Group, prompt_ids: Sequence[int] | Tensor | None, branches: Branches
+) -> list[tuple[Tensor, Tensor]]:
+    """Stacks of groups: their rows and rewards, [..., k] or [s, ..., k], where a group is all of the first and the last
+    dimension."""
     if group == "seed":
-        return _normalise(rewards, (2,), adv_eps, adv_clip)
-    advantages = torch.empty_like(rewards)
-    for rows in _rows_per_prompt(prompt_ids, len(rewards)):
-        advantages[rows] = _normalise(rewards[rows], (0, 2), adv_eps, adv_clip)
-    return advantages
+        return [(rows, values[None]) for rows, values in same_size(rewards, branches.pair_of_row)]
+    prompts = _checked_prompts(prompt_ids, branches.num_trajectories)
+    if branches.shape is None:
+        pair_groups = torch.stack([prompts[branches.trajectories], branches.steps]).unique(dim=1, return_inverse=True)
+        return [(rows, values[None]) for rows, values in same_size(rewards, pair_groups[1][branches.pair_of_row])]
+    # All steps of a prompt at once: one step at a time would round differently.
+    positions, dense = branches.dense(torch.arange(len(rewards))), branches.dense(rewards)
+    return [(positions[prompts == prompt], dense[prompts == prompt]) for prompt in prompts.unique()]
 
 
-def _normalise(rewards: Tensor, dims: tuple[int, ...], adv_eps: float, adv_clip: float) -> Tensor:
-    """`rewards` normalised over `dims`."""
-    exact = rewards.double()
+def _normalise(rewards: Tensor, adv_eps: float, adv_clip: float) -> Tensor:
+    """Groups of rewards, each over the first and the last dimension, normalised."""
+    exact, dims = rewards.double(), (0, -1)
     mean, std = exact.mean(dims, keepdim=True), exact.std(dims, correction=0, keepdim=True)
     # Compared on the rewards themselves: rounding of the mean could leave tiny deviations in a group of equal rewards.
     all_equal = exact.amax(dims, keepdim=True) == exact.amin(dims, keepdim=True)
@@ -68,10 +93,9 @@ def _normalise(rewards: Tensor, dims: tuple[int, ...], adv_eps: float, adv_clip:
     return advantages.masked_fill(all_equal, 0.0).to(rewards.dtype)
 
 
-def _rows_per_prompt(prompt_ids: Sequence[int] | Tensor | None, num_trajectories: int) -> list[Tensor]:
-    """The rows of each prompt, in order of the ids."""
+def _checked_prompts(prompt_ids: Sequence[int] | Tensor | None, num_trajectories: int) -> Tensor:
+    """int64 [N] on the host."""
     if prompt_ids is None or len(prompt_ids) != num_trajectories:
         got = "None" if prompt_ids is None else f"[{len(prompt_ids)}]"
         fail("group_advantages", "prompt_ids", f'[{num_trajectories}] for group "prompt"', got)
-    ids = torch.as_tensor(prompt_ids)
-    return [(ids == prompt).nonzero().flatten() for prompt in ids.unique()]
+    return torch.as_tensor(prompt_ids, device="cpu")

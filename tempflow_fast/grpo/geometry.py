@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from ..batching import equal_pieces
+import torch
+
 from ..errors import require
 from ..policies.base import guides
 from ..settings.iteration import GRPOConfig
+from .branches import Branches
 from .shares import Shares
+from .update import training_plan
+from .wavefront import Wavefront, least_calls
 
 BACKWARD = 2
 """Cost of a backward pass, in forward passes."""
@@ -44,8 +49,10 @@ class Work:
 
     trajectories: tuple[int, ...]
     """Global ids."""
-    num_rows: int
+    num_carried: int
     """Trajectories that the rollout carries, one of them padding where other processes have one more."""
+    most_rows: int
+    """Rows of the fullest step of the rollout."""
     num_images: int
     pairs: tuple[int, ...]
     """(trajectory, branch step) pairs of each update."""
@@ -53,7 +60,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Geometry:
-    """An iteration: N = P S trajectories of B K branches each, dealt to the processes.
+    """An iteration: N = P S trajectories and their branches, dealt to the processes.
 
     Print it for a one-page summary. Raises ValueError for fewer than one prompt, process, or trajectory per update.
     """
@@ -73,63 +80,80 @@ class Geometry:
         """N."""
         return self.num_prompts * self.config.num_seeds
 
-    @property
-    def branch_steps(self) -> tuple[int, ...]:
-        """The steps where branches leave."""
-        steps = self.config.branch_steps
-        return tuple(range(self.config.num_steps - 1)) if steps is None else tuple(sorted(steps))
+    @cached_property
+    def branches(self) -> Branches:
+        """The list of all processes."""
+        return Branches.everywhere(self.num_trajectories, dict(self.config.branch_counts))
 
-    @property
-    def rows_per_step(self) -> list[int]:
-        """Rows of one trajectory in the network calls of each step: the trunk, and the branches that have left it."""
-        steps = self.branch_steps
-        return [
-            (step <= steps[-1]) + self.config.num_branches * sum(earlier < step for earlier in steps)
-            for step in range(self.config.num_steps)
-        ]
+    @cached_property
+    def shares(self) -> list[Shares]:
+        """What each process has."""
+        n, c = self.num_trajectories, self.config
+        return [Shares(n, c.num_updates, self.num_processes, index) for index in range(self.num_processes)]
 
-    @property
+    @cached_property
     def work(self) -> list[Work]:
         """The part of each process."""
-        num_steps, num_updates, num_processes = len(self.branch_steps), self.config.num_updates, self.num_processes
-        return [
-            self._work(Shares(self.num_trajectories, num_updates, num_processes, i), num_steps)
-            for i in range(num_processes)
-        ]
+        return [self._work(shares, wave) for shares, wave in zip(self.shares, self._waves, strict=True)]
 
-    def _work(self, shares: Shares, num_steps: int) -> Work:
+    def _work(self, shares: Shares, wave: Wavefront) -> Work:
         own = set(shares.own)
+        updates = [sorted(own.intersection(shares.in_update(number))) for number in range(shares.num_updates)]
         return Work(
             trajectories=tuple(shares.own),
-            num_rows=len(shares.carried),
-            num_images=len(own) * num_steps * self.config.num_branches,
-            pairs=tuple(len(own.intersection(shares.in_update(i))) * num_steps for i in range(shares.num_updates)),
+            num_carried=len(shares.carried),
+            most_rows=max(wave.num_rows(step) for step in range(self.config.num_steps)),
+            num_images=len(self.branches.rows_of(shares.own)),
+            pairs=tuple(len(self.branches.pairs_of(update)) for update in updates),
         )
+
+    @cached_property
+    def _waves(self) -> list[Wavefront]:
+        c = self.config
+        return [Wavefront(self.branches.of(each.carried), c.num_steps, c.max_batch) for each in self.shares]
 
     @property
     def rollout_calls(self) -> int:
         """Network calls of the rollout, in every process."""
-        rows = self.work[0].num_rows
-        return sum(len(equal_pieces(rows * each, self.config.max_batch)) for each in self.rows_per_step if each)
+        return sum(self._calls_per_step)
+
+    @cached_property
+    def _calls_per_step(self) -> list[int]:
+        return least_calls(self.branches, self.shares[0], self.config.num_steps, self.config.max_batch)
+
+    @property
+    def rollout_rows(self) -> int:
+        """Rows in the network calls of the rollout, all processes together; a call without rows takes one."""
+        return sum(
+            max(len(call), 1)
+            for wave in self._waves
+            for step, least in enumerate(self._calls_per_step)
+            for call in wave.calls(step, least)
+        )
 
     @property
     def training_calls(self) -> tuple[int, ...]:
         """Forward and backward calls of each update, in every process: as many as the fullest one needs."""
-        updates = zip(*(work.pairs for work in self.work), strict=True)
-        return tuple(max(len(equal_pieces(n, self.config.micro_batch)) for n in update) for update in updates)
+        has_signal = torch.ones(self.branches.num_pairs, dtype=torch.bool)
+        arguments = (has_signal, self.branches, self.shares[0])
+        return tuple(
+            len(training_plan(*arguments, number, self.config.micro_batch)) for number in range(self.config.num_updates)
+        )
 
     def costs(self) -> tuple[Cost, Cost, Cost]:
         """This package, the same iteration as its authors' scripts run it, and Flow-GRPO with groups of S K images."""
-        c, n, num_steps = self.config, self.num_trajectories, len(self.branch_steps)
-        rollout, pairs, branches = n * sum(self.rows_per_step), n * num_steps, n * num_steps * c.num_branches
+        c, n, own = self.config, self.num_trajectories, self.branches
         has_reference = c.beta > 0
-        acting = sum(len(range(update, n, c.num_updates)) for update in range(1, c.num_updates)) * num_steps
-        samples = n * c.num_branches
-        flow = samples * num_steps
-        padding = (self.work[0].num_rows * self.num_processes - n) * sum(self.rows_per_step)
+        acting = sum(len(own.pairs_of(range(update, n, c.num_updates))) for update in range(1, c.num_updates))
+        samples = n * max(count for _, count in c.branch_counts)
+        flow = samples * len(c.branch_counts)
+        alone = Wavefront(own, c.num_steps)
+        rollout = sum(alone.num_rows(step) for step in range(c.num_steps))
         return (
-            Cost("tempflow-fast", rollout + padding, pairs, acting + has_reference * pairs, branches),
-            Cost("TempFlow-GRPO's scripts", rollout, branches, has_reference * branches, branches),
+            Cost(
+                "tempflow-fast", self.rollout_rows, own.num_pairs, acting + has_reference * own.num_pairs, own.num_rows
+            ),
+            Cost("TempFlow-GRPO's scripts", rollout, own.num_rows, has_reference * own.num_rows, own.num_rows),
             Cost("Flow-GRPO", samples * c.num_steps, flow, has_reference * flow, samples),
         )
 
@@ -138,15 +162,17 @@ class Geometry:
 
     def _summary(self) -> str:
         c = self.config
+        counts = [count for _, count in c.branch_counts]
+        each = f"{counts[0]}" if len(set(counts)) == 1 else ", ".join(map(str, counts))
         return (
             f"{self.num_prompts} prompts x {c.num_seeds} seeds = {self.num_trajectories} trajectories, each with "
-            f"{c.num_branches} branches at {len(self.branch_steps)} of {c.num_steps} steps; {c.num_updates} updates"
+            f"{each} branches at {len(counts)} of {c.num_steps} steps; {c.num_updates} updates"
         )
 
     def _work_table(self) -> list[str]:
         head = ("process", "trajectories", "padding", "images", "pairs per update")
         rows = [
-            (index, _ids(w.trajectories), w.num_rows - len(w.trajectories), w.num_images, _listed(w.pairs))
+            (index, _ids(w.trajectories), w.num_carried - len(w.trajectories), w.num_images, _listed(w.pairs))
             for index, w in enumerate(self.work)
         ]
         more = [f"and {len(rows) - SHOWN} more, with one trajectory more or less"] if len(rows) > SHOWN else []

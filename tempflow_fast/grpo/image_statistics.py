@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STATISTICS = ("image_diversity", "image_saturation", "image_clipped", "image_contrast")
+DIVERSITY = "image_diversity"
+STATISTICS = (DIVERSITY, "image_saturation", "image_clipped", "image_contrast")
 HALF_LEVEL = 0.5 / 255
 LUMA = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue in brightness (ITU-R BT.709)."""

@@ -37,7 +37,7 @@ class Memory:
     state: int
     """Gradients and AdamW's moments of the parameters that training changes."""
     trajectory: int
-    """What a trajectory keeps from the rollout to the update: latents, and its text laid out for every branch."""
+    """What a trajectory keeps from the rollout to the update: latents, and its text."""
     training_row: int
     """What a row adds to the peak of a training call."""
     rollout_row: int
@@ -85,12 +85,13 @@ def measure(policy: Policy, config: GRPOConfig) -> Memory:
     with torch.no_grad(), uncompiled():
         # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
         policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)
+    text = _num_bytes(list(condition.tensors.values()))  # gathered for every row of a call
     return Memory(
         weights=_num_bytes([*parameters, *policy.network.buffers()]),
         state=_num_bytes(trained) + ADAM_BYTES * sum(parameter.numel() for parameter in trained),
         trajectory=_trajectory_bytes(policy, condition, config),
         training_row=_row_bytes(policy, condition, config.training_guidance, with_gradient=True),
-        rollout_row=_row_bytes(policy, condition, scale, with_gradient=False),
+        rollout_row=_row_bytes(policy, condition, scale, with_gradient=False) + text,
     )
 
 
@@ -99,12 +100,10 @@ def _num_bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _trajectory_bytes(policy: Policy, condition: Condition, config: GRPOConfig) -> int:
-    steps = config.branch_steps
-    num_steps = config.num_steps - 1 if steps is None else len(steps)
-    num_finals = num_steps * config.num_branches
+    counts = [count for _, count in config.branch_counts]
     # The buffer of the rollout (trunk and finished latents), then the states and the branches as they were drawn.
-    latents = 4 * torch.Size(policy.latent_shape).numel() * (1 + 2 * num_finals + num_steps)
-    return latents + _num_bytes(list(condition.tensors.values())) * (2 + num_finals)
+    latents = 4 * torch.Size(policy.latent_shape).numel() * (1 + 2 * sum(counts) + len(counts))
+    return latents + _num_bytes(list(condition.tensors.values()))
 
 
 def _row_bytes(policy: Policy, condition: Condition, guidance_scale: float, with_gradient: bool) -> int:

@@ -34,29 +34,38 @@ class MicroBatch:
     condition: Condition
     """[R] rows"""
     table: StepTable
+    weight: float = 1.0
+    """Of each pair in the mean over pairs."""
 
     def __len__(self) -> int:
         return len(self.latents)
 
 
 def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
-    """The rows of `pairs` (host int64 [R, 2]), with their advantages from the host's [N, B, K]."""
-    trajectories, branch_indices = pairs.unbind(dim=1)
-    steps = torch.tensor(rollout.table.branch_steps)[branch_indices]
-    device, dtype = rollout.states.device, rollout.states.dtype
+    """Some pairs of a rollout, all with the same K and the same weight.
+
+    Args:
+        rollout: holds the pairs.
+        advantages: of all its branches, flat [R], on the host.
+        pairs: int64 [n] on the host, positions in the list of pairs.
+    """
+    own = rollout.branch_list
+    rows = own.first_rows[pairs][:, None] + torch.arange(int(own.counts[pairs[0]]))
+    device, dtype = rollout.flat_states.device, rollout.flat_states.dtype
 
     def there(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return tensor.to(device, dtype, non_blocking=True)  # a waiting copy would empty the device's queue
 
-    rows, columns = there(trajectories), there(branch_indices)
+    steps = own.steps[pairs]
     return MicroBatch(
-        latents=rollout.states[rows, columns],
-        branches=rollout.branches[rows, columns],
-        advantages=there(advantages[trajectories, branch_indices]),
+        latents=rollout.flat_states[there(pairs)],
+        branches=rollout.flat_branches[there(rows)],
+        advantages=there(advantages[rows]),
         steps=there(steps),
         sigma=there(rollout.table.sigma[steps], dtype),
-        condition=rollout.condition[rows],
+        condition=rollout.condition[there(own.trajectories[pairs])],
         table=rollout.table,
+        weight=float(own.weights[pairs[0]]),
     )
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..policies.base import Policy
 from ..processes import Processes
 from ..rewards import BackgroundScorer, RewardError, Scores, WeightedReward
-from .image_statistics import STATISTICS, image_statistics
+from .branches import Branches, same_size
+from .image_statistics import DIVERSITY, STATISTICS, image_statistics
 from .shares import Shares
 
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -26,7 +27,7 @@ class Scored:
     """What the images of an iteration are worth, the same in all processes but for `seconds_busy`."""
 
     rewards: Scores
-    """Every reward's scores, [N, B, K]."""
+    """Every reward's scores, flat [R] in the order of the list of branches."""
     statistics: dict[str, Tensor]
     """Of the images: see `image_statistics`."""
     seconds_busy: float
@@ -36,7 +37,7 @@ class Scored:
 class RolloutScorer:
     """Decodes and scores the branches of this process as a rollout finishes them, and gathers the scores of all.
 
-        with RolloutScorer(policy, reward, prompts, metadata, shares, (B, K), processes, stage) as scorer:
+        with RolloutScorer(policy, reward, prompts, metadata, shares, branches, processes, stage) as scorer:
             drawn = rollout(..., on_finished=scorer.finish)
             scored = scorer.collect()
 
@@ -48,7 +49,7 @@ class RolloutScorer:
         prompts: of all N trajectories.
         metadata: of all N trajectories.
         shares: which trajectories are this process's, and how many the rollout carries.
-        branch_shape: (B, K).
+        branches: of all N trajectories.
         processes: who shares the iteration.
         stage: times the stages `decode` and `reward`, the second being the wait at the end.
     """
@@ -60,15 +61,16 @@ class RolloutScorer:
         prompts: Sequence[str],
         metadata: Sequence[dict[str, Any]],
         shares: Shares,
-        branch_shape: tuple[int, int],
+        branches: Branches,
         processes: Processes,
         stage: Stage,
     ) -> None:
         self._policy, self._reward, self._processes, self._stage = policy, reward, processes, stage
-        self._prompts, self._metadata, self._shares, self._branch_shape = prompts, metadata, shares, branch_shape
+        self._prompts, self._metadata, self._shares, self._branches = prompts, metadata, shares, branches
+        self._places = branches.rows_of(shares.own)  # of this process's rows in the list of all
         self._scorer = BackgroundScorer(reward)
         self._images: list[Tensor] = []
-        self._num_finished = 0
+        self._rows: list[Tensor] = []
         self._error: RewardError | None = None
 
     def __enter__(self) -> RolloutScorer:
@@ -78,23 +80,21 @@ class RolloutScorer:
     def __exit__(self, *failure: Any) -> None:
         self._scorer.__exit__(*failure)
 
-    def finish(self, latents: Tensor) -> None:
+    def finish(self, latents: Tensor, rows: Tensor) -> None:
         """Decodes finished branches and hands their images to the reward.
 
         Args:
-            latents: [R, *shape] at sigma = 0, the next R rows in the order [B, N, K] of the rollout's trajectories.
+            latents: [n, *shape] at sigma = 0.
+            rows: int64 [n] on the host, their positions in the list of the rollout's branches.
         """
-        first, own = self._num_finished, self._shares.own
-        self._num_finished += len(latents)
-        trajectories = torch.arange(first, self._num_finished) // self._branch_shape[1] % len(self._shares.carried)
-        rows = (
-            (trajectories < len(own)).nonzero().flatten()
-        )  # `carried` lists own trajectories first; the rest are padding
-        if not len(rows) or self._error is not None:  # `collect` reports a failure, in all processes together
+        mine = rows < len(self._places)  # `carried` lists own trajectories first; the rest are padding
+        if not mine.any() or self._error is not None:  # `collect` reports a failure, in all processes together
             return
-        if len(rows) < len(latents):
-            latents = latents[rows.to(latents.device, non_blocking=True)]
-        owners = [own[n] for n in trajectories[rows].tolist()]
+        if not mine.all():
+            latents = latents[mine.nonzero().flatten().to(latents.device, non_blocking=True)]
+        places = self._places[rows[mine]]
+        owners = self._branches.trajectories[self._branches.pair_of_row[places]].tolist()
+        self._rows.append(places)
         with self._stage("decode"), torch.autocast(self._policy.device.type, enabled=False):
             self._images.append(self._policy.decode(latents))
             try:
@@ -108,7 +108,7 @@ class RolloutScorer:
 
         Raises:
             RewardError: in all processes, if a reward failed in one; its sample counts that process's images in the
-                order [B, n, K].
+                order in which they were finished.
         """
         scores = None
         if self._images and self._error is None:
@@ -120,30 +120,37 @@ class RolloutScorer:
         return Scored(self._gathered(scores), self._statistics(), self._scorer.seconds_busy)
 
     def _statistics(self) -> dict[str, Tensor]:
-        """The statistics of all images, of which this process has a share."""
-        num_branches, device = self._branch_shape[1], self._policy.device
-        names = [name for name in STATISTICS if num_branches > 1 or name != "image_diversity"]
+        """The statistics of all images, of which this process has a share; diversity, of all groups of two or more."""
+        device, counts = self._policy.device, self._branches.counts
+        num_groups = int((counts > 1).sum())
+        names = [name for name in STATISTICS if num_groups or name != DIVERSITY]
         mine = torch.zeros(len(names), device=device)
         if self._images:
-            found = image_statistics(torch.cat(self._images).unflatten(0, (-1, num_branches)))
-            mine = len(self._shares.own) / len(self._prompts) * torch.stack([found[name] for name in names])
+            # The branches of a pair are finished one after the other.
+            pairs = self._branches.pair_of_row[torch.cat(self._rows)].unique_consecutive(return_inverse=True)[1]
+            for rows, images in same_size(torch.cat(self._images), pairs):
+                shares = dict.fromkeys(names, rows.numel() / self._branches.num_rows)
+                if num_groups:
+                    shares[DIVERSITY] = len(rows) / num_groups
+                found = image_statistics(images)
+                mine = mine + torch.stack([shares[name] * found.get(name, mine.new_zeros(())) for name in names])
         return dict(zip(names, self._processes.sum(mine), strict=True))
 
     def _gathered(self, scores: Scores | None) -> Scores:
-        """The scores of all processes, [N, B, K]; a failure travels as NaN, so that all stop together."""
-        (num_branch_steps, num_branches), own = self._branch_shape, self._shares.own
+        """The scores of all processes, [R]; a failure travels as NaN, so that all stop together."""
         parts = {}
         for name in self._reward.rewards:
-            mine = torch.zeros(len(self._prompts), num_branch_steps, num_branches, dtype=torch.float64)
+            mine = torch.zeros(self._branches.num_rows, dtype=torch.float64)
             if scores is not None:
-                mine[own] = scores.parts[name].view(num_branch_steps, len(own), num_branches).transpose(0, 1)
-            elif own:
-                mine[own] = math.nan
+                mine[torch.cat(self._rows)] = scores.parts[name]
+            else:
+                mine[self._places] = math.nan
             parts[name] = self._processes.sum(mine)
         if self._error is not None:
             raise self._error
         for name, part in parts.items():
             if part.isnan().any():
-                trajectory = int(part.isnan().flatten(1).any(1).nonzero()[0])
+                pair = self._branches.pair_of_row[int(part.isnan().nonzero()[0])]
+                trajectory = int(self._branches.trajectories[pair])
                 raise RewardError(name, trajectory, self._prompts[trajectory], "in another process, which says why")
         return Scores(parts, self._reward.weights)

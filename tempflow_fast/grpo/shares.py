@@ -40,7 +40,16 @@ class Shares:
         Networks that are split over processes work only if all of them make the same calls, and a process with less to
         do would wait anyway.
         """
-        return self.own + [0] * (max(map(len, self.by_process)) - len(self.own))
+        return self.carried_by(self.index)
+
+    def carried_by(self, process: int) -> list[int]:
+        """The trajectories that a process rolls out, see `carried`.
+
+        Args:
+            process: its index.
+        """
+        own = self.by_process[process]
+        return own + [0] * (max(map(len, self.by_process)) - len(own))
 
     def in_update(self, update: int) -> range:
         """The global ids of an update's trajectories, in all processes."""

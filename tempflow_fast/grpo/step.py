@@ -23,11 +23,13 @@ from ..rewards import Scores, get_reward
 from ..rewards.registry import Spec
 from ..settings.iteration import GRPOConfig
 from .advantages import group_advantages
+from .branches import Branches, same_size
 from .rollout import Rollout, rollout
 from .scoring import RolloutScorer
 from .shares import Shares
 from .stage_clock import StageClock
 from .update import update
+from .wavefront import least_calls
 
 
 def grpo_step(
@@ -51,8 +53,8 @@ def grpo_step(
         prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
         reward_fn: anything that `get_reward` takes. It is called in a thread with pieces of at most `config.max_batch`
             images (all at once if None) on the policy's device, while later pieces are still computed. Images are in
-            the order [B, N, K]: the K branches of a seed group follow one another. A process without trajectories does
-            not call it.
+            the order in which they are finished: by branch step, then trajectory, then branch, so that the branches of
+            a seed group follow one another. A process without trajectories does not call it.
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.
@@ -62,10 +64,11 @@ def grpo_step(
 
     Returns:
         Scalars, equal in all processes. They stay tensors on their device, so that nothing waits for them:
-        reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups), where several
-        rewards are summed the mean of each as reward_<name>, `image_statistics` of all images, signal_fraction
-        (share of trained pairs), loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means
-        over trained pairs), num_calls (of one process) and num_row_evaluations (of all) in the rollout.
+        reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups; those of one branch
+        step as group_std_step_<i>), where several rewards are summed the mean of each as reward_<name>,
+        `image_statistics` of all images, signal_fraction (share of trained pairs), loss and grad_norm (means over
+        updates), kl, clip_fraction and log_ratio_rms (means over trained pairs), num_calls (of one process) and
+        num_row_evaluations (of all) in the rollout.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, not counting stages
         nested inside; queued work of an accelerator counts for the stage that waits for it. `seconds_reward` is the
         part of `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that
@@ -84,29 +87,30 @@ def grpo_step(
         clock, compile_seconds_before = StageClock(), compiled.clock.seconds
         with clock.stage("encode"):
             condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
-        branch_shape = (len(table.branch_steps), config.num_branches)
-        with RolloutScorer(policy, reward, texts, extras, shares, branch_shape, processes, clock.stage) as scorer:
+        branches = Branches.everywhere(len(texts), dict(config.branch_counts))
+        with RolloutScorer(policy, reward, texts, extras, shares, branches, processes, clock.stage) as scorer:
             with clock.stage("rollout"), rollout_precision(policy, config):
                 drawn = rollout(
                     policy,
                     condition,
                     table,
                     noise,
-                    config.num_branches,
+                    branches.of(shares.carried),
                     seed,
                     shares.carried,
                     max_batch=config.max_batch,
                     guidance_scale=config.guidance_scale,
                     graphs=graphs_of(policy) if config.cuda_graphs else None,
                     on_finished=scorer.finish,
+                    least_calls=least_calls(branches, shares, config.num_steps, config.max_batch),
                 )
             scored = scorer.collect()
         clock.seconds["seconds_reward_busy"] = scored.seconds_busy
         clock.seconds["seconds_compile"] = compiled.clock.seconds - compile_seconds_before
         with clock.stage("train"), compiled.uncompiled():
-            advantages = _advantages(scored.rewards, config, len(texts))
-            metrics = update(policy, drawn, advantages, optimizer, config, processes, shares)
-        measured = {**_reward_metrics(scored.rewards), **scored.statistics, **_cost_metrics(drawn, processes)}
+            advantages = _advantages(scored.rewards, config, branches)
+            metrics = update(policy, drawn, advantages, optimizer, config, processes, shares, branches)
+        measured = {**_reward_metrics(scored.rewards, branches), **scored.statistics, **_cost_metrics(drawn, processes)}
         return {**measured, **metrics, **clock.slowest(processes)}
 
 
@@ -175,30 +179,34 @@ def _check_agreement(processes: Processes, texts: list[str], config: GRPOConfig,
         fail("grpo_step", "prompts, config and seed", expected, "different ones")
 
 
-def _advantages(rewards: Scores, config: GRPOConfig, num_trajectories: int) -> Tensor:
-    """Advantages [N, B, K]: of the summed rewards, or the sum of each reward's own."""
-    prompt_ids = torch.arange(num_trajectories) // config.num_seeds
+def _advantages(rewards: Scores, config: GRPOConfig, branches: Branches) -> Tensor:
+    """Advantages [R]: of the summed rewards, or the sum of each reward's own."""
+    prompt_ids = torch.arange(branches.num_trajectories) // config.num_seeds
 
     def relative(scores: Tensor) -> Tensor:
-        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, config.adv_clip)
+        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, config.adv_clip, branches)
 
     if config.aggregate == "rewards":
         return relative(rewards.total)
     return rewards.weighted_sum(relative).clamp(-config.adv_clip, config.adv_clip)
 
 
-def _reward_metrics(rewards: Scores) -> dict[str, Tensor]:
+def _reward_metrics(rewards: Scores, branches: Branches) -> dict[str, Tensor]:
     total = rewards.total
     parts = {f"reward_{name}": part.mean() for name, part in rewards.parts.items()}
+    group_std = torch.empty(branches.num_pairs, dtype=total.dtype)
+    for rows, groups in same_size(total, branches.pair_of_row):
+        group_std[branches.pair_of_row[rows[:, 0]]] = groups.std(dim=1, correction=0)
+    steps = branches.steps.unique().tolist()
     return {
         "reward_mean": total.mean(),
         "reward_std": total.std(correction=0),
-        "group_std": total.std(dim=2, correction=0).mean(),
+        "group_std": group_std.mean(),
+        **{f"group_std_step_{step}": group_std[branches.steps == step].mean() for step in steps},
         **(parts if len(parts) > 1 else {}),
     }
 
 
 def _cost_metrics(drawn: Rollout, processes: Processes) -> dict[str, Tensor]:
-    # Padding makes the rollouts of all processes alike.
-    rows = drawn.num_row_evaluations * processes.count
-    return {"num_calls": torch.tensor(drawn.num_calls), "num_row_evaluations": torch.tensor(rows)}
+    rows = processes.sum(torch.tensor(drawn.num_row_evaluations))
+    return {"num_calls": torch.tensor(drawn.num_calls), "num_row_evaluations": rows}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
@@ -77,18 +77,6 @@ class StepTable:
             columns = torch.stack([self.dt, self.a, self.b, self.s, self.noise_weight], dim=1)
             self._on_device[device] = columns.to(device, non_blocking=True)
         return self._on_device[device]
-
-    def reading(self, coefficients: Tensor) -> StepTable:
-        """The same table, but with this tensor as its `coefficients` on the tensor's device.
-
-        A captured graph then reads their current values from the same memory.
-
-        Args:
-            coefficients: float64 [T, 5]; with a single row, step 0 is that row.
-        """
-        if self._on_device.get(coefficients.device) is coefficients:
-            return self
-        return replace(self, _on_device={coefficients.device: coefficients})
 
 
 def linear_sigmas(num_steps: int, shift: float = 1.0) -> list[float]:

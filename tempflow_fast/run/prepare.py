@@ -64,8 +64,8 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
     """
     memory, grpo = measure(policy, config.grpo), config.grpo
     geometry = Geometry(grpo, config.task.prompts_per_iteration, num_processes)
-    num_trajectories = max(work.num_rows for work in geometry.work)
-    training, rollout = max(max(work.pairs) for work in geometry.work), max(geometry.rows_per_step) * num_trajectories
+    num_trajectories = max(work.num_carried for work in geometry.work)
+    training, rollout = max(max(work.pairs) for work in geometry.work), max(work.most_rows for work in geometry.work)
     most = (grpo.micro_batch or training, grpo.max_batch or rollout)
     if config.policy.memory_limit is not None:
         fitting = memory.fitting(config.policy.memory_limit * GIB, num_trajectories)

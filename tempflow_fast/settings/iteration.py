@@ -40,8 +40,9 @@ class GRPOConfig:
     """Steps at which branches leave the trunk, counted from 0; None: all but the last step."""
     num_seeds: int = 4
     """S, the number of trajectories per prompt."""
-    num_branches: int = 6
-    """K, the number of branches per trajectory and branch step."""
+    num_branches: int | tuple[int, ...] = 6
+    """K, the number of branches per trajectory and branch step: one number, or one per branch step, where 0 means
+    none. Branch steps count equally in the loss, whatever their K."""
     group: Group = "seed"
     """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
@@ -78,9 +79,11 @@ class GRPOConfig:
     """Maximum norm of the gradient; a larger one is scaled down. Infinity turns this off."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_seeds", "num_branches", "num_updates", "micro_batch", "max_batch"):
+        for name in ("num_steps", "num_seeds", "num_updates", "micro_batch", "max_batch"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, ">= 1")
+        if isinstance(self.num_branches, int):
+            self._require(self.num_branches >= 1, "num_branches", ">= 1")
         for name in ("beta", "adv_eps"):
             self._require(0 <= getattr(self, name) < math.inf, name, "finite and not negative")
         for name in ("adv_clip", "max_grad_norm"):
@@ -99,14 +102,34 @@ class GRPOConfig:
         if self.cuda_graphs and self.rollout_precision in ("int8", "fp8"):
             # A graph would keep using the 8-bit weights of its capture.
             fail("GRPOConfig", "rollout_precision", "None or 'bf16' with cuda_graphs", repr(self.rollout_precision))
-        group_size = self.num_branches * (self.num_seeds if self.group == "prompt" else 1)
+        least = self.num_branches if isinstance(self.num_branches, int) else self._least_count()
+        group_size = least * (self.num_seeds if self.group == "prompt" else 1)
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
             fail("GRPOConfig", "sigmas", f"num_steps + 1 = {self.num_steps + 1} levels", len(self.sigmas))
 
+    def _least_count(self) -> int:
+        """The smallest K of a table of branches, leaving out the steps without any."""
+        counts = [count for _, count in self.branch_counts]
+        self._require(
+            bool(counts) and min(counts) > 0, "num_branches", "not negative, and positive at some branch step"
+        )
+        return min(counts)
+
     def _require(self, holds: bool, name: str, expected: str) -> None:
         value = getattr(self, name)
         require(holds, "GRPOConfig", name, expected, repr(value) if isinstance(value, str) else value)
+
+    @property
+    def branch_counts(self) -> tuple[tuple[int, int], ...]:
+        """(step, K) of every step where branches leave, in ascending order."""
+        steps = tuple(range(self.num_steps - 1)) if self.branch_steps is None else self.branch_steps
+        counts = self.num_branches
+        if isinstance(counts, int):
+            return tuple((step, counts) for step in sorted(steps))
+        fits = len(counts) == len(steps)
+        self._require(fits, "num_branches", f"one number, or one for each of the {len(steps)} branch steps")
+        return tuple((step, count) for step, count in sorted(zip(steps, counts, strict=True)) if count)
 
     @property
     def training_guidance(self) -> float:
@@ -125,4 +148,4 @@ class GRPOConfig:
         from ..ops.schedule import step_table
 
         sigmas = policy.sigmas(self.num_steps) if self.sigmas is None else self.sigmas
-        return step_table(sigmas, self.sampler, self.noise_level, self.branch_steps)
+        return step_table(sigmas, self.sampler, self.noise_level, [step for step, _ in self.branch_counts])

@@ -51,7 +51,8 @@ def test_few_graphs_are_kept(device, monkeypatch):
     monkeypatch.setattr("tempflow_fast.graphs.replay.MAX_GRAPHS", 3)
     policy, graphs = TinyPolicy(), CudaGraphs(device)
     for iteration in range(3):
-        assert_equal(draw(policy, graphs, iteration), draw(policy, None, iteration))
+        options = {"iteration": iteration, "max_batch": None, "steps": 6}
+        assert_equal(draw(policy, graphs, **options), draw(policy, None, **options))
         assert graphs.num_graphs <= 3
     assert device.events.count("capture") > 3
 

@@ -77,7 +77,6 @@ def nothing(policy):
         (in_another_mode, {}),
         (nothing, {"guidance_scale": 2.0}),
         (nothing, {"prompts": PROMPTS[:2]}),
-        (nothing, {"branch_steps": (1, 2)}),
     ],
 )
 def test_no_graph_is_stale(device, change, options):

@@ -53,7 +53,7 @@ def test_work_of_all_processes_adds_up(case, num_processes):
     assert sorted(n for work in parts for n in work.trajectories) == list(alone.trajectories)
     assert [sum(pairs) for pairs in zip(*(work.pairs for work in parts), strict=True)] == list(alone.pairs)
     assert sum(work.num_images for work in parts) == alone.num_images
-    assert len({work.num_rows for work in parts}) == 1
+    assert len({work.num_carried for work in parts}) == 1
 
 
 def test_costs_of_the_public_setting():
@@ -97,8 +97,8 @@ def test_memory_of_a_perceptron():
     # Hidden values before and after the tanh; with a graph the latter are kept, and two gradients come to them.
     assert memory.rollout_row == pytest.approx(2 * 4 * width, rel=0.02)
     assert memory.training_row == pytest.approx(3 * 4 * width, rel=0.02)
-    # Two steps: trunk, two states, four branches as drawn and finished, each of 12 numbers; six texts of four.
-    assert memory.trajectory == 4 * 12 * (1 + 2 + 4 + 4) + 6 * 4 * 4
+    # Two steps: trunk, two states, four branches as drawn and finished, each of 12 numbers; a text of four.
+    assert memory.trajectory == 4 * 12 * (1 + 2 + 4 + 4) + 4 * 4
     assert all(parameter.grad is None and type(parameter) is torch.nn.Parameter for parameter in policy.parameters())
     guided = measure(policy, GRPOConfig(num_steps=3, guidance_scale=2.0))
     assert guided.training_row == pytest.approx(4 * 4 * width, rel=0.02), "the second call keeps its values, too"

@@ -26,7 +26,7 @@ def perturb(policy, size):
 
 def all_pairs(rollout):
     num, steps = rollout.states.shape[:2]
-    return torch.cartesian_prod(torch.arange(num), torch.arange(steps))
+    return torch.arange(num * steps)
 
 
 def gradients(loss, policy):
@@ -69,7 +69,7 @@ def test_shared_state_gradient_equals_the_naive_one(clip_range, moved, beta, gui
     policy = TinyPolicy(torch.float64)
     rollout = drawn_rollout(policy, guidance_scale)
     advantages = torch.randn(3, 3, NUM_BRANCHES, dtype=torch.float64)
-    batch = gather(rollout, advantages, all_pairs(rollout))
+    batch = gather(rollout, advantages.flatten(), all_pairs(rollout))
     velocity_old = current_velocity(policy, batch, guidance_scale)
     with policy.reference():
         pass  # the reference is the policy that acted
@@ -89,7 +89,7 @@ def test_unchanged_policy_needs_no_second_forward():
     policy = TinyPolicy(torch.float64)
     rollout = drawn_rollout(policy)
     advantages = torch.randn(3, 3, NUM_BRANCHES, dtype=torch.float64)
-    batch = gather(rollout, advantages, all_pairs(rollout))
+    batch = gather(rollout, advantages.flatten(), all_pairs(rollout))
     policy.calls.clear()
     alone = micro_batch_loss(policy, batch, None, 1e-4, 0.0, 1.0)
     assert policy.calls == [(9, True)]
@@ -103,7 +103,7 @@ def test_stored_activations_do_not_grow_with_the_branches():
     for num_branches in (2, 16):
         rollout = drawn_rollout(policy, num_branches=num_branches)
         advantages = torch.randn(3, 3, num_branches)
-        batch, sizes = gather(rollout, advantages, all_pairs(rollout)), []
+        batch, sizes = gather(rollout, advantages.flatten(), all_pairs(rollout)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t):
             micro_batch_loss(policy, batch, None, 1e-4, 0.0, 1.0)
         stored.append(sum(sizes))
@@ -114,7 +114,7 @@ def test_a_row_carries_its_own_sigma_state_and_condition():
     policy = TinyPolicy(torch.float64)
     rollout = drawn_rollout(policy)
     advantages = torch.randn(3, 3, NUM_BRANCHES, dtype=torch.float64)
-    batch = gather(rollout, advantages, torch.tensor([[2, 0], [0, 2]]))
+    batch = gather(rollout, advantages.flatten(), torch.tensor([6, 2]))
     assert batch.steps.tolist() == [0, 3]
     assert batch.sigma.tolist() == pytest.approx([1.0, 0.4])
     assert torch.equal(batch.latents, torch.stack([rollout.states[2, 0], rollout.states[0, 2]]))

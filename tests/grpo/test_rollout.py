@@ -61,6 +61,38 @@ def test_wavefront_equals_the_sequential_rollout(sampler, branch_steps, guidance
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
+@torch.no_grad()
+def stacked(policy, condition, table, noise, num_branches, seed):
+    """The wavefront written out for dense branches: one call on the trunks and a block [N, K] per earlier step."""
+    x, blocks, branches = noise, [], []
+    for step in range(table.num_steps):
+        trunk_lives = step <= table.branch_steps[-1]
+        rows = torch.cat([x] * trunk_lives + blocks)
+        owners = torch.cat(
+            [torch.arange(3)] * trunk_lives + [torch.arange(3).repeat_interleave(num_branches)] * len(blocks)
+        )
+        v, _ = policy.velocity(rows, table.sigma[step].float().expand(len(rows)), condition[owners])
+        moved = tff.ops.euler_step(rows, v, table, step)
+        x = moved[:3]
+        if step in table.branch_steps:
+            x, drawn, _ = tff.ops.branch_step(rows[:3], v[:3], table, step, num_branches, seed, IDS)
+            branches.append(drawn)
+        blocks = list(moved[3 * trunk_lives :].split(3 * num_branches)) if blocks else []
+        blocks += [branches[-1].flatten(0, 1)] if step in table.branch_steps else []
+    finished = [block.unflatten(0, (3, num_branches)) for block in blocks]
+    return torch.stack(branches, 1), torch.stack(finished, 1)
+
+
+@pytest.mark.parametrize("branch_steps", [None, (1, 3), (0, 4)])
+def test_dense_branches_have_the_bits_of_the_wavefront_written_out(branch_steps):
+    policy = TinyPolicy()
+    table = tff.step_table(policy.sigmas(5), branch_steps=branch_steps)
+    condition, noise = policy.encode(PROMPTS), torch.randn(3, *policy.latent_shape)
+    drawn = tff.rollout(policy, condition, table, noise, 4, 9, IDS)
+    for got, want in zip((drawn.branches, drawn.latents), stacked(policy, condition, table, noise, 4, 9), strict=True):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize(
     ("num_steps", "num_branches", "branch_steps", "rows"),
     [(10, 6, range(9), 279), (10, 6, None, 279), (6, 8, (0, 2), 3 + 8 * (5 + 3)), (4, 3, (3,), 4), (1, 2, (0,), 1)],

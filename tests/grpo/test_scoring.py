@@ -10,6 +10,7 @@ from tempflow_fast import GRPOConfig, grpo_step, rollout, step_table
 from tempflow_fast.batching import equal_pieces
 from tempflow_fast.grpo import step as grpo
 from tempflow_fast.grpo.advantages import group_advantages
+from tempflow_fast.grpo.branches import Branches
 from tempflow_fast.grpo.image_statistics import STATISTICS, image_statistics
 from tempflow_fast.grpo.scoring import RolloutScorer, Scored
 from tempflow_fast.grpo.shares import Shares
@@ -29,13 +30,15 @@ BOTH = WeightedReward(
 
 
 def score(policy, latents, reward, processes, num_trajectories=2, max_batch=None, clock=None) -> Scored:
-    """Scores latents [n, B, K, *shape] piece by piece."""
-    flat, clock = latents.transpose(0, 1).flatten(0, 2), clock or grpo.StageClock()
-    branches, shares = tuple(latents.shape[1:3]), Shares(num_trajectories, 1, processes.count, processes.index)
-    prompts, metadata = list("abc")[:num_trajectories], [{}] * num_trajectories
+    """Scores latents [n, B, K, *shape] piece by piece, in the order [B, n, K]."""
+    clock, shares = clock or grpo.StageClock(), Shares(num_trajectories, 1, processes.count, processes.index)
+    num_steps, count = latents.shape[1:3]
+    branches = Branches.everywhere(num_trajectories, dict.fromkeys(range(num_steps), count))
+    order = torch.arange(latents.shape[:3].numel()).view(latents.shape[:3]).transpose(0, 1).flatten()
+    flat, prompts, metadata = latents.flatten(0, 2), list("abc")[:num_trajectories], [{}] * num_trajectories
     with RolloutScorer(policy, reward, prompts, metadata, shares, branches, processes, clock.stage) as scorer:
-        for rows in equal_pieces(len(flat), max_batch):
-            scorer.finish(flat[rows])
+        for piece in equal_pieces(len(flat), max_batch):
+            scorer.finish(flat[order[piece]], order[piece])
         return scorer.collect()
 
 
@@ -47,7 +50,7 @@ def iteration(monkeypatch, reward, **settings):
     real = grpo.update
 
     def noting(policy, drawn, advantages, *rest):
-        seen.update(latents=drawn.latents, advantages=advantages)
+        seen.update(latents=drawn.latents, advantages=advantages.view(drawn.latents.shape[:3]))
         return real(policy, drawn, advantages, *rest)
 
     monkeypatch.setattr(grpo, "update", noting)
@@ -101,9 +104,7 @@ def test_pieces_are_scored_while_the_next_ones_are_decoded():
     scored = score(SlowDecoder(), latents, reward, Processes(), 2, 2, clock)
     assert scored.seconds_busy > 0.4
     assert clock.seconds["seconds_reward"] < 0.25  # four pieces of 0.1 s, of which only the last had to be waited for
-    assert torch.allclose(
-        scored.rewards.total, brightness(latents.flatten(0, 2).sigmoid(), [], []).double().view(2, 2, 2)
-    )
+    assert torch.allclose(scored.rewards.total, brightness(latents.flatten(0, 2).sigmoid(), [], []).double())
 
 
 def test_rewards_run_beside_the_network_calls_that_finish_other_branches():
@@ -131,11 +132,16 @@ def test_rewards_run_beside_the_network_calls_that_finish_other_branches():
 def test_branches_are_handed_over_once_each_in_order(branch_steps, max_batch):
     seen = []
 
+    def finished(latents, rows):
+        seen.append((latents.clone(), rows))
+
     policy = TinyPolicy()
     table, noise = step_table(policy.sigmas(4), branch_steps=branch_steps, sampler="flow_sde"), torch.randn(3, 3, 2, 2)
-    calls = {"max_batch": max_batch, "on_finished": lambda latents: seen.append(latents.clone())}
+    calls = {"max_batch": max_batch, "on_finished": finished}
     drawn = rollout(policy, policy.encode(PROMPTS), table, noise, 2, **calls)
-    assert torch.equal(torch.cat(seen), drawn.latents.transpose(0, 1).flatten(0, 2))
+    latents, rows = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert torch.equal(latents, drawn.latents.transpose(0, 1).flatten(0, 2))
+    assert torch.equal(latents, drawn.flat_latents[rows])
 
 
 def test_padding_is_not_scored():
@@ -146,11 +152,11 @@ def test_padding_is_not_scored():
         return images[:, 0, 0, 0]
 
     latents, reward = torch.randn(2, 2, 2, 3, 2, 2), WeightedReward({"first": first_value}, {"first": 1.0})
-    others = [torch.zeros(3, 2, 2), torch.zeros(4)]
+    others = [torch.zeros(12), torch.zeros(4)]
     scored = score(TinyPolicy(), latents, reward, TwoProcesses(others), 3, max_batch=3)
     want = torch.zeros(3, 2, 2, dtype=torch.float64)
     want[1] = latents[0].sigmoid()[..., 0, 0, 0]
-    assert torch.allclose(scored.rewards.total, want)
+    assert torch.allclose(scored.rewards.total, want.flatten())
     for name, value in image_statistics(latents[:1].sigmoid().flatten(0, 1)).items():
         assert scored.statistics[name].item() == pytest.approx(value.item() / 3, rel=1e-5)
 
@@ -169,8 +175,7 @@ class TwoProcesses(Processes):
 
 def test_a_failure_in_another_process_is_heard_of_and_ends_this_one_too():
     reward, latents = WeightedReward({"red": brightness}, {"red": 1.0}), torch.randn(1, 1, 2, 3, 2, 2)
-    failed = torch.zeros(2, 1, 2, dtype=torch.float64)
-    failed[0] = torch.nan
+    failed = torch.tensor([torch.nan, torch.nan, 0, 0], dtype=torch.float64)
     with pytest.raises(RewardError, match=r"\"red\" failed on sample 0 \(prompt 'a'\): in another process"):
         score(TinyPolicy(), latents, reward, TwoProcesses([failed]))
 
@@ -188,5 +193,5 @@ def test_a_failure_here_is_told_to_the_others_before_it_is_raised():
 
     reward, latents = WeightedReward({"mine": failing}, {"mine": 1.0}), torch.randn(1, 1, 1, 3, 2, 2)
     with pytest.raises(RewardError, match="KeyError: 'nothing'"):
-        score(TinyPolicy(), latents, reward, Listening([torch.zeros(2, 1, 1)]))
+        score(TinyPolicy(), latents, reward, Listening([torch.zeros(2)]))
     assert told[0].isnan().flatten().tolist() == [False, True]

@@ -90,12 +90,13 @@ def train(processes: Processes, make_policy, prompts: list[str], reward_fn, conf
     with recorded_updates() as seen:
         metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, None, processes) for seed in (5, 6)]
     drawn, advantages = seen[0]
-    own = Shares(len(advantages), config.num_updates, processes.count, processes.index).own
+    num_trajectories = len(prompts) * config.num_seeds
+    own = Shares(num_trajectories, config.num_updates, processes.count, processes.index).own
     return {
         "ids": drawn.trajectory_ids[: len(own)],
         "noise": drawn.states[: len(own), 0],
         "latents": drawn.latents[: len(own)],
-        "advantages": advantages,
+        "advantages": advantages.view(num_trajectories, -1),
         "metrics": [{name: float(value) for name, value in row.items()} for row in metrics],
         "calls": list(getattr(policy, "calls", [])),
         "start": start,
