@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Goal:
         try:
             value = self.figure(figures)
         except LookupError:
+            value = math.nan
+        if math.isnan(value):  # as where no other candidate was timed
             return {"goal": self.what, "target": self._text(self.bound), "measured": "not measured", "verdict": "-"}
         met = value <= self.bound if self.at_most else value >= self.bound
         distance = abs(value / self.bound - 1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from typing import Annotated, Any, Union
 
 import tyro
 
 from .commands import COMMANDS, Train
+from .commands.repeated import check_repeated
 from .commands.status import BAD_ARGUMENT, INTERRUPTED
 from .version import __version__
 
@@ -29,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: for help (0), and for options that do not exist or cannot be parsed (2).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a prompt that the terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     if arguments[:1] == ["--version"]:
         print(f"tempflow-fast {__version__}")
         return 0
@@ -69,13 +76,33 @@ def _fail(arguments: Sequence[str], error: Exception) -> int:
 
 def _parse(arguments: Sequence[str]) -> Any:
     """The command with its options; the defaults of `train` are those of the recipe."""
+    check_repeated(arguments)
     options: dict[str, Any] = {"train": {"default": Train.defaults(arguments)}} if "train" in arguments[:1] else {}
     commands = [Annotated[kind, tyro.conf.subcommand(name, **options.get(name, {}))] for name, kind in COMMANDS.items()]
     any_command: Any = Union[tuple(commands)]  # noqa: UP007  the tuple is made at run time
-    return tyro.cli(
-        any_command,
-        prog="tempflow-fast",
-        description=DESCRIPTION,
-        args=arguments or ["--help"],
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                any_command,
+                prog="tempflow-fast",
+                description=DESCRIPTION,
+                args=arguments or ["--help"],
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if (refusal := _refusal(stop)) is not None:
+            raise refusal from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _refusal(stop: SystemExit) -> ValueError | None:
+    """The error of our settings behind an exit of tyro, which reports it under a name of its own; or None."""
+    error: BaseException | None = stop
+    while error is not None:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if isinstance(error, ValueError) and frame.f_globals["__name__"].startswith(f"{__package__}."):
+            return error
+        error = error.__context__
+    return None

@@ -10,7 +10,7 @@ from ..choices import SHAPES_PROMPTS
 from ..files import check_writable, write_json
 from ..settings.fields import SCORES
 from .model import Model
-from .options import require_option
+from .options import require_option, require_suffix
 
 if TYPE_CHECKING:
     from ..evaluation.directory import EvaluationDirectory
@@ -65,7 +65,8 @@ class Evaluate:
         config = self._config()
         if self.rewards is None:
             self.source.check_rewards(config.task)
-        if self.output:
+        if self.output is not None:
+            require_suffix("output", self.output, ".json")
             check_writable(self.output)
         processes = launched(cpu=config.policy.device == "cpu")
         with processes.guarded():

@@ -9,7 +9,7 @@ import tyro
 
 from ..files import check_writable
 from .model import Model
-from .options import require_option
+from .options import require_option, require_suffix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class Sample:
         require_option(self.count >= 1, "count", ">= 1", self.count)
         for prompt in self.prompt:
             require_option(bool(prompt.strip()), "prompt", "a text that is not blank", repr(prompt))
+        require_suffix("output", self.output, ".png")
+        require_option(0 <= self.seed < 2**63, "seed", "in 0..2^63-1", self.seed)
         config = self.source.config()
         check_writable(self.output)
         from ..evaluation.sample import sample_images

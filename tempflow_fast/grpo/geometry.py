@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 
 from ..errors import require
-from ..policies.base import guides
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
 from .shares import Shares
@@ -188,6 +187,8 @@ class Geometry:
         return [*_table(head, rows), f"a backward pass counts as {BACKWARD} forward passes{self._guidance()}"]
 
     def _guidance(self) -> str:
+        from ..policies.base import guides  # imports torch, for which the command line does not wait
+
         if not guides(self.config.guidance_scale):
             return ""
         where = "every row" if self.config.guided_training else "every row of the rollout"

@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import fail, require, unknown
-from .base import Reward, name_of
+from .base import Reward, name_of, one_line
 from .cache import CachedReward
 from .weighted import WeightedReward
 
@@ -75,6 +75,8 @@ def get_reward(reward: Spec) -> WeightedReward:
             timeouts[name] = None if timeout is None else _number(name, "timeout", timeout)
         num_remembered = settings.pop("cache", None)
         target = settings.pop("reward", name)
+        if not callable(target) and not isinstance(target, str):
+            fail("get_reward", f"reward of {name}", 'a name, "module:attribute" or a callable', repr(target))
         made = target if callable(target) else _load(target, json.dumps(settings, sort_keys=True, default=str))
         rewards[name] = made if num_remembered is None else _remembering(made, num_remembered)
     return WeightedReward(rewards, weights, timeouts)
@@ -146,8 +148,10 @@ def _load(target: str, settings: str) -> Reward:
         return found
     try:
         return found(**options)
-    except (TypeError, ImportError, OSError) as error:
-        fail("get_reward", "reward", "one that loads", f"{target}: {error}")
+    except ValueError:  # the reward has refused a setting, by name
+        raise
+    except (Exception, SystemExit) as error:
+        _refuse_to_load(target, error)
 
 
 def _imported(target: str) -> Callable[..., Any]:
@@ -156,10 +160,18 @@ def _imported(target: str) -> Callable[..., Any]:
         unknown("get_reward", "reward", target, REWARDS, ' or "module:function"')
     if target not in REWARDS and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # the import path of a script has its folder, not the user's
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        fail("get_reward", "reward", '"module:function", two names of Python', repr(target))
     try:
         found = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        fail("get_reward", "reward", "one that loads", f'"{module_name}:{attribute}": {error}')
+    except (Exception, SystemExit) as error:
+        _refuse_to_load(f'"{module_name}:{attribute}"', error)
     got = f'"{module_name}:{attribute}" of {type(found)}'
     require(callable(found), "get_reward", "reward", "a callable or a class of one", got)
     return found
+
+
+def _refuse_to_load(target: str, error: BaseException) -> NoReturn:
+    """Names the reward whose own code failed; SystemExit would end the run as if it were complete."""
+    kind = "" if isinstance(error, (ImportError, AttributeError, OSError)) else f"{type(error).__name__}: "
+    fail("get_reward", "reward", "one that loads", f"{target}: {kind}{one_line(error)}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ..evaluation.intervals import OVERALL
 from ..evaluation.result import Evaluation
+from ..text import printable
 from .train import Trained
 
 
@@ -47,7 +49,8 @@ def closing_lines(trained: Trained, directory: Path) -> str:
     """
     cost = f"{trained.num_iterations} iterations in {trained.seconds:.0f} s"
     prompt = trained.before.metadata[0]["prompt"]
-    next_line = f'Next: tempflow-fast sample --weights "{directory}" --prompt "{prompt}" --output samples.png'
+    command = ["tempflow-fast", "sample", "--weights", str(directory), "--prompt", prompt, "--output", "samples.png"]
+    next_line = f"Next: {printable(shlex.join(command))}"
     if trained.after is None:
         return f"Scored before training only.\nThe effect of {cost} is not known.\n{next_line}"
     before, after, (name, *_) = trained.before.table(), trained.after.table(), trained.before.measures

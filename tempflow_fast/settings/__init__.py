@@ -3,5 +3,6 @@
 iteration    `GRPOConfig`, the settings of one iteration
 run          all other settings, and `TrainConfig`, which holds them all
 recipes      named settings of a whole run
+check        that every value is of the type of its field
 fields       what a field says about its setting: help text, and whether a run may change it
 """

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
 from ..choices import Group, Sampler
 from ..errors import fail, require
+from .check import check_types
 from .fields import documented, fixed
 
 # Nothing here imports torch on loading, so that the command line answers at once.
@@ -79,6 +81,7 @@ class GRPOConfig:
     """Maximum norm of the gradient; a larger one is scaled down. Infinity turns this off."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_steps", "num_seeds", "num_updates", "micro_batch", "max_batch"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, ">= 1")
@@ -90,11 +93,7 @@ class GRPOConfig:
             self._require(getattr(self, name) > 0, name, "positive")
         self._require(0 < self.clip_range < 1, "clip_range", "in (0, 1)")
         self._require(math.isfinite(self.guidance_scale), "guidance_scale", "finite")
-        kinds = {"group": Group, "aggregate": Aggregate, "sampler": Sampler}
-        if self.rollout_precision is not None:
-            kinds["rollout_precision"] = RolloutPrecision
-        for name, kind in kinds.items():
-            self._require(getattr(self, name) in get_args(kind), name, f"one of {get_args(kind)}")
+        self._require(0 <= self.noise_level < math.inf, "noise_level", "finite and not negative")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -102,11 +101,19 @@ class GRPOConfig:
         if self.cuda_graphs and self.rollout_precision in ("int8", "fp8"):
             # A graph would keep using the 8-bit weights of its capture.
             fail("GRPOConfig", "rollout_precision", "None or 'bf16' with cuda_graphs", repr(self.rollout_precision))
+        if self.branch_steps is not None:
+            distinct = len(set(self.branch_steps)) == len(self.branch_steps) > 0
+            within = distinct and all(0 <= step < self.num_steps for step in self.branch_steps)
+            self._require(within, "branch_steps", f"None, or one or more different steps in 0..{self.num_steps - 1}")
         least = self.num_branches if isinstance(self.num_branches, int) else self._least_count()
         group_size = least * (self.num_seeds if self.group == "prompt" else 1)
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
             fail("GRPOConfig", "sigmas", f"num_steps + 1 = {self.num_steps + 1} levels", len(self.sigmas))
+        if self.sigmas is not None:
+            falling = all(high > low for high, low in pairwise(self.sigmas))
+            within = falling and self.sigmas[0] <= 1 and self.sigmas[-1] >= 0
+            self._require(within, "sigmas", "strictly falling within [0, 1]")
 
     def _least_count(self) -> int:
         """The smallest K of a table of branches, leaving out the steps without any."""

@@ -14,6 +14,7 @@ import tyro
 
 from ..choices import EMBEDDED_MODEL, SHAPES_PROMPTS
 from ..errors import fail, require, unknown
+from .check import check_types
 from .fields import documented, fixed, fixed_presence
 from .iteration import GRPOConfig
 from .read import read_settings
@@ -55,9 +56,10 @@ class PolicyConfig:
     limit."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("lora_rank", "lora_alpha", "max_text_length", "memory_limit"):
             value = getattr(self, name)
-            require(value is None or value > 0, "PolicyConfig", name, "positive", value)
+            require(value is None or 0 < value < math.inf, "PolicyConfig", name, "positive and finite", value)
 
 
 @documented
@@ -82,6 +84,7 @@ class TaskConfig:
     """Seed of the prompts and the noise of every iteration."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         kind = "TaskConfig"
         require(self.prompts_per_iteration >= 1, kind, "prompts_per_iteration", ">= 1", self.prompts_per_iteration)
         require(0 <= self.seed < 2**31, kind, "seed", "in 0..2^31-1", self.seed)
@@ -113,10 +116,12 @@ class OptimizerConfig:
     """Optimizer updates between updates of that average."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         kind = "OptimizerConfig"
-        require(0 < self.learning_rate < math.inf, kind, "learning_rate", "positive", self.learning_rate)
-        require(self.weight_decay >= 0, kind, "weight_decay", "not negative", self.weight_decay)
-        require(self.adam_eps > 0, kind, "adam_eps", "positive", self.adam_eps)
+        for name in ("learning_rate", "adam_eps"):
+            require(0 < getattr(self, name) < math.inf, kind, name, "positive and finite", getattr(self, name))
+        in_range = 0 <= self.weight_decay < math.inf
+        require(in_range, kind, "weight_decay", "finite and not negative", self.weight_decay)
         require(all(0 <= beta < 1 for beta in self.betas), kind, "betas", "two numbers in [0, 1)", self.betas)
         require(self.warmup_iterations >= 0, kind, "warmup_iterations", ">= 0", self.warmup_iterations)
         require(0 <= self.learning_rate_decay <= 1, kind, "learning_rate_decay", "in [0, 1]", self.learning_rate_decay)
@@ -140,6 +145,7 @@ class EvaluationConfig:
     """Denoising steps in evaluation, on the model's own schedule; None: the schedule of the rollout."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("eval_images", "eval_every", "eval_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, "EvaluationConfig", name, ">= 1", value)
@@ -168,9 +174,10 @@ class RunConfig:
     tensorboard if it is installed."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_iterations", "minutes"):
             value = getattr(self, name)
-            require(value is None or value > 0, "RunConfig", name, "positive", value)
+            require(value is None or 0 < value < math.inf, "RunConfig", name, "positive and finite", value)
         require(0 <= self.grace_seconds < math.inf, "RunConfig", "grace_seconds", "finite and >= 0", self.grace_seconds)
         for name in ("checkpoint_every", "num_checkpoints"):
             require(getattr(self, name) >= 1, "RunConfig", name, ">= 1", getattr(self, name))
@@ -195,6 +202,9 @@ class TrainConfig:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     def flat(self) -> dict[str, Any]:
         """Returns setting name -> value. Names are unique across all groups, as on the command line."""

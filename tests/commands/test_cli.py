@@ -25,6 +25,7 @@ from tempflow_fast.settings.run import TrainConfig
 from tempflow_fast.shapes.prompts import TASKS
 
 OUTPUT = ["--output", "out"]
+DRAW = ["sample", "--output", "out.png", "--prompt", "x"]
 REFUSED = '{"remote": {"urls": "http://127.0.0.1:9"}}'
 BAD = {
     "recipe": (["train", *OUTPUT, "--recipe", "sd35-geneval"], "got 'sd35-geneval' (did you mean sd35m-geneval"),
@@ -35,18 +36,23 @@ BAD = {
     "recipe's data": (["train", *OUTPUT, "--recipe", "sd35m-ocr"], "'dataset/ocr/train.txt'"),
     "directory in use": (["train", "--output", "used"], "new or empty directory, or that of a run"),
     "no resuming": (["train", "--output", "used", "--resume", "never"], "got 'used', which is not empty"),
-    "model": (["sample", *OUTPUT, "--prompt", "x", "--model", "./nope"], "model must be 'embedded'"),
-    "half a model": (["sample", *OUTPUT, "--prompt", "x", "--model", "used"], "model_index.json"),
-    "no prompt": (["sample", *OUTPUT], "--prompt must be given, got none"),
-    "empty prompt": (["sample", *OUTPUT, "--prompt", " "], "--prompt must be a text that is not blank, got ' '"),
-    "count": (["sample", *OUTPUT, "--prompt", "x", "--count", "0"], "--count must be >= 1, got 0"),
-    "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used"], "directory"),
-    "eval's file": (["eval", "--output", "used"], "Is a directory: 'used'"),
+    "model": ([*DRAW, "--model", "./nope"], "model must be 'embedded'"),
+    "half a model": ([*DRAW, "--model", "used"], "model_index.json"),
+    "no prompt": (["sample", "--output", "out.png"], "--prompt must be given, got none"),
+    "empty prompt": (
+        ["sample", "--output", "out.png", "--prompt", " "],
+        "a text that is not blank, got ' '",
+    ),
+    "count": ([*DRAW, "--count", "0"], "--count must be >= 1, got 0"),
+    "file": (["sample", "--prompt", "x", "--count", "1", "--output", "used.png"], "Is a directory: 'used.png'"),
+    "eval's file": (["eval", "--output", "used.json"], "Is a directory: 'used.json'"),
     "eval's place": (["eval", "--output", "/proc/scores.json"], "No such file or directory: '/proc/scores.json'"),
-    "a file for a folder": (["eval", "--output", "used/file/scores.json"], "File exists: 'used/file'"),
-    "device": (["sample", *OUTPUT, "--prompt", "x", "--device", "gpu"], "one that torch can use here, got 'gpu'"),
+    "a file for a folder": (["eval", "--output", "used/file/scores.json"], "'used/file"),
+    "device": ([*DRAW, "--device", "gpu"], "one that torch can use here, got 'gpu'"),
     "run": (["eval", "--weights", "used"], "config.json, got 'used'"),
     "two models": (["eval", "--weights", "x", "--lora", "y"], "--lora must be left out with --weights, got y"),
+    "minutes": (["train", *OUTPUT, "--minutes", "-1"], "RunConfig: minutes must be positive and finite, got -1.0"),
+    "branches": (["train", *OUTPUT, "--num-branches", "1"], "enough for a group of two or more rewards, got 1"),
     "images": (["eval", "--images", "0"], "eval_images must be >= 1, got 0"),
 }
 
@@ -56,6 +62,8 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
+    for name in ("used.png", "used.json"):
+        (tmp_path / name).mkdir()
     return tmp_path
 
 
@@ -82,12 +90,7 @@ def test_bad_argument_is_one_line(workplace, capsys, arguments, words):
         (["train", *OUTPUT, "--num-branches", "2.5"], "--num-branches: no type matching INT|{[INT [INT ...]]} could"),
         (["train", *OUTPUT, "--num-brunches", "2"], "Perhaps you meant: --num-branches INT"),
         (["train", *OUTPUT, "--sampler", "flow-sde"], "Expected one of ('flow_sde', 'dance_sde', 'cps')"),
-        (["train", *OUTPUT, "--minutes", "-1"], "minutes must be positive, got -1.0"),
         (["train", *OUTPUT, "--betas", "0.9"], "--betas"),
-        (
-            ["train", *OUTPUT, "--num-branches", "1"],
-            "num_branches must be enough for a group of two or more rewards",
-        ),
     ],
 )
 def test_usage_error_names_what_was_expected(capsys, arguments, words):
@@ -212,7 +215,7 @@ def test_closing_lines(after, words):
     text = closing_lines(trained, Path("runs/x"))
     assert [word for word in words if word not in text] == []
     assert len(text.splitlines()) == 3
-    assert 'Next: tempflow-fast sample --weights "runs/x"' in text
+    assert "Next: tempflow-fast sample --weights runs/x --prompt x --output samples.png" in text
 
 
 def test_sample_depends_only_on_the_seed(workplace):
