@@ -15,6 +15,7 @@ import tyro
 from .commands import COMMANDS, Train
 from .commands.repeated import check_repeated
 from .commands.status import BAD_ARGUMENT, INTERRUPTED
+from .errors import NotFiniteError
 from .version import __version__
 
 DESCRIPTION = "TempFlow-GRPO: reinforcement learning for text-to-image flow models. --version prints the version."
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .processes import ProcessLostError  # imported only here, because they import torch
         from .rewards import RewardError
 
-        if isinstance(error, (RewardError, ProcessLostError)):
+        if isinstance(error, (RewardError, ProcessLostError, NotFiniteError)):
             return _fail(arguments, error)
         raise
     except KeyboardInterrupt:

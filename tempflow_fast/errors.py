@@ -15,6 +15,10 @@ MOST_LISTED = 30
 """Of more names than this, an error lists the first few: what came would be far from its beginning, and be cut off."""
 
 
+class NotFiniteError(RuntimeError):
+    """Weights, latents, images or a gradient are infinite or NaN, and nothing can be learned from them."""
+
+
 def fail(function: str, argument: str, expected: str, got: object) -> NoReturn:
     """Raises the one kind of error that a wrong argument gets."""
     raise ValueError(f"{function}: {argument} must be {expected}, got {got}")

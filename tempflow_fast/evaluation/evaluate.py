@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..batching import equal_pieces
 from ..choices import NOISELESS
+from ..errors import NotFiniteError
 from ..ops.schedule import StepTable, step_table
 from ..policies.base import Policy
 from ..processes import Processes
@@ -92,6 +94,7 @@ def evaluate(
 
     Raises:
         RewardError: in all processes, if a reward failed in one; its sample is the row.
+        NotFiniteError: if an image is infinite or NaN, in the process that drew it; the others raise a RewardError.
     """
     processes, own = processes or Processes(), config.evaluation
     table = config.grpo.table(policy) if own.eval_steps is None else _plain_table(policy, own.eval_steps)
@@ -105,8 +108,9 @@ def evaluate(
         mine = _share(rows, processes)
         entries = [metadata[row] for row in mine]
         texts = [entry["prompt"] for entry in entries]
-        images = sample_images(policy, texts, table, own.eval_seed, config.grpo.guidance_scale, limit, mine)
-        scores = _scored(measure, images, entries, mine, metadata, processes)
+        with _failing_together(mine, metadata, processes):
+            images = sample_images(policy, texts, table, own.eval_seed, config.grpo.guidance_scale, limit, mine)
+            scores = measure(images, texts, entries)
         if store is not None:
             store.keep_images(mine, images)
         found = _collected(torch.stack(list(scores.values()), 1), mine, rows, processes).tolist()
@@ -151,26 +155,23 @@ def _share(rows: Sequence[int], processes: Processes) -> list[int]:
     return [rows[min(place, len(rows) - 1)] for place in places]
 
 
-def _scored(
-    measure: Measure,
-    images: Tensor,
-    entries: Sequence[Entry],
-    rows: Sequence[int],
-    metadata: Sequence[Entry],
-    processes: Processes,
-) -> dict[str, Tensor]:
-    """The scores of this process's images. A failure in one process is raised in all, so that none waits for it."""
-    scores, error = {}, None
+@contextmanager
+def _failing_together(rows: Sequence[int], metadata: Sequence[Entry], processes: Processes) -> Iterator[None]:
+    """Raises a failure with the rows of one process in all of them, so that none waits for it."""
+    error: RewardError | NotFiniteError | None = None
+    row = -1
     try:
-        scores = measure(images, [entry["prompt"] for entry in entries], entries)
+        yield
     except RewardError as failure:
-        error = RewardError(failure.name, rows[failure.sample], failure.prompt, failure.reason)
-    failed = int(processes.max(torch.tensor(-1 if error is None else error.sample)))
+        row = rows[failure.sample]
+        error = RewardError(failure.name, row, failure.prompt, failure.reason)
+    except NotFiniteError as failure:
+        row, error = rows[0], failure
+    failed = int(processes.max(torch.tensor(row)))
     if error is not None:
         raise error
     if failed >= 0:
         raise RewardError("of another process", failed, metadata[failed]["prompt"], "that process says why")
-    return scores
 
 
 def _collected(part: Tensor, mine: Sequence[int], rows: Sequence[int], processes: Processes) -> Tensor:

@@ -11,6 +11,7 @@ from .. import interruption, ops
 from ..batching import equal_pieces
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy, guides
+from ..policies.finite import finite_rows, require_finite
 
 FIRST_TRAJECTORY = 1 << 40
 """Trajectory id of row 0. Training counts from 0, so no image of an evaluation starts from noise that training saw."""
@@ -42,14 +43,21 @@ def sample_images(
 
     Returns:
         [R, 3, H, W] images, float32 in [0, 1], on the host.
+
+    Raises:
+        NotFiniteError: after all images are drawn, if one of them or its latent is infinite or NaN.
     """
     condition = policy.encode(prompts, guided=guides(guidance_scale))
-    ids = FIRST_TRAJECTORY + (torch.arange(len(prompts)) if rows is None else torch.tensor(rows))
-    images = []
+    rows = range(len(prompts)) if rows is None else rows
+    ids = FIRST_TRAJECTORY + torch.tensor(rows)
+    images, finite = [], []
     for piece in equal_pieces(len(prompts), max_batch):
         noise = ops.initial_noise(policy.latent_shape, seed, ids[piece], policy.device)
         latents = _solve(policy, noise, condition[piece], table, guidance_scale)
-        images.append(policy.decode(latents).float().cpu())
+        decoded = policy.decode(latents)
+        finite.append(finite_rows(latents, decoded))
+        images.append(decoded.float().cpu())
+    require_finite(policy, torch.cat(finite, dim=1), prompts, rows)
     return torch.cat(images)
 
 

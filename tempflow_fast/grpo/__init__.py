@@ -5,7 +5,7 @@
     scoring       finished latents -> images -> rewards
     advantages    rewards -> advantages, relative to their seed or prompt group
     objective     velocity -> loss of a micro-batch of (trajectory, branch step) pairs
-    update        rollout and advantages -> optimizer steps
+    update        rollout and advantages -> optimizer steps, by finite_step only where they are finite
 
 What they use: branches (the list of branches), wavefront (which rows are in which network call), shares (which process
 has which trajectories), stage_clock (where the seconds go), image_statistics

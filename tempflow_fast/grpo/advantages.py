@@ -41,7 +41,8 @@ def group_advantages(
         Shape, dtype and device of `rewards`; the statistics are taken in float64.
 
     Raises:
-        ValueError: for a wrong shape, an unknown group, missing prompt_ids, or a reward that is not finite.
+        ValueError: for a wrong shape, an unknown group, missing prompt_ids, or rewards that are not finite or further
+            apart than the statistics can hold, about 1e154.
     """
     expected, num_dims = ("[N, B, K]", 3) if branches is None else (f"[{branches.num_rows}] like branches", 1)
     if not isinstance(rewards, Tensor) or rewards.dim() != num_dims or not rewards.is_floating_point():
@@ -89,6 +90,8 @@ def _normalise(rewards: Tensor, adv_eps: float, adv_clip: float) -> Tensor:
     mean, std = exact.mean(dims, keepdim=True), exact.std(dims, correction=0, keepdim=True)
     # Compared on the rewards themselves: rounding of the mean could leave tiny deviations in a group of equal rewards.
     all_equal = exact.amax(dims, keepdim=True) == exact.amin(dims, keepdim=True)
+    if not (all_equal | std.isfinite()).all():
+        fail("group_advantages", "rewards", "of a spread that float64 can square", f"up to {exact.abs().max():.3g}")
     advantages = ((exact - mean) / (std + adv_eps)).clamp(-adv_clip, adv_clip)
     return advantages.masked_fill(all_equal, 0.0).to(rewards.dtype)
 

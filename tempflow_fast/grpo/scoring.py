@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import NotFiniteError
 from ..policies.base import Policy
+from ..policies.finite import finite_rows, require_finite
 from ..processes import Processes
 from ..rewards import BackgroundScorer, RewardError, Scores, WeightedReward
 from .branches import Branches, same_size
 from .image_statistics import DIVERSITY, STATISTICS, image_statistics
 from .shares import Shares
+
+FAILURES = (RewardError, NotFiniteError)
+"""What ends an iteration in all processes together."""
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Times its block under a name."""
@@ -71,7 +77,7 @@ class RolloutScorer:
         self._scorer = BackgroundScorer(reward)
         self._images: list[Tensor] = []
         self._rows: list[Tensor] = []
-        self._error: RewardError | None = None
+        self._error: RewardError | NotFiniteError | None = None
 
     def __enter__(self) -> RolloutScorer:
         self._scorer.__enter__()
@@ -96,11 +102,16 @@ class RolloutScorer:
         owners = self._branches.trajectories[self._branches.pair_of_row[places]].tolist()
         self._rows.append(places)
         with self._stage("decode"), torch.autocast(self._policy.device.type, enabled=False):
-            self._images.append(self._policy.decode(latents))
+            images = self._policy.decode(latents)
+            prompts, entries = [self._prompts[n] for n in owners], [self._metadata[n] for n in owners]
+            first = sum(map(len, self._images))
+            # Computed here, read in the reward's thread: nothing waits.
+            finite, numbers = finite_rows(latents, images), range(first, first + len(images))
+            check = functools.partial(require_finite, self._policy, finite, prompts, numbers)
+            self._images.append(images)
             try:
-                entries = [self._metadata[n] for n in owners]
-                self._scorer.submit(self._images[-1], [self._prompts[n] for n in owners], entries)
-            except RewardError as failure:
+                self._scorer.submit(images, prompts, entries, check)
+            except FAILURES as failure:
                 self._error = failure
 
     def collect(self) -> Scored:
@@ -109,13 +120,14 @@ class RolloutScorer:
         Raises:
             RewardError: in all processes, if a reward failed in one; its sample counts that process's images in the
                 order in which they were finished.
+            NotFiniteError: in the process whose latents or images are not finite; the others raise a RewardError.
         """
         scores = None
         if self._images and self._error is None:
             try:
                 with self._stage("reward"):
                     scores = self._scorer.collect()
-            except RewardError as failure:
+            except FAILURES as failure:
                 self._error = failure
         return Scored(self._gathered(scores), self._statistics(), self._scorer.seconds_busy)
 

@@ -67,8 +67,9 @@ def grpo_step(
         reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups; those of one branch
         step as group_std_step_<i>), where several rewards are summed the mean of each as reward_<name>,
         `image_statistics` of all images, signal_fraction (share of trained pairs), loss and grad_norm (means over
-        updates), kl, clip_fraction and log_ratio_rms (means over trained pairs), num_calls (of one process) and
-        num_row_evaluations (of all) in the rollout.
+        updates), kl, clip_fraction and log_ratio_rms (means over trained pairs), skipped_updates (those that were not
+        finite, and not taken; the means are without them), num_calls (of one process) and num_row_evaluations (of all)
+        in the rollout.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, not counting stages
         nested inside; queued work of an accelerator counts for the stage that waits for it. `seconds_reward` is the
         part of `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that
@@ -77,6 +78,7 @@ def grpo_step(
     Raises:
         ValueError: naming the argument, before the rollout.
         RewardError: if a reward failed, naming it and the sample; the policy is as it was.
+        NotFiniteError: if latents or images are infinite or NaN, naming the cause; the policy is as it was.
         ProcessLostError: if another process ended.
     """
     processes, reward = processes or Processes(), get_reward(reward_fn)

@@ -15,6 +15,7 @@ from ..policies.base import Policy
 from ..processes import Processes
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
+from .finite_step import step_if_finite
 from .objective import current_velocity, gather, micro_batch_loss
 from .rollout import Rollout
 from .shares import Shares
@@ -35,7 +36,8 @@ def update(
     Trajectory n belongs to update n % num_updates with all its steps and branches, so a prompt with `num_updates` or
     more seeds is in every update. An update's loss is the weighted mean over all its (trajectory, branch step) pairs,
     in whichever process they are; a pair's loss is the mean over its branches. Pairs whose advantages are all 0 are not
-    run, and an update without any signal leaves the policy and the optimizer unchanged.
+    run, and an update without any signal leaves the policy and the optimizer unchanged. So does an update whose
+    gradient or loss is infinite or NaN: it is skipped, in all processes.
 
     Args:
         policy: the policy that acted, unchanged since.
@@ -49,7 +51,8 @@ def update(
 
     Returns:
         Scalar tensors, equal in all processes: loss and grad_norm (means over updates), kl, clip_fraction and
-        log_ratio_rms (means over the pairs that were run), signal_fraction (the share of pairs that were run).
+        log_ratio_rms (means over the pairs that were run), all without skipped updates and NaN if there are no others;
+        signal_fraction (the share of pairs that were run), skipped_updates (their number).
 
     Raises:
         ValueError: if the rollout does not hold the trajectories of `shares`, or the advantages do not fit `branches`.
@@ -68,12 +71,15 @@ def update(
     ]
     local = flat[branches.rows_of(shares.carried)]
     velocities_old = _old_velocities(policy, rollout, local, plans, config)
-    statistics, grad_norms = [], []
+    totals, grad_norms, num_trained = [], [], []
     for number, (plan, velocities) in enumerate(zip(plans, velocities_old, strict=True)):
+        pairs = branches.pairs_of(shares.in_update(number))
+        num_trained.append(int(has_signal[pairs].sum()))
         if not plan:
+            totals.append(torch.zeros(4, device=policy.device))
             grad_norms.append(torch.zeros((), device=policy.device))
             continue
-        num_pairs = len(branches.pairs_of(shares.in_update(number)))
+        statistics = []
         optimizer.zero_grad(set_to_none=True)
         for call, velocity_old in zip(plan, velocities, strict=True):
             batch = gather(rollout, local, call.pairs)
@@ -81,15 +87,21 @@ def update(
                 out = micro_batch_loss(
                     policy, batch, velocity_old, config.clip_range, config.beta, config.training_guidance
                 )
-                loss = out.loss * (batch.weight * call.num_rows_in_loss / num_pairs)
-                processes.backward(loss)
+                loss = out.loss * (batch.weight * call.num_rows_in_loss / len(pairs))
+                processes.backward(loss * _nan_unless_finite(loss))
             per_pair = torch.stack([out.kl, out.clip_fraction, out.log_ratio.square().mean()])
             statistics.append(torch.cat([loss.detach().view(1), per_pair * call.num_rows_in_loss]))
+        totals.append(torch.stack(statistics).sum(dim=0))
         grad_norms.append(processes.clip_grad_norm(policy.parameters(), config.max_grad_norm))
-        optimizer.step()
+        step_if_finite(optimizer, grad_norms[-1])
     optimizer.zero_grad(set_to_none=True)
-    totals = processes.sum(torch.stack(statistics).sum(dim=0) if statistics else torch.zeros(4))
-    return _metrics(totals, grad_norms, int(has_signal.sum()), has_signal.numel())
+    sums = processes.sum(torch.stack(totals))
+    return _metrics(sums, torch.stack(grad_norms), torch.tensor(num_trained), has_signal.numel())
+
+
+def _nan_unless_finite(loss: Tensor) -> Tensor:
+    """1 for a finite loss, else NaN: as a factor it makes the gradient, which all processes share, tell of the loss."""
+    return 1 + 0 * loss.detach()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,15 +169,25 @@ def _old_velocities(
     ]
 
 
-def _metrics(totals: Tensor, grad_norms: list[Tensor], num_signal: int, num_possible: int) -> dict[str, Tensor]:
-    """Sums over all calls of (loss, kl, clip fraction, squared log-ratio) -> named means."""
-    loss, *per_pair = totals
-    kl, clip_fraction, square = (total / max(num_signal, 1) for total in per_pair)
+def _metrics(totals: Tensor, grad_norms: Tensor, num_pairs: Tensor, num_possible: int) -> dict[str, Tensor]:
+    """Per update, sums over its calls of (loss, kl, clip fraction, squared log-ratio) -> named means.
+
+    Args:
+        totals: [num_updates, 4].
+        grad_norms: [num_updates].
+        num_pairs: [num_updates] on the host, pairs with a signal.
+        num_possible: pairs of all updates.
+    """
+    taken = grad_norms.isfinite()
+    of_taken = torch.cat([totals, grad_norms[:, None]], dim=1).masked_fill(~taken[:, None], 0)
+    loss, kl, clip_fraction, square, norm = of_taken.sum(0) / taken.any()
+    num_taken, pairs_taken = taken.sum(), (taken * num_pairs.to(taken.device, non_blocking=True)).sum().clamp(min=1)
     return {
-        "loss": loss / len(grad_norms),
-        "kl": kl,
-        "clip_fraction": clip_fraction,
-        "log_ratio_rms": square.sqrt(),
-        "grad_norm": torch.stack(grad_norms).mean(),
-        "signal_fraction": torch.tensor(num_signal / num_possible),
+        "loss": loss / num_taken,
+        "kl": kl / pairs_taken,
+        "clip_fraction": clip_fraction / pairs_taken,
+        "log_ratio_rms": (square / pairs_taken).sqrt(),
+        "grad_norm": norm / num_taken,
+        "signal_fraction": num_pairs.sum() / num_possible,
+        "skipped_updates": (~taken).sum(),
     }

@@ -19,6 +19,7 @@ Plumbing:
     compiled        torch.compile, block by block
     quantized       linear layers in 8 bits
     sharding        weights that FSDP divides among processes
+    finite          whether weights, latents and images are finite, and if not, why
 """
 
 from .base import Condition, Policy, guides

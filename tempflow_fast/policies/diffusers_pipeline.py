@@ -295,6 +295,8 @@ class DiffusersPolicy(NetworkPolicy):
         """
         with torch.autocast(latents.device.type, enabled=False):
             pixels = self._decode(latents.to(self.pipeline.vae.dtype))
+        # The library clamps, and an overflow would pass for white or black.
+        pixels = pixels.masked_fill(pixels.isinf(), torch.nan)
         return self.pipeline.image_processor.postprocess(pixels, output_type="pt")
 
     def sigmas(self, num_steps: int) -> list[float]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -41,16 +42,23 @@ class BackgroundScorer:
         self._num_images = 0
         self._stream: torch.cuda.Stream | None = None
 
-    def submit(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+    def submit(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[dict[str, Any]],
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Hands over a piece and returns at once.
 
         Args:
             images: [R, 3, H, W] in [0, 1], on any device.
             prompts: R texts.
             metadata: R entries of the prompt set.
+            check: called in the thread before the reward; what it raises fails the piece. It may wait for the device.
 
         Raises:
-            RewardError: if an earlier piece has failed.
+            RewardError: if an earlier piece has failed, or whatever its `check` has raised.
         """
         for first, piece in self._pieces:
             if piece.done() and (error := piece.exception()):
@@ -58,7 +66,7 @@ class BackgroundScorer:
         made = None
         if images.is_cuda:
             made = torch.cuda.current_stream(images.device).record_event()
-        piece = self._thread.submit(self._score, images, prompts, metadata, made)
+        piece = self._thread.submit(self._score, images, prompts, metadata, check, made)
         self._pieces.append((self._num_images, piece))
         self._num_images += len(images)
 
@@ -69,7 +77,7 @@ class BackgroundScorer:
             The scores in the order of submission.
 
         Raises:
-            RewardError: naming the reward and the sample, counted over all pieces.
+            RewardError: naming the reward and the sample, counted over all pieces; or whatever a `check` has raised.
             ValueError: if nothing was submitted.
         """
         require(bool(self._pieces), "collect", "pieces", "submitted before", "none")
@@ -92,19 +100,33 @@ class BackgroundScorer:
         self._thread.close(wait=error is None)
 
     def _score(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], made: torch.cuda.Event | None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[dict[str, Any]],
+        check: Callable[[], None] | None,
+        made: torch.cuda.Event | None,
     ) -> Scores:
         start = time.perf_counter()
         try:
-            if made is None:
-                return self._reward.score(images, prompts, metadata)
-            self._stream = self._stream or torch.cuda.Stream(images.device)
-            with torch.cuda.stream(self._stream):
-                self._stream.wait_event(made)
-                images.record_stream(self._stream)
+            with self._after(made, images):
+                if check is not None:
+                    check()
                 return self._reward.score(images, prompts, metadata)
         finally:
             self.seconds_busy += time.perf_counter() - start
+
+    @contextmanager
+    def _after(self, made: torch.cuda.Event | None, images: Tensor) -> Iterator[None]:
+        """Inside this context, work on a GPU has a stream of its own, which waits only for the images."""
+        if made is None:
+            yield
+            return
+        self._stream = self._stream or torch.cuda.Stream(images.device)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(made)
+            images.record_stream(self._stream)
+            yield
 
     @staticmethod
     def _renumbered(first: int, error: BaseException) -> BaseException:

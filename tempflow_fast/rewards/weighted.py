@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import finite, require
-from .base import Reward, Scores, range_of
+from .base import Reward, RewardError, Scores, range_of
 from .checked import checked_scores
 
 TIMEOUT = 1200.0
@@ -61,7 +61,7 @@ class WeightedReward:
             metadata: R entries of the prompt set.
 
         Raises:
-            RewardError: from the first reward that fails, naming it and the sample.
+            RewardError: from the first reward that fails, naming it and the sample; or if the weighted sum overflows.
             ValueError: if the images have another shape, or prompts or metadata another length.
         """
         fits = images.dim() == 4 and images.shape[1] == 3 and len(images) > 0
@@ -72,7 +72,12 @@ class WeightedReward:
             name: checked_scores(name, reward, images, prompts, metadata, self.timeouts[name])
             for name, reward in self.rewards.items()
         }
-        return Scores(parts, self.weights)
+        scores = Scores(parts, self.weights)
+        if len(overflows := (~scores.total.isfinite()).nonzero()):
+            sample = int(overflows[0])
+            each = ", ".join(f"{self.weights[name]:g} * {part[sample]:g} ({name})" for name, part in parts.items())
+            raise RewardError(self.name, sample, prompts[sample], f"the sum overflows: {each}")
+        return scores
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         """The weighted sum, float64 [R] on the host.

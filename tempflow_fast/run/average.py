@@ -17,6 +17,7 @@ class WeightAverage:
     """diffusers' `EMAModel`, stepped by a hook of the optimizer after every `every`-th update.
 
     In step n the decay is (1 + n) / (10 + n) until that reaches `decay`, so that the first weights are soon forgotten.
+    An update that the optimizer skips, since its gradient is not finite, does not change the average.
 
     Args:
         policy: whose `parameters()` are averaged; the optimizer must hold the same parameters.
@@ -29,11 +30,18 @@ class WeightAverage:
         with quiet("diffusers", "transformers"):
             from diffusers.training_utils import EMAModel
 
+        class Average(EMAModel):
+            def get_decay(self, optimization_step: int) -> Any:
+                usual = super().get_decay(optimization_step)
+                # 1 where an optimizer that decides on the device has skipped this update (see `step_if_finite`).
+                skipped = getattr(inner, "found_inf", None)
+                return usual if skipped is None else 1 - (1 - usual) * (1 - skipped)
+
+        inner: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
         self._parameters = policy.parameters()
-        self._model = EMAModel(self._parameters, decay=decay)
+        self._model = Average(self._parameters, decay=decay)
         self._every, self._num_updates = every, 0
-        # accelerate wraps the optimizer; its wrapper has no hooks.
-        getattr(optimizer, "optimizer", optimizer).register_step_post_hook(self._after_update)
+        inner.register_step_post_hook(self._after_update)
 
     def _after_update(self, *_: Any) -> None:
         self._num_updates += 1

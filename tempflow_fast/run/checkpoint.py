@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ..errors import fail
+from ..errors import NotFiniteError, fail
 from ..files import remove, written_aside
 from ..policies.base import Policy
+from ..policies.finite import all_finite
 from ..policies.sharding import gathered, is_sharded
 from ..processes import Processes
 from ..settings.run import TrainConfig
@@ -67,7 +68,11 @@ def save_checkpoint(
         config: the settings.
         processes: those that share the run.
         keep: how many checkpoints to keep.
+
+    Raises:
+        NotFiniteError: in all processes, if the state is not finite in one; nothing is written or removed.
     """
+    require_finite_state(state, processes)
     keep_it = processes.is_main
     weights = {name: _whole(parameter, keep_it) for name, parameter in _named(state.policy).items()}
     averages = [_whole(tensor, keep_it) for tensor in state.average.weights] if state.average else []
@@ -80,6 +85,26 @@ def save_checkpoint(
             for old in _all(directory)[:-keep]:
                 remove(old)
     processes.wait()
+
+
+def require_finite_state(state: TrainingState, processes: Processes) -> None:
+    """Refuses to keep a state with an infinite or NaN number in weights, average or optimizer.
+
+    Args:
+        state: the state; all processes must call this together.
+        processes: those that share the run.
+
+    Raises:
+        NotFiniteError: in all processes, if the state is not finite in one.
+    """
+    average = state.average.weights if state.average else []
+    optimizer = [value for _, value in _leaves(state.optimizer.state_dict()["state"]) if isinstance(value, Tensor)]
+    finite = all_finite([*state.policy.network.parameters(), *average, *optimizer])
+    if processes.max(torch.tensor(int(not finite))):
+        raise NotFiniteError(
+            f"after {state.num_iterations} iterations, weights, their average or the optimizer's state are infinite or "
+            "NaN; they are not saved, and earlier checkpoints stay"
+        )
 
 
 def _write(

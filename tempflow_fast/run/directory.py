@@ -19,6 +19,7 @@ Everything except the growing .jsonl files is written under another name and ren
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,14 +96,17 @@ class RunDirectory:
         """Appends a line to `metrics.jsonl`.
 
         Args:
-            metrics: of one iteration.
+            metrics: of one iteration; numbers that are not finite are written as null, since JSON has no word for them.
         """
+        valid = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self._metrics.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(valid, allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Returns every line of `metrics.jsonl`; none before the first iteration."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()] if self._metrics.exists() else []
+        """Returns every line of `metrics.jsonl`, with NaN for null; none before the first iteration."""
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        rows = [json.loads(line) for line in lines]
+        return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
     def keep_metrics(self, num_iterations: int) -> None:
         """Removes the metrics that a run which was interrupted had written after its last checkpoint.

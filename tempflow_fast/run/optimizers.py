@@ -16,6 +16,8 @@ from ..settings.run import OptimizerConfig
 def make_optimizer(parameters: Iterable[Parameter], config: OptimizerConfig) -> Optimizer:
     """Makes AdamW, or AdamW with its state in 8 bits.
 
+    On an accelerator AdamW is fused, so that it decides there whether a gradient is finite (see `step_if_finite`).
+
     Args:
         parameters: the weights to train.
         config: the settings.
@@ -33,7 +35,9 @@ def make_optimizer(parameters: Iterable[Parameter], config: OptimizerConfig) -> 
         "weight_decay": config.weight_decay,
     }
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+        parameters = list(parameters)
+        on_host = all(parameter.device.type == "cpu" for parameter in parameters)
+        return torch.optim.AdamW(parameters, fused=None if on_host else True, **settings)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 
+from ..errors import NotFiniteError
 from ..evaluation.curves import hacking_signs, score_curve, training_curve
 from ..evaluation.evaluate import score
 from ..evaluation.intervals import OVERALL
@@ -23,13 +24,16 @@ from ..rewards import RewardError, WeightedReward, get_reward
 from ..settings.run import TaskConfig, TrainConfig
 from . import random_state
 from .average import WeightAverage
-from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from .checkpoint import TrainingState, load_checkpoint, require_finite_state, save_checkpoint
 from .directory import RunDirectory
 from .optimizers import learning_rate, make_optimizer, set_learning_rate
 from .progress import Budget, ProgressBar
 from .resume import begin
 from .signals import StopRequest
 from .trackers import Trackers
+
+MAX_SKIPPING = 5
+"""Iterations in a row with updates that were not finite and so not taken, after which a run ends."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def train(
         ValueError: before any work, for a directory that holds something else, a change of settings that the run cannot
             make, or an unknown prompt set, reward or tracker.
         RewardError: if a reward failed, after a checkpoint is saved.
+        NotFiniteError: if images or weights are infinite or NaN, or updates in several iterations in a row; nothing is
+            saved then, and earlier checkpoints stay.
         KeyboardInterrupt: from a signal before the first iteration, or the third one.
     """
     processes = processes or Processes()
@@ -128,7 +134,7 @@ class _Loop:
         optimizer = processes.prepare(policy, make_optimizer(policy.parameters(), own))
         average = None if own.ema_decay is None else WeightAverage(policy, optimizer, own.ema_decay, own.ema_every)
         self.state = TrainingState(policy, optimizer, average)
-        self._saved = 0
+        self._saved = self._num_skipping = 0
 
     def prepare(self) -> Evaluation:
         """Scores the starting weights, then loads the checkpoint, if there is one."""
@@ -159,11 +165,14 @@ class _Loop:
                 state.seconds = budget.seconds
                 self._log(metrics)
                 bar.show(budget, metrics)
+                self._note_skipped(int(metrics["skipped_updates"]))
                 if state.num_iterations % own.checkpoint_every == 0:
                     self._save()
             self._save()
-        except (RewardError, GivenUpError):
-            self._save()  # the error is raised in all processes, before the iteration changes any weight
+        except (RewardError, NotFiniteError, GivenUpError) as error:  # raised in all processes together
+            if self._any(isinstance(error, NotFiniteError)):
+                raise
+            self._save()  # a reward fails before the iteration changes any weight
             self._write_tuned()
             if not self._any(stop.made):
                 raise
@@ -233,6 +242,18 @@ class _Loop:
         )
         return {"learning_rate": rate, **{name: float(value) for name, value in metrics.items()}}
 
+    def _note_skipped(self, num_skipped: int) -> None:
+        """Ends a run whose updates are not finite again and again."""
+        done, num_updates = self.state.num_iterations, self.config.grpo.num_updates
+        self._num_skipping = self._num_skipping + 1 if num_skipped else 0
+        if num_skipped:
+            self.report(f"iteration {done}: {num_skipped} of {num_updates} updates were not finite, and not taken")
+        if self._num_skipping >= MAX_SKIPPING:
+            raise NotFiniteError(
+                f"the loss or its gradient was infinite or NaN in {MAX_SKIPPING} iterations in a row, the last of them "
+                f"iteration {done}; a smaller learning rate or beta, or more precision, may help"
+            )
+
     def _log(self, metrics: dict[str, float]) -> None:
         if self.processes.is_main:
             done, seconds = self.state.num_iterations, self.state.seconds
@@ -278,6 +299,7 @@ class _Loop:
         return nullcontext() if self.state.average is None else self.state.average.applied()
 
     def _write_tuned(self) -> None:
+        require_finite_state(self.state, self.processes)
         with self._averaged(), self.processes.whole(self.policy):
             if self.processes.is_main:
                 self.run.write_tuned(self.policy, adapter=self.config.policy.lora_rank is not None)
