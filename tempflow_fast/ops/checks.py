@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..errors import fail, finite, integer, integers
+from ..errors import fail, finite, integer, integers, require
 from .schedule import StepTable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -233,4 +233,5 @@ def usable_device(function: str, device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:  # torch's own answers, by kind of device
         reason = str(error).strip().splitlines()[0]
         fail(function, "device", "one that torch can use here", f"{str(device)!r}: {reason}")
+    require(found.type != "meta", function, "device", "one that holds numbers", repr(str(device)))
     return found

@@ -15,6 +15,7 @@ Plumbing:
     prompt_cache    encoded prompts, limited in bytes
     lora            adapters
     lora_file       their files
+    model_files     the parts of a pipeline's directory
     weight_files    safetensors, and what is none
     compiled        torch.compile, block by block
     quantized       linear layers in 8 bits

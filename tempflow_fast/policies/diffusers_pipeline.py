@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import fail, require
+from ..errors import fail, integer, require
+from ..ops.checks import usable_device
 from ..quiet import quiet
 from . import lora, lora_file
 from .base import Condition, guides
+from .model_files import LIBRARIES, load_pipeline, read_index
 from .network import NetworkPolicy
 from .prompt_cache import PromptCache, Row
 from .schedule import check_scheduler, pipeline_sigmas
@@ -31,8 +33,6 @@ LORA_TARGETS = (
     *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
 )
 """The attention's projections, which the three model classes name alike; the choice of the public training scripts."""
-LIBRARIES = ("diffusers", "transformers")
-"""What a pipeline is made of."""
 
 
 class DiffusersPolicy(NetworkPolicy):
@@ -48,14 +48,16 @@ class DiffusersPolicy(NetworkPolicy):
         max_text_length: number of tokens at which a prompt is cut; None: `default_text_length`.
 
     Raises:
-        ValueError: if the resolution is not a multiple of the pixels that one token covers, the text length is out of
-            range, or the scheduler does not take Euler steps.
+        ValueError: if the pipeline or its transformer is one of another class, the resolution is not a multiple of the
+            pixels that one token covers, the text length is out of range, or the scheduler does not take Euler steps.
     """
 
     pipeline_name: ClassVar[str]
     """Name of the pipeline's class in diffusers."""
     text_encoders: ClassVar[tuple[str, ...]]
     """Names of the text encoders in the pipeline."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Names of parts that a model may lack, in addition to those that are optional to diffusers."""
     default_text_length: ClassVar[int]
     """Number of tokens at which the public training scripts, or else the pipeline, cut a prompt."""
     longest_text: ClassVar[int] = 512
@@ -70,9 +72,9 @@ class DiffusersPolicy(NetworkPolicy):
         max_text_length: int | None = None,
     ) -> None:
         self.pipeline: Any = pipeline  # diffusers declares no types for its parts
-        check_scheduler(self._name, pipeline.scheduler)
+        self._check_parts()
         self.max_text_length = self.default_text_length if max_text_length is None else max_text_length
-        fits = 1 <= self.max_text_length <= self.longest_text
+        fits = 1 <= integer(self._name, "max_text_length", self.max_text_length) <= self.longest_text
         require(fits, self._name, "max_text_length", f"in 1..{self.longest_text}", max_text_length)
         self._size = self._checked_size(resolution)
         self.latent_shape = self._latent_shape()
@@ -87,7 +89,6 @@ class DiffusersPolicy(NetworkPolicy):
         self._cache, self._offload = PromptCache(), False
 
     @classmethod
-    @quiet(*LIBRARIES)
     def from_pretrained(
         cls,
         path: str | Path,
@@ -95,8 +96,9 @@ class DiffusersPolicy(NetworkPolicy):
         dtype: torch.dtype = torch.float32,
         resolution: int | tuple[int, int] | None = None,
         max_text_length: int | None = None,
+        allow_code: bool = False,
     ) -> Self:
-        """Loads a pipeline; needs diffusers and transformers.
+        """Loads a pipeline from safetensors; needs diffusers and transformers.
 
         Args:
             path: a directory in diffusers' layout, or the name of such a repository on the Hugging Face hub.
@@ -105,19 +107,26 @@ class DiffusersPolicy(NetworkPolicy):
                 `tempflow-fast train`; an adapter is always float32.
             resolution: as for the class.
             max_text_length: as for the class.
+            allow_code: whether the model's parts may be code from its directory or from other libraries.
 
         Raises:
-            ValueError: as for the class.
-            OSError: if something cannot be loaded.
+            ValueError: as for the class; if the device cannot be used or the model is one of another class; or naming
+                the file that cannot be loaded.
         """
         import diffusers
 
+        from . import POLICIES
+
+        function = f"{cls.__name__}.from_pretrained"
+        device = usable_device(function, device)
+        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        require(floating, function, "dtype", "a torch.dtype of floating-point numbers", repr(dtype))
+        name = read_index(function, path)["_class_name"]
+        known = [cls.pipeline_name, *(other for other, policy in POLICIES.items() if policy is cls)]
+        require(name in known, function, "model", f"a {' or '.join(dict.fromkeys(known))}", f"a {name}, {str(path)!r}")
         pipeline_class = getattr(diffusers, cls.pipeline_name)
-        # A model_index.json that says null still makes diffusers ask for the part; only an explicit None is taken.
-        parts = pipeline_class.load_config(str(path))
-        absent = {name: None for name, part in parts.items() if isinstance(part, (list, tuple)) and part[0] is None}
         dtypes = {"default": dtype, "vae": torch.float32}
-        pipeline = pipeline_class.from_pretrained(str(path), dtype=dtypes, **absent)
+        pipeline = load_pipeline(function, path, pipeline_class, dtypes, cls.optional_parts, allow_code)
         return cls(pipeline.to(device), resolution, max_text_length)
 
     # What a subclass defines.
@@ -167,6 +176,17 @@ class DiffusersPolicy(NetworkPolicy):
     def _name(self) -> str:
         return type(self).__name__
 
+    def _check_parts(self) -> None:
+        """Refuses another family's pipeline or transformer, and a scheduler of another rule."""
+        import diffusers
+
+        own, got = getattr(diffusers, self.pipeline_name), type(self.pipeline).__name__
+        require(isinstance(self.pipeline, own), self._name, "pipeline", f"a {self.pipeline_name}", got)
+        kinds, got = own._get_signature_types()["transformer"], type(self.pipeline.transformer).__name__
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        require(isinstance(self.pipeline.transformer, kinds), self._name, "pipeline.transformer", f"a {expected}", got)
+        check_scheduler(self._name, self.pipeline.scheduler)
+
     @property
     def _encoders(self) -> list[nn.Module]:
         parts = (getattr(self.pipeline, name) for name in self.text_encoders)
@@ -186,12 +206,12 @@ class DiffusersPolicy(NetworkPolicy):
         """(height, width) in pixels."""
         if resolution is None:
             resolution = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-        side = self._token_side
-        fits = len(size) == 2 and all(pixels > 0 and pixels % side == 0 for pixels in size)
+        size, side = (resolution, resolution) if isinstance(resolution, int) else resolution, self._token_side
+        listed = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(pixels, int) for pixels in size)
+        fits = listed and all(pixels > 0 and pixels % side == 0 for pixels in size)
         expected = f"a positive multiple of {side} pixels, or (height, width) of such multiples"
         require(fits, self._name, "resolution", expected, resolution)
-        return size
+        return size[0], size[1]
 
     @property
     def device(self) -> torch.device:
@@ -212,6 +232,7 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: if there is no prompt.
         """
+        require(not isinstance(prompts, str), "encode", "prompts", "a list of texts", repr(prompts))
         require(len(prompts) > 0, "encode", "prompts", "at least one text", "none")
         paired = guided and not self._embeds_guidance
         texts = [text for prompt in prompts for text in ((prompt, self.negative_prompt) if paired else (prompt,))]

@@ -19,6 +19,7 @@ class SD3Policy(DiffusersPolicy):
 
     pipeline_name = "StableDiffusion3Pipeline"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional_parts = ("text_encoder_3", "tokenizer_3")
     default_text_length = 128
 
     def _latent_shape(self) -> tuple[int, ...]:

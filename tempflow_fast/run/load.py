@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 
@@ -11,16 +10,17 @@ from ..choices import EMBEDDED_MODEL
 from ..errors import fail, require
 from ..ops.checks import usable_device
 from ..policies import POLICIES, DiffusersPolicy
-from ..quiet import quiet
+from ..policies.model_files import read_index
 from ..shapes import pipeline_path
 
 
 def load_policy(
-    model: str,
+    model: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     resolution: int | tuple[int, int] | None = None,
     max_text_length: int | None = None,
+    allow_code: bool = False,
 ) -> DiffusersPolicy:
     """Loads a model by name. Its policy class is the entry of `POLICIES` for the pipeline class in model_index.json.
 
@@ -32,6 +32,7 @@ def load_policy(
             is always float32.
         resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
         max_text_length: maximum number of tokens of a prompt; None: the default of the policy class.
+        allow_code: whether the model's parts may be code from its directory or from other libraries.
 
     Returns:
         The policy.
@@ -40,6 +41,8 @@ def load_policy(
         ValueError: if the model cannot be loaded, its pipeline class is not in `POLICIES`, or a setting does not fit.
     """
     device = usable_device("load_policy", device)
+    require(isinstance(model, (str, Path)), "load_policy", "model", "a name or a path", repr(model))
+    model = str(model)
     path = pipeline_path() if model == EMBEDDED_MODEL else Path(model)
     is_directory = (path / "model_index.json").is_file()
     # A hub name is owner/name; anything else that does not exist must be a mistyped path, so the hub is not asked.
@@ -47,24 +50,6 @@ def load_policy(
         expected = f"{EMBEDDED_MODEL!r}, a directory with a model_index.json, or a hub name"
         fail("load_policy", "model", expected, repr(str(path)))
     source = str(path) if is_directory else model
-    try:
-        name = _pipeline_name(source)
-    except (OSError, ValueError) as error:
-        _refuse(model, error)
+    name = read_index("load_policy", source)["_class_name"]
     require(name in POLICIES, "load_policy", "model", f"one of {', '.join(sorted(POLICIES))}", f"a {name}")
-    try:
-        return POLICIES[name].from_pretrained(source, device, dtype, resolution, max_text_length)
-    except (OSError, ValueError) as error:
-        _refuse(model, error)
-
-
-@quiet("diffusers", "transformers")
-def _pipeline_name(source: str) -> Any:
-    """The pipeline class that a model's model_index.json names."""
-    from diffusers import DiffusionPipeline
-
-    return DiffusionPipeline.load_config(source).get("_class_name")
-
-
-def _refuse(model: str, error: Exception) -> NoReturn:
-    fail("load_policy", "model", "one that can be loaded", f"{model!r}: {str(error).strip().splitlines()[0]}")
+    return POLICIES[name].from_pretrained(source, device, dtype, resolution, max_text_length, allow_code)
