@@ -23,12 +23,12 @@ SEAL = "# the lines above: "
 
 
 def digest_of(data: object) -> str:
-    """Returns a short digest of anything that JSON can hold.
+    """Returns a short digest of data.
 
     Args:
-        data: the same data gives the same digest, whatever the order of its keys.
+        data: what JSON can hold, or what has a `repr` that tells it; the order of keys does not matter.
     """
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=repr).encode()).hexdigest()[:LENGTH]
 
 
 def write_checksums(directory: Path) -> None:

@@ -37,8 +37,9 @@ class Train:
     """Run directory: a new or empty one, or that of a run to resume."""
     recipe: str | None = None
     """Recipe with the settings, see tempflow-fast recipes; None: the settings of the run in --output, else shapes."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: resume from the last checkpoint in --output, if there is one; never: refuse a directory in use."""
+    resume: Literal["auto", "latest", "never"] = "auto"
+    """auto: resume from the newest undamaged checkpoint in --output, if there is one; latest: as auto, but refuse if a
+    later checkpoint is damaged; never: refuse a directory in use."""
     dry_run: bool = False
     """Print what each process does in an iteration and what it costs, without training."""
     allow_code: AllowCode = False
@@ -101,7 +102,7 @@ class Train:
         say(info())
         with StopRequest(config.run.grace_seconds, processes.count == 1, processes.is_main) as stop:
             try:
-                trained = train(config, policy, run, stop, say, processes)
+                trained = train(config, policy, run, stop, say, processes, fall_back=self.resume == "auto")
             except KeyboardInterrupt:
                 if processes.is_main:
                     print("interrupted", file=sys.stderr)

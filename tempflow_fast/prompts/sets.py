@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from ..checksums import digest_of
 from ..choices import SHAPES_PROMPTS
 from ..errors import require, unknown
 from .data_sets import HUGGING_FACE
@@ -27,6 +28,8 @@ class PromptSet(Protocol):
 
     tasks: tuple[str, ...]
     """The tasks of the held-out prompts, in the order of reports."""
+    digest: str
+    """Of all prompts with their metadata: two sets with equal digests draw the same prompts."""
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
         """The prompts of one iteration.
@@ -60,6 +63,7 @@ class ListedPrompts:
         self._train = list(train)
         self._heldout = [{TASK: "all", **entry} for entry in heldout]
         self.tasks = tuple(dict.fromkeys(entry[TASK] for entry in self._heldout))
+        self.digest = digest_of([self._train, self._heldout])
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
@@ -105,6 +109,7 @@ class ShapesPrompts:
 
         self._source = prompts
         self.tasks: tuple[str, ...] = prompts.TASKS
+        self.digest = digest_of([prompts.train_prompts(), prompts.heldout_prompts()])
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
         """A separate draw for every iteration.
@@ -126,7 +131,6 @@ class ShapesPrompts:
         return self._source.draw(self._source.heldout_prompts(), count, random.Random(seed))
 
 
-@lru_cache(maxsize=4)
 def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "prompt") -> PromptSet:
     """The prompt set of a name or a source.
 
@@ -142,6 +146,20 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
     Raises:
         ValueError: if a source cannot be read, or has too few prompts to hold one out.
     """
+    return _prompt_set(prompts, eval_prompts, column, (_stamp(prompts), _stamp(eval_prompts)))
+
+
+def _stamp(source: str | None) -> tuple[int, ...]:
+    """What changes with the content of a file."""
+    if source is None or not Path(source).is_file():
+        return ()
+    facts = Path(source).stat()
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+@lru_cache(maxsize=4)
+def _prompt_set(prompts: str, eval_prompts: str | None, column: str, stamps: tuple[tuple[int, ...], ...]) -> PromptSet:
+    """A set is read once, until a file changes: `stamps` are only part of the key."""
     if prompts == SHAPES_PROMPTS and eval_prompts is None:
         return ShapesPrompts()
     if prompts != SHAPES_PROMPTS and not prompts.startswith(HUGGING_FACE) and not Path(prompts).exists():

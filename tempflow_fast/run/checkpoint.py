@@ -5,38 +5,43 @@
     optimizer.safetensors    the optimizer's tensors, as weight/name
     random.safetensors       states of the random number generators
     lora/                    the adapter for diffusers' `load_lora_weights`, if one is trained
-    state.json               progress of the run, the rest of the state of optimizer and average, the settings
+    state.json               progress of the run, the rest of the state of optimizer and average, the settings, and
+                             where the numbers come from (see `origin`)
+    checksums.sha256         a digest of each of these files (see `tempflow_fast.checksums`)
 
 Prompts and noise are functions of the seed and the iteration, so they need only the number of the iteration. A
-checkpoint is written under another name and renamed: an existing one is complete, even after a crash.
+checkpoint is written under another name and renamed: an existing one is complete, even after a crash. Whether it is
+still what was written is checked before it is used.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from ..checksums import write_checksums
 from ..errors import NotFiniteError, fail
 from ..files import remove, written_aside
 from ..policies.base import Policy
 from ..policies.finite import all_finite
-from ..policies.sharding import gathered, is_sharded
 from ..processes import Processes
 from ..settings.run import TrainConfig
 from . import random_state
 from .average import WeightAverage
+from .numbered import all_numbered, numbered, read_facts
+from .origin import Origin
+from .tensors import fill, leaves, named, packed, unpacked, whole
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that data-parallel and compiled wrappers add to the names of parameters."""
+MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, SafetensorError)
+"""What reading a state raises where a file, though undamaged, does not hold what a checkpoint does."""
 
 
 @dataclass
@@ -56,9 +61,9 @@ class TrainingState:
 
 
 def save_checkpoint(
-    directory: Path, state: TrainingState, config: TrainConfig, processes: Processes, keep: int
+    directory: Path, state: TrainingState, config: TrainConfig, processes: Processes, keep: int, origin: Origin
 ) -> None:
-    """Writes a checkpoint of the current state, then removes all but the latest ones.
+    """Writes a checkpoint of the current state, then removes all but the latest ones up to it.
 
     All processes must call it together; the main process writes.
 
@@ -68,21 +73,23 @@ def save_checkpoint(
         config: the settings.
         processes: those that share the run.
         keep: how many checkpoints to keep.
+        origin: where the numbers of the run come from.
 
     Raises:
         NotFiniteError: in all processes, if the state is not finite in one; nothing is written or removed.
     """
     require_finite_state(state, processes)
     keep_it = processes.is_main
-    weights = {name: _whole(parameter, keep_it) for name, parameter in _named(state.policy).items()}
-    averages = [_whole(tensor, keep_it) for tensor in state.average.weights] if state.average else []
+    weights = {name: whole(parameter, keep_it) for name, parameter in named(state.policy).items()}
+    averages = [whole(tensor, keep_it) for tensor in state.average.weights] if state.average else []
     average = dict(zip(weights, averages, strict=True)) if averages else {}
-    tensors, scalars = _packed(state.optimizer.state_dict(), weights, keep_it)
+    tensors, scalars = packed(state.optimizer.state_dict(), weights, keep_it)
     files = {"weights": weights, "average": average, "optimizer": tensors}
     with processes.whole(state.policy):
         if processes.is_main:
-            _write(directory, state, config, files, scalars)
-            for old in _all(directory)[:-keep]:
+            _write(numbered(directory, state.num_iterations), state, config, origin, files, scalars)
+            done = [path for number, path in all_numbered(directory).items() if number <= state.num_iterations]
+            for old in done[:-keep]:
                 remove(old)
     processes.wait()
 
@@ -98,7 +105,7 @@ def require_finite_state(state: TrainingState, processes: Processes) -> None:
         NotFiniteError: in all processes, if the state is not finite in one.
     """
     average = state.average.weights if state.average else []
-    optimizer = [value for _, value in _leaves(state.optimizer.state_dict()["state"]) if isinstance(value, Tensor)]
+    optimizer = [value for _, value in leaves(state.optimizer.state_dict()["state"]) if isinstance(value, Tensor)]
     finite = all_finite([*state.policy.network.parameters(), *average, *optimizer])
     if processes.max(torch.tensor(int(not finite))):
         raise NotFiniteError(
@@ -108,9 +115,10 @@ def require_finite_state(state: TrainingState, processes: Processes) -> None:
 
 
 def _write(
-    directory: Path,
+    path: Path,
     state: TrainingState,
     config: TrainConfig,
+    origin: Origin,
     files: dict[str, dict[str, Tensor]],
     scalars: dict[str, Any],
 ) -> None:
@@ -123,8 +131,9 @@ def _write(
         "average": state.average.counts() if state.average else None,
         "random": random_scalars,
         "config": json.loads(config.to_json()),
+        "origin": origin.as_json(),
     }
-    with written_aside(directory / f"{state.num_iterations:06d}") as aside:
+    with written_aside(path) as aside:
         aside.mkdir()
         for name, content in {**files, "random": random}.items():
             if content:
@@ -133,15 +142,7 @@ def _write(
             policy: Any = state.policy  # one that has an adapter has save_lora, too
             policy.save_lora(aside / "lora")
         (aside / "state.json").write_text(json.dumps(facts))
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """Returns the checkpoint with the most iterations, or None.
-
-    Args:
-        directory: holds the checkpoints of a run.
-    """
-    return max(_all(directory), default=None)
+        write_checksums(aside)
 
 
 def load_checkpoint(path: Path, state: TrainingState) -> None:
@@ -154,109 +155,30 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
     Raises:
         ValueError: if the checkpoint does not fit the policy, the optimizer or the average.
     """
-    parameters, facts = _named(state.policy), json.loads((path / "state.json").read_text())
-    _fill(parameters, load_file(path / "weights.safetensors"), path)
+    parameters, facts = named(state.policy), read_facts(path)
+    try:
+        _load_weights(path, state, facts)
+        has_tensors = (path / "optimizer.safetensors").is_file()  # plain gradient descent has none
+        tensors = load_file(path / "optimizer.safetensors") if has_tensors else {}
+        state.optimizer.load_state_dict(unpacked(tensors, facts["optimizer"], parameters))
+        random_state.restore(load_file(path / "random.safetensors"), facts["random"])
+        state.num_iterations, state.seconds = int(facts["num_iterations"]), float(facts["seconds"])
+    except MALFORMED as error:
+        if isinstance(error, ValueError) and str(error).startswith("load_checkpoint"):
+            raise
+        reason = f"{str(path)!r}, with {type(error).__name__}: {error}"
+        raise ValueError(f"load_checkpoint: path must be a checkpoint of this run, got {reason}") from error
+
+
+def _load_weights(path: Path, state: TrainingState, facts: dict[str, Any]) -> None:
+    """Restores the weights and their average."""
+    parameters = named(state.policy)
+    fill(parameters, load_file(path / "weights.safetensors"), path)
     has_average, expects_average = state.average is not None, facts["average"] is not None
     if has_average != expects_average:
         expected = f"one {'with' if expects_average else 'without'} a moving average, as in {str(path)!r}"
         fail("load_checkpoint", "state", expected, f"one {'with' if has_average else 'without'} (see ema_decay)")
     if state.average is not None:
         averages = dict(zip(parameters, state.average.weights, strict=True))
-        _fill(averages, load_file(path / "average.safetensors"), path)
+        fill(averages, load_file(path / "average.safetensors"), path)
         state.average.set_counts(**facts["average"])
-    tensors = load_file(path / "optimizer.safetensors") if (path / "optimizer.safetensors").is_file() else {}
-    state.optimizer.load_state_dict(_unpacked(tensors, facts["optimizer"], parameters))
-    random_state.restore(load_file(path / "random.safetensors"), facts["random"])
-    state.num_iterations, state.seconds = facts["num_iterations"], facts["seconds"]
-
-
-def _all(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("[0-9]*") if (path / "state.json").is_file())
-
-
-def _named(policy: Policy) -> dict[str, Parameter]:
-    """Name -> trained parameter, in the order of the optimizer; the names have no prefixes of wrappers."""
-    named = {}
-    for name, parameter in policy.network.named_parameters():
-        while name.startswith(WRAPPERS):
-            name = name.partition(".")[2]
-        if parameter.requires_grad:
-            named[name] = parameter
-    return named
-
-
-@torch.no_grad()
-def _fill(targets: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
-    """Copies tensors into `targets` by name."""
-    if targets.keys() != tensors.keys():
-        missing, more = len(targets.keys() - tensors.keys()), len(tensors.keys() - targets.keys())
-        got = f"{str(path)!r} with {missing} weights missing and {more} unknown"
-        fail("load_checkpoint", "path", "a checkpoint with the weights of the policy", got)
-    for name, target in targets.items():
-        if target.shape != tensors[name].shape:
-            wanted, found = list(target.shape), list(tensors[name].shape)
-            fail("load_checkpoint", "path", f"a checkpoint with {name} of {wanted}", f"{found} in {str(path)!r}")
-        target.copy_(_like(tensors[name], target))
-
-
-def _packed(state: dict[str, Any], weights: dict[str, Tensor], keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state dict as (tensors by weight/name, everything else); for `keep` see `_whole`."""
-    tensors, rest, names = {}, {}, list(weights)
-    for index, entries in state["state"].items():
-        for path, value in _leaves(entries):
-            key = "/".join((names[index], *path))
-            if not isinstance(value, Tensor):
-                rest[key] = value
-            else:
-                # All weights may share a small tensor, which the file format does not support.
-                is_like_weight = value.shape == weights[names[index]].shape
-                tensors[key] = _whole(value, keep) if is_like_weight else _whole(value, keep).clone()
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
-    sizes = [len(group["params"]) for group in state["param_groups"]]
-    return tensors, {"state": rest, "groups": groups, "sizes": sizes}
-
-
-def _unpacked(tensors: dict[str, Tensor], scalars: dict[str, Any], parameters: dict[str, Parameter]) -> dict[str, Any]:
-    """The state dict from which `_packed` made these tensors and scalars."""
-    indices = {name: index for index, name in enumerate(parameters)}
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *scalars["state"].items()]:
-        name, *path, last = key.split("/")
-        entries = state.setdefault(indices[name], {})
-        for part in path:
-            entries = entries.setdefault(part, {})
-        is_like_weight = isinstance(value, Tensor) and value.shape == parameters[name].shape
-        entries[last] = _like(value, parameters[name]) if is_like_weight else value
-    numbers = iter(range(len(indices)))
-    groups = [
-        {**group, "params": [next(numbers) for _ in range(size)]}
-        for group, size in zip(scalars["groups"], scalars["sizes"], strict=True)
-    ]
-    return {"state": state, "param_groups": groups}
-
-
-def _leaves(entries: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(keys, value) of every entry in nested dictionaries."""
-    for key, value in entries.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _whole(tensor: Tensor, keep: bool) -> Tensor:
-    """The whole tensor on the host, gathered if it is sharded; a process that does not `keep` it only takes part."""
-    tensor = tensor.detach()
-    whole = gathered(tensor)
-    return whole.cpu() if keep else tensor
-
-
-def _like(tensor: Tensor, target: Tensor) -> Tensor:
-    """The tensor on the device of `target`, and sharded like it."""
-    tensor = tensor.to(target.device)
-    if not is_sharded(target):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    layout: Any = target  # a DTensor
-    return distribute_tensor(tensor, layout.device_mesh, layout.placements)

@@ -1,7 +1,9 @@
 """The files of a training run.
 
     config.json         the settings
-    starts.jsonl        one line per start: its iteration and the settings that had changed
+    starts.jsonl        one line per start: its iteration, the settings that had changed, and what computes
+    digests.json        digests of the model's files, which are read once (see `tempflow_fast.checksums`)
+    latest.json         the number of iterations of the latest checkpoint
     metrics.jsonl       one line per iteration
     eval_before.json    scores on held-out prompts, and eval_after.json
     reward.png          reward by iteration
@@ -14,6 +16,7 @@
     logs/               files of the trackers
 
 Everything except the growing .jsonl files is written under another name and renamed: an existing file is complete.
+Directories with weights or scores hold checksums, see `tempflow_fast.checksums`.
 """
 
 from __future__ import annotations
@@ -22,13 +25,28 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from errno import ENOENT
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import fail
-from ..files import ASIDE, is_taken, read_json, remove, write_json, written_aside
+from ..checksums import write_checksums
+from ..errors import fail, require
+from ..files import (
+    ASIDE,
+    append_line,
+    is_aside,
+    is_taken,
+    read_json,
+    read_lines,
+    remove,
+    write_json,
+    write_text,
+    written_aside,
+)
 from ..settings.read import read_settings
 from ..settings.run import TrainConfig
+from .numbered import all_numbered, checkpoint_config, find_checkpoint, numbered
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
@@ -48,11 +66,17 @@ class RunDirectory:
         self.scores = self.path / "scores.png"
         self.model, self.lora, self.logs = (self.path / name for name in ("model", "lora", "logs"))
         self.checkpoints, self.evaluations = self.path / "checkpoints", self.path / "evaluations"
-        self._config, self._metrics = self.path / "config.json", self.path / "metrics.jsonl"
+        self._config, self._latest = self.path / "config.json", self.path / "latest.json"
+        self._metrics, self._starts = self.path / "metrics.jsonl", self.path / "starts.jsonl"
+        self.digests = self.path / "digests.json"
+        tables = [self.path / f"eval_{name}.json" for name in ("before", "after")]
+        drawings = [self.curve, self.signs, self.sheet, self.scores]
+        self._files = [self._config, self._latest, self.digests, self._metrics, self._starts, *tables, *drawings]
+        self._directories = [self.model, self.lora, self.logs, self.checkpoints, self.evaluations]
 
     def exists(self) -> bool:
-        """Returns whether this is the directory of a run."""
-        return self._config.is_file()
+        """Returns whether this is the directory of a run: one with settings, or with checkpoints, which have a copy."""
+        return self._config.is_file() or bool(all_numbered(self.checkpoints))
 
     def check_free(self) -> None:
         """Checks that a new run may start here.
@@ -64,24 +88,38 @@ class RunDirectory:
             got = f"{str(self.path)!r}, which is not empty: remove it or name another"
             fail("RunDirectory", "path", "a new or empty directory, or that of a run to resume", got)
 
+    def check_kinds(self) -> None:
+        """Checks that nothing is in the way of the files that the run will write, even at its end.
+
+        Raises:
+            ValueError: naming a directory in place of a file, or a file in place of a directory.
+        """
+        for path in self._files:
+            require(not path.is_dir(), "RunDirectory", str(path), "a file or absent", "a directory: move it away")
+        for path in self._directories:
+            is_in_way = path.exists() and not path.is_dir()
+            require(not is_in_way, "RunDirectory", str(path), "a directory or absent", "a file: move it away")
+
     def write_config(self, config: TrainConfig) -> None:
         """Writes `config.json`.
 
         Args:
             config: the settings.
         """
-        with written_aside(self._config) as aside:
-            aside.write_text(config.to_json())
+        write_text(self._config, config.to_json())
 
     def read_config(self) -> TrainConfig:
-        """Reads the settings of the run.
+        """Reads the settings of the run; if `config.json` is gone, from the newest undamaged checkpoint.
 
         Raises:
             ValueError: if this is not the directory of a run, or naming its file and what is wrong in it.
         """
-        if not self.exists():
+        if self._config.exists():
+            return read_settings(TrainConfig, read_json(self._config), str(self._config))
+        checkpoint = find_checkpoint(self.checkpoints).newest
+        if checkpoint is None:
             fail("RunDirectory", "path", "the directory of a run, with a config.json", repr(str(self.path)))
-        return read_settings(TrainConfig, read_json(self._config), str(self._config))
+        return checkpoint_config(checkpoint)
 
     def append_start(self, facts: Mapping[str, Any]) -> None:
         """Appends a line to `starts.jsonl`.
@@ -89,41 +127,73 @@ class RunDirectory:
         Args:
             facts: of this start, by name.
         """
-        with (self.path / "starts.jsonl").open("a") as file:
-            file.write(json.dumps(facts) + "\n")
+        append_line(self._starts, facts)
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Appends a line to `metrics.jsonl`.
+        """Appends a line to `metrics.jsonl`, and waits until it is on the disk.
 
         Args:
             metrics: of one iteration; numbers that are not finite are written as null, since JSON has no word for them.
         """
         valid = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(valid, allow_nan=False) + "\n")
+        append_line(self._metrics, valid)
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Returns every line of `metrics.jsonl`, with NaN for null; none before the first iteration."""
-        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        rows = [json.loads(line) for line in lines]
-        return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+        """Returns the rows of `metrics.jsonl` in the order of iterations, with NaN for null; damaged ones are left out.
 
-    def keep_metrics(self, num_iterations: int) -> None:
-        """Removes the metrics that a run which was interrupted had written after its last checkpoint.
+        Where an iteration has several rows, the last one counts.
+        """
+        rows = {row["iteration"]: row for row in read_lines(self._metrics) if _is_metrics(row)}
+        return [
+            {name: math.nan if value is None else value for name, value in rows[number].items()}
+            for number in sorted(rows)
+        ]
+
+    def keep_metrics(self, num_iterations: int) -> str:
+        """Removes the metrics of later iterations, which will be done again.
 
         Args:
-            num_iterations: number of lines of `metrics.jsonl` to keep.
-        """
-        if not self._metrics.exists():
-            return
-        lines = self._metrics.read_text().splitlines(keepends=True)
-        with written_aside(self._metrics) as aside:
-            aside.write_text("".join(lines[:num_iterations]))
+            num_iterations: the last iteration to keep.
 
-    def synchronize_metrics(self) -> None:
-        """Flushes `metrics.jsonl` to the disk."""
-        with self._metrics.open("a") as file:
-            os.fsync(file.fileno())
+        Returns:
+            A sentence if earlier ones are damaged or missing, else nothing. A damaged file is kept under another name.
+        """
+        lines = read_lines(self._metrics)
+        kept = [row for row in self.read_metrics() if row["iteration"] <= num_iterations]
+        damaged = sum(not _is_metrics(line) for line in lines)
+        if damaged:
+            os.replace(self._metrics, _free(self._metrics.with_name("metrics.damaged.jsonl")))
+        if damaged or len(kept) < len(lines) or not self._ends_whole():
+            values = [{k: None if math.isnan(v) else v for k, v in row.items()} for row in kept]
+            write_text(self._metrics, "".join(json.dumps(row) + "\n" for row in values))
+        if damaged:
+            return f"metrics.jsonl had {damaged} damaged lines; what it was is in metrics.damaged.jsonl"
+        missing = num_iterations - len(kept)
+        return f"metrics.jsonl lacks {missing} of {num_iterations} iterations" if missing else ""
+
+    def _ends_whole(self) -> bool:
+        """Whether the last line of the metrics is complete."""
+        return not self._metrics.exists() or self._metrics.read_bytes()[-1:] in (b"", b"\n")
+
+    def note_checkpoint(self, num_iterations: int) -> None:
+        """Writes `latest.json`, which shows that there are checkpoints even if their directory is lost.
+
+        Args:
+            num_iterations: of the checkpoint that was just written.
+        """
+        self._check_present()
+        write_json(self._latest, {"num_iterations": num_iterations})
+
+    def check_lost(self) -> None:
+        """Checks that a run without a checkpoint has not lost one: it would start again and overwrite its results.
+
+        Raises:
+            ValueError: if it had one.
+        """
+        got = f"none: to start from the beginning, remove {str(self.path)!r} or name another directory"
+        require(
+            not self._latest.exists(), "RunDirectory", str(self.checkpoints), "with the checkpoints of the run", got
+        )
 
     def write_tuned(self, policy: DiffusersPolicy, adapter: bool) -> None:
         """Writes the tuned weights.
@@ -132,15 +202,16 @@ class RunDirectory:
             policy: the model.
             adapter: whether to write only its adapter, to `lora/`, instead of the model, to `model/`.
         """
-        if adapter:
-            with written_aside(self.lora) as aside:
+        self._check_present()
+        with written_aside(self.lora if adapter else self.model) as aside:
+            if adapter:
                 policy.save_lora(aside)
-        else:
-            with written_aside(self.model) as aside:
+            else:
                 policy.save(aside)
+            write_checksums(aside)
 
     def evaluation(self, num_iterations: int) -> Evaluation | None:
-        """Reads an evaluation.
+        """Reads an evaluation, of whatever weights it is.
 
         Args:
             num_iterations: number of iterations before it.
@@ -150,40 +221,8 @@ class RunDirectory:
         """
         from ..evaluation.result import Evaluation
 
-        path = self._evaluation(num_iterations) / "scores.safetensors"
+        path = numbered(self.evaluations, num_iterations) / "scores.safetensors"
         return Evaluation.load(path) if path.is_file() else None
-
-    def evaluations_up_to(self, num_iterations: int) -> dict[int, Evaluation]:
-        """Reads the evaluations of a run; later ones belong to weights that it has gone back from.
-
-        Args:
-            num_iterations: number of iterations before the last one.
-
-        Returns:
-            Number of iterations before it -> evaluation, in ascending order.
-        """
-        names = [path.name for path in self.evaluations.glob("*")]
-        numbers = sorted(int(name) for name in names if name.isdigit() and int(name) <= num_iterations)
-        found = {number: self.evaluation(number) for number in numbers}
-        return {number: evaluation for number, evaluation in found.items() if evaluation is not None}
-
-    def write_evaluation(self, num_iterations: int, evaluation: Evaluation) -> None:
-        """Writes a directory with the scores and images of an evaluation.
-
-        Args:
-            num_iterations: number of iterations before it.
-            evaluation: what to write.
-        """
-        from ..evaluation.sheets import evaluation_sheet
-
-        with written_aside(self._evaluation(num_iterations)) as aside:
-            aside.mkdir()
-            evaluation.save(aside / "scores.safetensors")
-            write_json(aside / "scores.json", evaluation.table())
-            evaluation_sheet(aside / "samples.png", evaluation)
-
-    def _evaluation(self, num_iterations: int) -> Path:
-        return self.evaluations / f"{num_iterations:06d}"
 
     def write_scores(self, name: str, evaluation: Evaluation) -> None:
         """Writes `eval_<name>.json`.
@@ -196,6 +235,35 @@ class RunDirectory:
 
     def sweep(self) -> None:
         """Removes files that an interrupted run was still writing."""
-        for directory in (self.path, self.checkpoints, self.evaluations):
-            for left in directory.glob(f"{ASIDE}*"):
+        own = {path.name for path in (*self._files, *self._directories)}
+        for left in self._leftovers(self.path):
+            if left.name.removeprefix(ASIDE).removeprefix("removed-") in own:
                 remove(left)
+        for directory in (self.checkpoints, self.evaluations):
+            for left in self._leftovers(directory):
+                if left.name.removeprefix(ASIDE).removeprefix("removed-").isdecimal():
+                    remove(left)
+
+    @staticmethod
+    def _leftovers(directory: Path) -> list[Path]:
+        return [path for path in directory.iterdir() if is_aside(path)] if directory.is_dir() else []
+
+    def _check_present(self) -> None:
+        """Refuses to make the directory anew: without its settings, the next start would not know it."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(ENOENT, "The run directory is gone", str(self.path))
+
+
+def _is_metrics(row: Any) -> bool:
+    """Whether a line is the metrics of an iteration."""
+    return (
+        isinstance(row, dict)
+        and type(row.get("iteration")) in (int, float)
+        and all(value is None or type(value) in (int, float) for value in row.values())
+    )
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number if there is such a file."""
+    paths = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in count(1))
+    return next(path for path in paths if not path.exists())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -26,10 +25,12 @@ from . import random_state
 from .average import WeightAverage
 from .checkpoint import TrainingState, load_checkpoint, require_finite_state, save_checkpoint
 from .directory import RunDirectory
+from .evaluations import RunEvaluations, basis_of
 from .optimizers import learning_rate, make_optimizer, set_learning_rate
 from .progress import Budget, ProgressBar
 from .resume import begin
 from .signals import StopRequest
+from .tensors import weights_digest
 from .trackers import Trackers
 
 MAX_SKIPPING = 5
@@ -57,6 +58,7 @@ def train(
     stop: StopRequest | None = None,
     report: Callable[[str], None] = print,
     processes: Processes | None = None,
+    fall_back: bool = True,
 ) -> Trained:
     """Trains the policy and writes the files of `RunDirectory`; the same config gives the same metrics.
 
@@ -70,6 +72,7 @@ def train(
         stop: asks for the end of the run or for a checkpoint; None: only the budget ends the run.
         report: called with a sentence now and then.
         processes: those that share the run, which must all call this; None: this process alone.
+        fall_back: whether to resume from an earlier checkpoint if the latest one is damaged, instead of refusing.
 
     Returns:
         The scores before and after, and the cost.
@@ -83,7 +86,7 @@ def train(
         KeyboardInterrupt: from a signal before the first iteration, or the third one.
     """
     processes = processes or Processes()
-    loop = _Loop(config, policy, run, processes, report)
+    loop = _Loop(config, policy, run, processes, report, fall_back)
     with processes.guarded():
         stop = stop or StopRequest()
         try:
@@ -123,12 +126,16 @@ class _Loop:
         run: RunDirectory,
         processes: Processes,
         report: Callable[[str], None],
+        fall_back: bool,
     ) -> None:
         own = config.optimizer
         self.prompts, self.reward = find_task(config.task)
         self.trackers = Trackers(config.run.trackers if processes.is_main else (), run.logs)
         self.config, self.policy, self.run, self.processes, self._report = config, policy, run, processes, report
-        self.start = begin(run, config, processes)
+        self.start = begin(run, config, processes, fall_back)
+        basis = basis_of(config, self.start.origin)
+        first = -1 if self.start.checkpoint is None else self.start.num_iterations
+        self.evaluations = RunEvaluations(run.evaluations, basis, first, self.report)
         if config.grpo.beta > 0:
             policy.freeze_reference()
         optimizer = processes.prepare(policy, make_optimizer(policy.parameters(), own))
@@ -144,7 +151,9 @@ class _Loop:
         if self.start.checkpoint is not None:
             load_checkpoint(self.start.checkpoint, self.state)
             self._saved = self.state.num_iterations
-            self.report(self.start.sentence())
+            self._known()  # counts among the evaluations of the run from here on
+        if sentence := self.start.sentence():
+            self.report(sentence)
         return before
 
     def iterate(self, stop: StopRequest) -> Budget:
@@ -203,7 +212,7 @@ class _Loop:
         after = self._evaluation("after")
         if self.processes.is_main:
             sample_sheet(self.run.sheet, {"before": before, "after": after})
-            score_curve(self.run.scores, self.run.evaluations_up_to(self.state.num_iterations))
+            score_curve(self.run.scores, self.evaluations.up_to(self.state.num_iterations))
         return after
 
     def report(self, sentence: str) -> None:
@@ -264,10 +273,12 @@ class _Loop:
         """Writes a checkpoint, unless there is one for this iteration or no iteration was done."""
         if self.state.num_iterations == 0 or self.state.num_iterations == self._saved:
             return
-        if self.processes.is_main:
-            self.run.synchronize_metrics()
-        save_checkpoint(self.run.checkpoints, self.state, self.config, self.processes, self.config.run.num_checkpoints)
+        keep = self.config.run.num_checkpoints
+        save_checkpoint(self.run.checkpoints, self.state, self.config, self.processes, keep, self.start.origin)
         self._saved = self.state.num_iterations
+        if self.processes.is_main:
+            self.run.note_checkpoint(self._saved)
+            self.evaluations.passed(self._saved)
 
     def _evaluate_if_due(self) -> None:
         done, every = self.state.num_iterations, self.config.evaluation.eval_every
@@ -277,15 +288,13 @@ class _Loop:
 
     def _evaluation(self, name: str | None = None) -> Evaluation:
         """The evaluation at this point, from the run directory if it is there; with a name, it is reported."""
+        evaluation, weights = self._known()
         done = self.state.num_iterations
-        known = self.run.evaluation(done) if self.processes.is_main else None
-        if self._any(known is not None):
-            evaluation = cast(Evaluation, known or self.run.evaluation(done))  # the main process has found it
-        else:
+        if evaluation is None:
             with self._averaged():
                 evaluation = score(self.config, self.policy, self.processes)
             if self.processes.is_main:
-                self.run.write_evaluation(done, evaluation)
+                self.evaluations.write(done, weights, evaluation)
                 names, rows = evaluation.measures, evaluation.table().items()
                 self.trackers.log({f"eval/{task}/{name}": row[name] for task, row in rows for name in names}, done)
                 self.trackers.log_images("eval/images", evaluation.images, done)
@@ -293,6 +302,16 @@ class _Loop:
             self.run.write_scores(name, evaluation)
             self.report(f"{name} training: {summary(evaluation)}")
         return evaluation
+
+    def _known(self) -> tuple[Evaluation | None, str]:
+        """The evaluation of these weights, if the run directory has one, and their digest."""
+        with self._averaged():
+            weights = weights_digest(self.policy, self.processes)
+        done = self.state.num_iterations
+        known = self.evaluations.find(done, weights) if self.processes.is_main else None
+        if self._any(known is not None) and known is None:
+            known = self.run.evaluation(done)  # the main process has found it
+        return known, weights
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Inside this context, the policy has its average weights, if the run keeps an average."""

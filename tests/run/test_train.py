@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from support.runs import OPTIONS, PATIENCE, little_run, untimed, wait_for
 
 from tempflow_fast.evaluation.evaluate import score
-from tempflow_fast.run.checkpoint import latest_checkpoint
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.load import load_policy
+from tempflow_fast.run.numbered import latest_checkpoint
 
 pytestmark = pytest.mark.slow
 

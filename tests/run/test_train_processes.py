@@ -15,8 +15,8 @@ from support.launch import LAUNCH
 from support.runs import go, tiny_config
 
 from tempflow_fast.cli import main
-from tempflow_fast.run.checkpoint import latest_checkpoint
 from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.numbered import latest_checkpoint
 
 PATIENCE = 600
 DDP = LAUNCH
