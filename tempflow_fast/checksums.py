@@ -18,6 +18,8 @@ CHECKSUMS = "checksums.sha256"
 """Name of the list in a directory."""
 LENGTH = 16
 """Hexadecimal digits of a digest in a message or in a comparison: 64 bits."""
+BLOCK = 1 << 20
+"""Bytes that are read at once."""
 SEAL = "# the lines above: "
 """Begins the last line of the list, a comment to `sha256sum`: it holds the digest of all others."""
 
@@ -90,8 +92,11 @@ def _difference(path: Path, name: str, expected: str) -> str | None:
 
 
 def _file_digest(path: Path) -> str:
+    state = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK):
+            state.update(block)
+    return state.hexdigest()
 
 
 class Digests:

@@ -39,7 +39,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f"{ASIDE}{path.name}")
     try:
-        with _named(path):
+        with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove(aside)
             yield aside
@@ -56,8 +56,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Inside this context, an error of the system is an OSError that names `path`; often it names no file at all."""
+def naming(path: Path) -> Iterator[None]:
+    """Inside this context, an error of the system is an OSError that names `path`; often it names no file at all.
+
+    Args:
+        path: what is written or read.
+    """
     try:
         yield
     except OSError as error:
@@ -81,7 +85,7 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    with _named(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(EISDIR, "Is a directory")
@@ -188,7 +192,7 @@ def append_lines(path: Path, lines: list[Any]) -> None:
         OSError: naming the file, if it cannot be written; nothing is appended then.
     """
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    with _named(path), path.open("a+b") as file:
+    with naming(path), path.open("a+b") as file:
         end = _end_of_lines(file)
         file.truncate(end)
         try:
@@ -215,7 +219,7 @@ def read_lines(path: Path) -> list[Any]:
     """
     if not path.exists() and not path.is_symlink():
         return []
-    with _named(path):
+    with naming(path):
         return [_parsed(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choices import SHAPES_PROMPTS
-from ..files import check_writable, write_json
+from ..files import check_writable, write_json, write_text
 from ..settings.fields import SCORES
+from ..text import printable
 from .model import Model
 from .options import require_option, require_suffix
 
 if TYPE_CHECKING:
+    from ..checksums import Digests
     from ..evaluation.directory import EvaluationDirectory
     from ..evaluation.measures import Measure
     from ..evaluation.result import Evaluation
@@ -119,6 +121,7 @@ class Evaluate:
 
     def _evaluation(self, config: TrainConfig, processes: Processes) -> Evaluation | None:
         """A new evaluation, a resumed one, or one that is complete; None in all but the main process of a directory."""
+        from ..checksums import Digests
         from ..evaluation.compare import check_comparable
         from ..evaluation.directory import EvaluationDirectory
         from ..evaluation.evaluate import evaluate, heldout
@@ -129,7 +132,9 @@ class Evaluate:
             return evaluate(config, self.source.load(config, processes.device), self._measure(config), processes)
         prompts, metadata = heldout(config)
         if processes.is_main:
-            store.begin(self._facts(config), prompts.tasks, metadata)
+            digests = Digests(store.path / "digests.json")
+            store.begin(self._facts(config, digests), prompts.tasks, metadata)
+            digests.save()
         processes.wait()
         if not store.is_complete():
             measure, policy = self._measure(config), self.source.load(config, processes.device)
@@ -146,14 +151,23 @@ class Evaluate:
 
         return None if self.directory is None else EvaluationDirectory(self.directory, self.save_images)
 
-    def _facts(self, config: TrainConfig) -> dict[str, Any]:
-        """What the scores depend on, by name."""
-        from ..evaluation.directory import digest
+    def _facts(self, config: TrainConfig, digests: Digests) -> dict[str, Any]:
+        """What the scores depend on, by name: settings, and digests of what they name."""
+        from ..checksums import content_of
+        from ..run.origin import model_content, rewards_content
+        from ..version import __version__
 
         settings, tuned = config.flat(), self.source.tuned_files()
-        weights = None if tuned is None else f"{tuned} ({digest(tuned)})"
-        rewards = self.rewards or ", ".join(filter(None, (config.task.accuracy, config.task.reward)))
-        return {"weights": weights, "rewards": rewards, **{name: settings[name] for name in config.marked(SCORES)}}
+        weights = None if tuned is None else f"{tuned} ({content_of(tuned) or digests.of(tuned)})"
+        specs = [self.rewards] if self.rewards else [s for s in (config.task.accuracy, config.task.reward) if s]
+        return {
+            "weights": weights,
+            "rewards": ", ".join(specs),
+            **{name: settings[name] for name in config.marked(SCORES)},
+            "model_digest": model_content(config.policy.model, digests),
+            "rewards_digest": rewards_content(specs),
+            "version": __version__,
+        }
 
     def _report(self, evaluation: Evaluation) -> None:
         """Writes the files of --directory and prints what they are."""
@@ -173,10 +187,10 @@ class Evaluate:
             old = other.evaluation()
             differences = paired_differences(evaluation, old)
             part = comparison(evaluation, facts, differences, old, other.facts())
-            print(f"\n{part}", end="")
+            print(printable(f"\n{part}", keep="\n"), end="")
             text, data["difference"] = f"{text}\n{part}", {str(self.compare): intervals_as_json(differences)}
             shown[str(self.compare)] = old
-        directory.write_text("report.md", text)
+        write_text(directory.path / "report.md", text)
         write_json(directory.path / "scores.json", data)
         evaluation_sheet(directory.path / "samples.png", evaluation)
         reward_histograms(directory.path / "rewards.png", shown)

@@ -85,10 +85,13 @@ class Model:
         return tuned_policy(config.policy, RunDirectory(self.weights), device)
 
     def tuned_files(self) -> Path | None:
-        """Returns the path of the tuned weights; None for a model as it is."""
+        """Returns the path of the tuned weights; None for a model as it is.
+
+        Raises:
+            ValueError: if the run has none, or they are damaged.
+        """
         from ..run.directory import RunDirectory
 
         if self.weights is None:
             return self.lora
-        run = RunDirectory(self.weights)
-        return run.lora if run.lora.is_dir() else run.model
+        return RunDirectory(self.weights).tuned()

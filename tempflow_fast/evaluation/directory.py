@@ -1,19 +1,19 @@
 """The files of `tempflow-fast eval --directory`, from which an evaluation resumes.
 
     evaluation.json   settings, prompts and noise; a different evaluation is refused
-    scores.jsonl      one line per image, written as scores arrive
+    scores.jsonl      one line per image, written as scores arrive, with a digest of them and of what they depend on
     images/000123.png the first images, or all on request, in full size
     scores.json       every score, and the means with their intervals
     report.md         the same as tables
     samples.png       the first images with their prompts
     rewards.png       histograms of the scores
+    digests.json      digests of the model's files, which are read once (see `tempflow_fast.checksums`)
 
 All processes of an evaluation must see the directory.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checksums import digest_of
 from ..errors import fail, require
-from ..files import is_taken, write_json, written_aside
+from ..files import append_lines, is_taken, naming, read_json, read_lines, write_json
 from ..prompts.sets import Entry
+from ..text import shortened
 from .result import NUM_SHOWN, Evaluation, Noise, small
 from .sheets import as_picture
 
@@ -59,26 +61,36 @@ class EvaluationDirectory:
         Raises:
             ValueError: if the directory holds something else, or a different evaluation: it names the first difference.
         """
-        about = json.loads(json.dumps({**facts, "tasks": tasks, "metadata": metadata}))
+        about = _sealed({"facts": dict(facts), "tasks": list(tasks), "metadata": list(metadata)})
         if not self._about.is_file() and is_taken(self.path):
             expected = "a new or empty directory, or that of an evaluation to resume"
             fail("EvaluationDirectory", "path", expected, repr(str(self.path)))
         if not self._about.is_file() or not self.scores():
             write_json(self._about, about)
         known = self._read()
-        for name in facts:
-            expected = f"{known.get(name)} as in {str(self.path)!r}"
-            require(known.get(name) == about[name], "EvaluationDirectory.begin", name, expected, about[name])
-        if known["metadata"] != about["metadata"]:
+        for name, value in about["facts"].items():
+            expected = f"{shortened(known['facts'].get(name))} as in {str(self.path)!r}"
+            holds = known["facts"].get(name) == value
+            require(holds, "EvaluationDirectory.begin", name, expected, shortened(value))
+        if known["metadata"] != about["metadata"] or known["tasks"] != about["tasks"]:
             fail("EvaluationDirectory.begin", "metadata", f"the prompts in {str(self.path)!r}", "other prompts")
+        for left in self.images.glob("*.part"):
+            left.unlink()
 
     def note_noise(self, noise: Noise) -> None:
         """Adds what the images start from, which is known when the model is loaded.
 
         Args:
             noise: of all images.
+
+        Raises:
+            ValueError: if there are scores of other noise.
         """
-        write_json(self._about, {**self._read(), "noise": asdict(noise)})
+        known = self._read()
+        expected = f"{known.get('noise')} as in {str(self.path)!r}"
+        about = _sealed({**known, "noise": asdict(noise)})
+        require(not self.scores() or about == known, "EvaluationDirectory.note_noise", "noise", expected, noise)
+        write_json(self._about, about)
 
     def is_complete(self) -> bool:
         """Whether every image has its scores."""
@@ -88,7 +100,7 @@ class EvaluationDirectory:
         """Reads the evaluation.
 
         Raises:
-            ValueError: if it is not complete.
+            ValueError: if it is not complete, or one of its files is damaged.
         """
         if not self.is_complete():
             fail("EvaluationDirectory", "path", "the directory of a finished evaluation", repr(str(self.path)))
@@ -99,23 +111,40 @@ class EvaluationDirectory:
 
     def facts(self) -> dict[str, Any]:
         """Returns what the scores depend on in addition to prompts and noise, by name."""
-        return {name: value for name, value in self._read().items() if name not in ("tasks", "metadata", "noise")}
+        return dict(self._read()["facts"])
 
     def scores(self) -> dict[int, dict[str, float]]:
-        """Returns row -> name -> score for the rows that are done, without a line that was cut short."""
-        if not self._scores.is_file():
+        """Returns row -> name -> score for the rows that are done.
+
+        A line counts if its digest shows that it is as it was written, for this evaluation, and if the image that goes
+        with it is there; the other rows are to be drawn again.
+        """
+        if not self._about.is_file():
             return {}
-        whole = self._scores.read_text().rpartition("\n")[0].splitlines()
-        return {line["row"]: line["scores"] for line in map(json.loads, whole)}
+        about = self._read()
+        lines = [line for line in read_lines(self._scores) if isinstance(line, dict)]
+        return {
+            line["row"]: line["scores"]
+            for line in lines
+            if line.get("digest") == _line_digest(about, line.get("row"), line.get("scores"))
+            and (line["row"] >= NUM_SHOWN or self._image(line["row"]).is_file())
+        }
 
     def picture(self, row: int) -> Tensor:
         """Returns the `small` image [3, H, W] of a row below `NUM_SHOWN` that is done.
 
         Args:
             row: its index.
+
+        Raises:
+            ValueError: naming the file, if it is damaged.
         """
-        with Image.open(self._image(row)) as image:
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        try:
+            with Image.open(self._image(row)) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
+            advice = f"another content ({shortened(error)}): remove it, and the same command draws it again"
+            fail("EvaluationDirectory", str(self._image(row)), "the image that was written", advice)
         return small(pixels[None].float() / 255)[0]
 
     def keep_images(self, rows: Sequence[int], images: Tensor) -> None:
@@ -127,11 +156,15 @@ class EvaluationDirectory:
         """
         for row, image in zip(rows, images, strict=True):
             if self._all_images or row < NUM_SHOWN:
+                self.images.mkdir(exist_ok=True)
                 # The name of the process is in the file name: two of them may draw the last row of a round.
                 aside = self._image(row).with_suffix(f".{os.getpid()}.part")
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                as_picture(image).save(aside, format="PNG")
-                os.replace(aside, self._image(row))
+                with naming(self._image(row)):
+                    try:
+                        as_picture(image).save(aside, format="PNG")
+                        os.replace(aside, self._image(row))
+                    finally:
+                        aside.unlink(missing_ok=True)
 
     def keep_scores(self, scores: dict[int, dict[str, float]]) -> None:
         """Appends lines after the last complete one and flushes them to the disk.
@@ -139,44 +172,29 @@ class EvaluationDirectory:
         Args:
             scores: row -> name -> score, of new rows.
         """
-        with self._scores.open("a+b") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-            lines = (json.dumps({"row": row, "scores": values}) + "\n" for row, values in scores.items())
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def write_text(self, name: str, text: str) -> None:
-        """Writes a text file atomically.
-
-        Args:
-            name: its name in the directory.
-            text: its contents.
-        """
-        with written_aside(self.path / name) as aside:
-            aside.write_text(text)
+        about = self._read()
+        append_lines(
+            self._scores,
+            [{"row": row, "scores": s, "digest": _line_digest(about, row, s)} for row, s in scores.items()],
+        )
 
     def _read(self) -> dict[str, Any]:
-        return json.loads(self._about.read_text())
+        about = read_json(self._about)
+        is_whole = isinstance(about, dict) and about == _sealed(about)
+        got = "damaged, or of an older version: evaluate into another directory"
+        require(is_whole, "EvaluationDirectory", str(self._about), "as it was written", got)
+        return about
 
     def _image(self, row: int) -> Path:
         return self.images / f"{row:06d}.png"
 
 
-def digest(path: Path) -> str:
-    """Hashes weights.
+def _sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is evaluated, as JSON has it, with a digest of it."""
+    content = {name: value for name, value in about.items() if name != "digest"}
+    return {**json.loads(json.dumps(content)), "digest": digest_of(content)}
 
-    Args:
-        path: a file, or a directory with safetensors.
 
-    Returns:
-        16 hexadecimal digits.
-    """
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    state = hashlib.blake2b(digest_size=8)
-    for file in files:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                state.update(block)
-    return state.hexdigest()
+def _line_digest(about: Mapping[str, Any], row: object, scores: object) -> str:
+    """Ties the scores of a row to the evaluation that they are of."""
+    return digest_of([about["digest"], row, scores])

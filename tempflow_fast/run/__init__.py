@@ -6,6 +6,10 @@ load          model name -> policy
 optimizers    the optimizer and its learning rate
 average       the moving average of the weights
 checkpoint    what a checkpoint holds, how it is written and read
+tensors       the tensors of a training state by name, and their digest
+numbered      which checkpoints there are, and which are undamaged
+evaluations   evaluations with what they depend on
+origin        digests of model, prompts and rewards, and the machine
 random_state  the state of the random number generators
 resume        where a run starts, and which settings may change
 directory     the files of a run

@@ -30,7 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checksums import write_checksums
+from ..checksums import CHECKSUMS, damage, write_checksums
 from ..errors import fail, require
 from ..files import (
     ASIDE,
@@ -209,6 +209,20 @@ class RunDirectory:
             else:
                 policy.save(aside)
             write_checksums(aside)
+
+    def tuned(self) -> Path:
+        """Returns the directory with the tuned weights, an adapter or a model.
+
+        Raises:
+            ValueError: if there is none yet, or naming the file that is damaged.
+        """
+        path = self.lora if self.lora.is_dir() else self.model
+        if not path.is_dir():
+            got = f"{str(self.path)!r}, where training has not ended"
+            fail("RunDirectory", "path", "a run directory with a tuned model", got)
+        reason = damage(path) if (path / CHECKSUMS).exists() else None  # version 0.1.0 wrote none
+        require(reason is None, "RunDirectory", str(path), "as it was written", reason)
+        return path
 
     def evaluation(self, num_iterations: int) -> Evaluation | None:
         """Reads an evaluation, of whatever weights it is.

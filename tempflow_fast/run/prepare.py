@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import fail
 from ..graphs.capture import replayable
 from ..grpo.geometry import Geometry
 from ..grpo.memory import GIB, measure
@@ -88,14 +87,12 @@ def tuned_policy(config: PolicyConfig, run: RunDirectory, device: torch.device |
         The policy.
 
     Raises:
-        ValueError: if the run has not saved its model yet, or the model cannot be loaded.
+        ValueError: if the run has not saved its model yet, or the model is damaged or cannot be loaded.
     """
-    if run.lora.is_dir():
+    tuned = run.tuned()
+    if tuned == run.lora:
         return plain_policy(config, run.lora, device)
-    if not run.model.is_dir():
-        got = f"{str(run.path)!r}, where training has not ended"
-        fail("tuned_policy", "run", "a run directory with a tuned model", got)
-    return _loaded(config, str(run.model), device, frozen=False)
+    return _loaded(config, str(tuned), device, frozen=False)
 
 
 def plain_policy(config: PolicyConfig, lora: Path | None = None, device: torch.device | None = None) -> DiffusersPolicy:

@@ -21,7 +21,7 @@ def score_table(evaluation: Evaluation) -> str:
     lines = [f"{'task':<14} {'images':>6}" + "".join(f" {name:>{width}}" for name, width in widths.items())]
     for task, row in evaluation.table().items():
         means = "".join(f" {row[name]:>{width}.3f}" for name, width in widths.items())
-        lines.append(f"{task:<14} {row['num_images']:>6.0f}{means}")
+        lines.append(f"{printable(task):<14} {row['num_images']:>6.0f}{means}")
     return "\n".join(lines)
 
 
@@ -36,7 +36,7 @@ def change_table(before: Evaluation, after: Evaluation) -> str:
     lines = [f"{'task':<14} {'images':>6} {'before':>7} {'after':>7} {'change':>7}"]
     for task, row in first.items():
         old, new = row[name], second[task][name]
-        lines.append(f"{task:<14} {row['num_images']:>6.0f} {old:>7.3f} {new:>7.3f} {new - old:>+7.3f}")
+        lines.append(f"{printable(task):<14} {row['num_images']:>6.0f} {old:>7.3f} {new:>7.3f} {new - old:>+7.3f}")
     return "\n".join(lines)
 
 
@@ -65,7 +65,8 @@ def closing_lines(trained: Trained, directory: Path) -> str:
         "accuracy": ("strict accuracy", f" (reward {old['reward']:.3f} -> {new['reward']:.3f})"),
         "reward": ("reward", ""),
     }[name]
-    by_task = f"; most in {best} ({gains[best]:+.3f}), least in {worst} ({gains[worst]:+.3f})" if len(gains) > 1 else ""
+    extremes = f"; most in {best} ({gains[best]:+.3f}), least in {worst} ({gains[worst]:+.3f})"
+    by_task = printable(extremes) if len(gains) > 1 else ""
     return "\n".join(
         [
             f"{'Improved' if overall > 0 else 'Not improved'}: {label} on {len(difference)} images of held-out "

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 SCORED = {"eval_after.json", "samples.png", "scores.png"}
 WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "signs.png"}
-WHOLE |= {"checkpoints", "model"} | SCORED
+WHOLE |= {"checkpoints", "model", "latest.json", "digests.json"} | SCORED
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_ctrl_c_leaves_a_usable_directory(tmp_path, num_signals):
     assert "Traceback" not in errors.read_text()
     left = {path.name for path in run.path.iterdir()}
     # The second signal may come after the last checkpoint is written and the curve is drawn, or before.
-    perhaps = {"reward.png", "signs.png", "checkpoints"} | SCORED if num_signals == 2 else set()
+    perhaps = {"reward.png", "signs.png", "checkpoints", "latest.json"} | SCORED if num_signals == 2 else set()
     assert left - perhaps == WHOLE - perhaps
     assert num_signals == 1 or "eval_after.json" not in left
     assert load_policy(str(run.model)).latent_shape == (12, 6, 6)
