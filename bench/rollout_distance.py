@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import GRPOConfig, group_advantages, ops, rollout
-from tempflow_fast.grpo.step import rollout_precision
+from tempflow_fast.grpo.acting import rollout_precision
 from tempflow_fast.grpo.update import update
 from tempflow_fast.policies import DiffusersPolicy, guides
 from tempflow_fast.policies.compiled import compile_blocks

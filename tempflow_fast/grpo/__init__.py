@@ -1,6 +1,7 @@
 """The algorithm. Read in the order of the data:
 
     step          grpo_step: one iteration, from prompts to a better policy
+    acting        prompts -> branches, their rewards and advantages; calls the next three
     rollout       noise -> trunk, branches and finished latents, one network call per step
     scoring       finished latents -> images -> rewards
     advantages    rewards -> advantages, relative to their seed or prompt group
@@ -8,6 +9,6 @@
     update        rollout and advantages -> optimizer steps, by finite_step only where they are finite
 
 What they use: branches (the list of branches), wavefront (which rows are in which network call), shares (which process
-has which trajectories), stage_clock (where the seconds go), image_statistics
-(signs of reward hacking). Before anything runs: geometry (what an iteration does and costs), memory (what it holds).
+has which trajectories), stage_clock (where the seconds go), image_statistics (signs of reward hacking). Before anything
+runs: geometry (what an iteration does and costs), memory (what it holds).
 """

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .. import ops
 from ..errors import fail, require
-from ..graphs.replay import graphs_of
 from ..ops.schedule import StepTable
 from ..policies import compiled
-from ..policies.base import Condition, Policy, guides
-from ..policies.quantized import quantized
+from ..policies.base import Policy
 from ..processes import Processes
 from ..rewards import Scores, get_reward
 from ..rewards.registry import Spec
 from ..settings.iteration import GRPOConfig
-from .advantages import group_advantages
+from .acting import act
 from .branches import Branches, same_size
-from .rollout import Rollout, rollout
-from .scoring import RolloutScorer
+from .rollout import Rollout
 from .shares import Shares
 from .stage_clock import StageClock
 from .update import update
-from .wavefront import least_calls
 
 
 def grpo_step(
@@ -87,57 +81,14 @@ def grpo_step(
         _check_agreement(processes, texts, config, seed)
         shares = Shares(len(texts), config.num_updates, processes.count, processes.index)
         clock, compile_seconds_before = StageClock(), compiled.clock.seconds
-        with clock.stage("encode"):
-            condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
-        branches = Branches.everywhere(len(texts), dict(config.branch_counts))
-        with RolloutScorer(policy, reward, texts, extras, shares, branches, processes, clock.stage) as scorer:
-            with clock.stage("rollout"), rollout_precision(policy, config):
-                drawn = rollout(
-                    policy,
-                    condition,
-                    table,
-                    noise,
-                    branches.of(shares.carried),
-                    seed,
-                    shares.carried,
-                    max_batch=config.max_batch,
-                    guidance_scale=config.guidance_scale,
-                    graphs=graphs_of(policy) if config.cuda_graphs else None,
-                    on_finished=scorer.finish,
-                    least_calls=least_calls(branches, shares, config.num_steps, config.max_batch),
-                )
-            scored = scorer.collect()
-        clock.seconds["seconds_reward_busy"] = scored.seconds_busy
+        acted = act(policy, reward, texts, extras, table, config, seed, shares, processes, clock)
         clock.seconds["seconds_compile"] = compiled.clock.seconds - compile_seconds_before
         with clock.stage("train"), compiled.uncompiled():
-            advantages = _advantages(scored.rewards, config, branches)
-            metrics = update(policy, drawn, advantages, optimizer, config, processes, shares, branches)
+            drawn, branches = acted.rollout, acted.branches
+            metrics = update(policy, drawn, acted.advantages, optimizer, config, processes, shares, branches)
+        scored = acted.scored
         measured = {**_reward_metrics(scored.rewards, branches), **scored.statistics, **_cost_metrics(drawn, processes)}
         return {**measured, **metrics, **clock.slowest(processes)}
-
-
-def _start(
-    policy: Policy, texts: list[str], trajectory_ids: list[int], config: GRPOConfig, seed: int
-) -> tuple[Condition, Tensor]:
-    """Encoded prompts and initial noise of the given trajectories."""
-    condition = policy.encode(texts, guided=guides(config.guidance_scale))
-    return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
-
-
-@contextmanager
-def rollout_precision(policy: Policy, config: GRPOConfig) -> Iterator[None]:
-    """Inside this context the network computes in the precision of the rollout."""
-    precision = config.rollout_precision
-    if precision is None:
-        yield
-        return
-    # Without the cache of casted weights: a captured call would read it after its end, and under FSDP it would hold
-    # the whole network. A call casts each weight once in any case.
-    with (
-        torch.autocast(policy.device.type, torch.bfloat16, cache_enabled=False),
-        nullcontext() if precision == "bf16" else quantized(policy.network, precision),
-    ):
-        yield
 
 
 def _checked_inputs(
@@ -179,18 +130,6 @@ def _check_agreement(processes: Processes, texts: list[str], config: GRPOConfig,
     if processes.max(number) != -processes.max(-number):
         expected = "the same in all processes, since trajectories are dealt to the processes inside"
         fail("grpo_step", "prompts, config and seed", expected, "different ones")
-
-
-def _advantages(rewards: Scores, config: GRPOConfig, branches: Branches) -> Tensor:
-    """Advantages [R]: of the summed rewards, or the sum of each reward's own."""
-    prompt_ids = torch.arange(branches.num_trajectories) // config.num_seeds
-
-    def relative(scores: Tensor) -> Tensor:
-        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, config.adv_clip, branches)
-
-    if config.aggregate == "rewards":
-        return relative(rewards.total)
-    return rewards.weighted_sum(relative).clamp(-config.adv_clip, config.adv_clip)
 
 
 def _reward_metrics(rewards: Scores, branches: Branches) -> dict[str, Tensor]:

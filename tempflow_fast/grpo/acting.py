@@ -1,0 +1,130 @@
+"""The first half of an iteration: prompts -> branches, their rewards and advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..graphs.replay import graphs_of
+from ..ops.schedule import StepTable
+from ..policies.base import Condition, Policy, guides
+from ..policies.quantized import quantized
+from ..processes import Processes
+from ..rewards import Scores, WeightedReward
+from ..settings.iteration import GRPOConfig
+from .advantages import group_advantages
+from .branches import Branches
+from .rollout import Rollout, rollout
+from .scoring import RolloutScorer, Scored
+from .shares import Shares
+from .stage_clock import StageClock
+from .wavefront import least_calls
+
+
+@dataclass(frozen=True, eq=False)
+class Acted:
+    """What the policy drew in an iteration, and what it is worth."""
+
+    rollout: Rollout
+    """The trajectories that this process carries."""
+    branches: Branches
+    """The list of all processes."""
+    scored: Scored
+    """Of all processes."""
+    advantages: Tensor
+    """Of all processes, flat [R] in the order of `branches`, on the host."""
+
+
+def act(
+    policy: Policy,
+    reward: WeightedReward,
+    texts: Sequence[str],
+    metadata: Sequence[dict[str, Any]],
+    table: StepTable,
+    config: GRPOConfig,
+    seed: int,
+    shares: Shares,
+    processes: Processes,
+    clock: StageClock,
+) -> Acted:
+    """Draws branches from N trajectories and scores them; nothing is trained.
+
+    Args:
+        policy: the acting policy.
+        reward: called while later branches are still computed.
+        texts: the prompt of each trajectory, N in all processes together.
+        metadata: for the reward, one per trajectory.
+        table: `config.table(policy)`.
+        config: the settings.
+        seed: key of all noise.
+        shares: which process has which trajectories.
+        processes: who shares the iteration.
+        clock: gets the times of the stages.
+
+    Raises:
+        RewardError: if a reward failed.
+    """
+    branches = Branches.everywhere(len(texts), dict(config.branch_counts))
+    with clock.stage("encode"):
+        condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
+    with RolloutScorer(policy, reward, texts, metadata, shares, branches, processes, clock.stage) as scorer:
+        with clock.stage("rollout"), rollout_precision(policy, config):
+            drawn = rollout(
+                policy,
+                condition,
+                table,
+                noise,
+                branches.of(shares.carried),
+                seed,
+                shares.carried,
+                max_batch=config.max_batch,
+                guidance_scale=config.guidance_scale,
+                graphs=graphs_of(policy) if config.cuda_graphs else None,
+                on_finished=scorer.finish,
+                least_calls=least_calls(branches, shares, config.num_steps, config.max_batch),
+            )
+        scored = scorer.collect()
+    clock.seconds["seconds_reward_busy"] = scored.seconds_busy
+    return Acted(drawn, branches, scored, _advantages(scored.rewards, config, branches))
+
+
+def _start(
+    policy: Policy, texts: list[str], trajectory_ids: list[int], config: GRPOConfig, seed: int
+) -> tuple[Condition, Tensor]:
+    """Encoded prompts and initial noise of the given trajectories."""
+    condition = policy.encode(texts, guided=guides(config.guidance_scale))
+    return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
+
+
+@contextmanager
+def rollout_precision(policy: Policy, config: GRPOConfig) -> Iterator[None]:
+    """Inside this context the network computes in the precision of the rollout."""
+    precision = config.rollout_precision
+    if precision is None:
+        yield
+        return
+    # Without the cache of casted weights: a captured call would read it after its end, and under FSDP it would hold
+    # the whole network. A call casts each weight once in any case.
+    with (
+        torch.autocast(policy.device.type, torch.bfloat16, cache_enabled=False),
+        nullcontext() if precision == "bf16" else quantized(policy.network, precision),
+    ):
+        yield
+
+
+def _advantages(rewards: Scores, config: GRPOConfig, branches: Branches) -> Tensor:
+    """Advantages [R]: of the summed rewards, or the sum of each reward's own."""
+    prompt_ids = torch.arange(branches.num_trajectories) // config.num_seeds
+
+    def relative(scores: Tensor) -> Tensor:
+        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, config.adv_clip, branches)
+
+    if config.aggregate == "rewards":
+        return relative(rewards.total)
+    return rewards.weighted_sum(relative).clamp(-config.adv_clip, config.adv_clip)
