@@ -14,8 +14,9 @@ from tempflow_fast.cli import main
 from tempflow_fast.errors import NotFiniteError
 from tempflow_fast.processes import Processes
 from tempflow_fast.run.average import WeightAverage
-from tempflow_fast.run.checkpoint import TrainingState, latest_checkpoint, save_checkpoint
+from tempflow_fast.run.checkpoint import TrainingState, save_checkpoint
 from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.numbered import latest_checkpoint
 from tempflow_fast.run.train import MAX_SKIPPING
 
 

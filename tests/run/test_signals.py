@@ -15,8 +15,8 @@ from support.runs import PATIENCE, tiny_config
 from support.started import Started, ignore_interrupts, started
 
 from tempflow_fast import interruption
-from tempflow_fast.run.checkpoint import latest_checkpoint
 from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.numbered import latest_checkpoint
 from tempflow_fast.run.signals import STOPS, StopRequest
 from tempflow_fast.settings.run import TrainConfig
 
