@@ -20,6 +20,8 @@ from .text import shortened
 
 ASIDE = ".part-"
 """Prefix of the names of files that are being written or removed."""
+LOCK = ".lock-"
+"""Prefix of the names of files that say which process writes a directory, see `run.lock`."""
 BLOCK = 1 << 16
 """Bytes that are read at once from the end of a file."""
 
@@ -93,12 +95,14 @@ def check_writable(path: Path) -> None:
 
 
 def is_taken(path: Path) -> bool:
-    """Returns whether a path is a file, or a directory with something in it that is more than an interrupted write.
+    """Returns whether a path is a file, or a directory with something in it other than interrupted writes and locks.
 
     Args:
         path: the file or directory.
     """
-    return path.exists() and (not path.is_dir() or any(not is_aside(entry) for entry in path.iterdir()))
+    if not path.is_dir():
+        return path.exists()
+    return any(not entry.name.startswith((ASIDE, LOCK)) for entry in path.iterdir())
 
 
 def is_aside(path: Path) -> bool:

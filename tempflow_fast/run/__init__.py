@@ -13,6 +13,7 @@ origin        digests of model, prompts and rewards, and the machine
 random_state  the state of the random number generators
 resume        where a run starts, and which settings may change
 directory     the files of a run
+lock          one run at a time in a directory
 trackers      TensorBoard, Weights & Biases and the like
 progress      the budget and the progress bar
 signals       Ctrl-C, SIGTERM and the like

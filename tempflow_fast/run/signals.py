@@ -24,7 +24,7 @@ from .. import interruption
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVES = signal.SIGUSR1
 ECHO = 0.5
-"""Seconds in which a signal that comes again counts once: a launcher passes on what the terminal has sent already."""
+"""Seconds after an interruption in which another one is ignored, so that the first can end the process in order."""
 
 
 class StopRequest:
@@ -87,7 +87,7 @@ class StopRequest:
             self.asks_for_checkpoint = True
             return
         now = time.monotonic()
-        if self._num_stops and (now - self._last < ECHO or not self._is_alone):
+        if self._num_stops and (not self._is_alone or (not self._is_deferring and now - self._last < ECHO)):
             return
         self._first, self._last = number if self._first is None else self._first, now
         self._num_stops += 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from ..errors import NotFiniteError
+from ..errors import NotFiniteError, require
 from ..evaluation.curves import hacking_signs, score_curve, training_curve
 from ..evaluation.evaluate import score
 from ..evaluation.intervals import OVERALL
@@ -26,6 +26,7 @@ from .average import WeightAverage
 from .checkpoint import TrainingState, load_checkpoint, require_finite_state, save_checkpoint
 from .directory import RunDirectory
 from .evaluations import RunEvaluations, basis_of
+from .lock import DirectoryLock
 from .optimizers import learning_rate, make_optimizer, set_learning_rate
 from .progress import Budget, ProgressBar
 from .resume import begin
@@ -78,17 +79,17 @@ def train(
         The scores before and after, and the cost.
 
     Raises:
-        ValueError: before any work, for a directory that holds something else, a change of settings that the run cannot
-            make, or an unknown prompt set, reward or tracker.
+        ValueError: before any work, for a directory that holds something else or that another process is writing, a
+            change of settings that the run cannot make, or an unknown prompt set, reward or tracker.
         RewardError: if a reward failed, after a checkpoint is saved.
         NotFiniteError: if images or weights are infinite or NaN, or updates in several iterations in a row; nothing is
             saved then, and earlier checkpoints stay.
         KeyboardInterrupt: from a signal before the first iteration, or the third one.
     """
     processes = processes or Processes()
-    loop = _Loop(config, policy, run, processes, report, fall_back)
-    with processes.guarded():
-        stop = stop or StopRequest()
+    stop = stop or StopRequest()
+    with processes.guarded(), _held(run, processes, report) as lock:
+        loop = _Loop(config, policy, run, lock, processes, report, fall_back)
         try:
             before = loop.prepare()
             budget = loop.iterate(stop)
@@ -116,6 +117,25 @@ def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
     return prompts, get_reward(task.reward)
 
 
+@contextmanager
+def _held(run: RunDirectory, processes: Processes, report: Callable[[str], None]) -> Iterator[DirectoryLock | None]:
+    """Inside this context, the main process holds the lock of the directory; the others have None."""
+    lock, error = None, None
+    with ExitStack() as stack:
+        if processes.is_main:
+            try:
+                if not run.exists():
+                    run.check_free()
+                lock = stack.enter_context(DirectoryLock(run.path, report))
+            except (ValueError, OSError) as failure:  # raised when the others know
+                error = failure
+        refused = processes.max(torch.tensor(int(error is not None)))
+        if error is not None:
+            raise error
+        require(not refused, "train", "run", "a directory that the main process can write", "its refusal")
+        yield lock
+
+
 class _Loop:
     """A run: its parts, and their order."""
 
@@ -124,6 +144,7 @@ class _Loop:
         config: TrainConfig,
         policy: DiffusersPolicy,
         run: RunDirectory,
+        lock: DirectoryLock | None,
         processes: Processes,
         report: Callable[[str], None],
         fall_back: bool,
@@ -132,6 +153,7 @@ class _Loop:
         self.prompts, self.reward = find_task(config.task)
         self.trackers = Trackers(config.run.trackers if processes.is_main else (), run.logs)
         self.config, self.policy, self.run, self.processes, self._report = config, policy, run, processes, report
+        self._lock = lock
         self.start = begin(run, config, processes, fall_back)
         basis = basis_of(config, self.start.origin)
         first = -1 if self.start.checkpoint is None else self.start.num_iterations
@@ -222,6 +244,7 @@ class _Loop:
 
     def _ends(self, stop: StopRequest, budget: Budget) -> bool:
         """Whether the run ends here; saves a checkpoint if somebody has asked for one."""
+        self._check_lock()
         asked = torch.tensor([stop.made or budget.fraction >= 1, stop.asks_for_checkpoint], dtype=torch.int64)
         ends, saves = self.processes.max(asked).tolist()  # in one round for all processes
         if saves:
@@ -317,7 +340,13 @@ class _Loop:
         """Inside this context, the policy has its average weights, if the run keeps an average."""
         return nullcontext() if self.state.average is None else self.state.average.applied()
 
+    def _check_lock(self) -> None:
+        """Refuses to write a directory that another process has taken over."""
+        if self._lock is not None:
+            self._lock.check()
+
     def _write_tuned(self) -> None:
+        self._check_lock()
         require_finite_state(self.state, self.processes)
         with self._averaged(), self.processes.whole(self.policy):
             if self.processes.is_main:

@@ -85,7 +85,7 @@ def test_a_hanging_reward_is_given_up_and_the_run_saved(workplace, signals, grac
         process.wait_for((workplace / "hangs").exists)
         for number in signals:
             process.signal(number)
-            time.sleep(0.6)  # longer than an echo
+            process.wait_for(lambda: "stopping" in process.said)
         assert process.status(30) == status
         assert_resumable(run, process)
         assert saved(run) == 2

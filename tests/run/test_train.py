@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 SCORED = {"eval_after.json", "samples.png", "scores.png"}
 WHOLE = {"config.json", "starts.jsonl", "metrics.jsonl", "eval_before.json", "evaluations", "reward.png", "signs.png"}
-WHOLE |= {"checkpoints", "model", "latest.json", "digests.json"} | SCORED
+WHOLE |= {"checkpoints", "model", "latest.json", "digests.json", ".lock-1"} | SCORED
 
 
 @pytest.fixture(scope="module")
