@@ -118,7 +118,7 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
     from ..grpo.geometry import Geometry
     from ..run.prepare import fitted, prepare_policy
 
-    say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count))
+    say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count, seed=config.task.seed << 32))
     if not processes.is_main:
         return 0
     try:

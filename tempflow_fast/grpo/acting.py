@@ -20,6 +20,7 @@ from ..rewards import Scores, WeightedReward
 from ..settings.iteration import GRPOConfig
 from .advantages import group_advantages
 from .branches import Branches
+from .draw import drawn_branches
 from .rollout import Rollout, rollout
 from .scoring import RolloutScorer, Scored
 from .shares import Shares
@@ -70,7 +71,7 @@ def act(
     Raises:
         RewardError: if a reward failed.
     """
-    branches = Branches.everywhere(len(texts), dict(config.branch_counts))
+    branches = drawn_branches(config, len(texts), seed)
     with clock.stage("encode"):
         condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
     with RolloutScorer(policy, reward, texts, metadata, shares, branches, processes, clock.stage) as scorer:

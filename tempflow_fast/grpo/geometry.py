@@ -11,6 +11,7 @@ import torch
 from ..errors import require
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
+from .draw import drawn_branches
 from .shares import Shares
 from .update import training_plan
 from .wavefront import Wavefront, least_calls
@@ -67,6 +68,8 @@ class Geometry:
     config: GRPOConfig
     num_prompts: int
     num_processes: int = 1
+    seed: int = 0
+    """Of the iteration: where branch steps are drawn, iterations differ."""
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "num_processes"):
@@ -82,7 +85,7 @@ class Geometry:
     @cached_property
     def branches(self) -> Branches:
         """The list of all processes."""
-        return Branches.everywhere(self.num_trajectories, dict(self.config.branch_counts))
+        return drawn_branches(self.config, self.num_trajectories, self.seed)
 
     @cached_property
     def shares(self) -> list[Shares]:

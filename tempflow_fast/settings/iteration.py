@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..policies.base import Policy
 
 Aggregate = Literal["rewards", "advantages"]
+BranchDraw = Literal["weighted", "rotating"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
 
 
@@ -45,6 +46,14 @@ class GRPOConfig:
     num_branches: int | tuple[int, ...] = 6
     """K, the number of branches per trajectory and branch step: one number, or one per branch step, where 0 means
     none. Branch steps count equally in the loss, whatever their K."""
+    branches_per_trajectory: int | None = None
+    """m, the number of branch steps at which each trajectory branches; None: all of them. `branch_draw` says which."""
+    branch_draw: BranchDraw = "weighted"
+    """With `branches_per_trajectory`: every trajectory draws its own m branch steps, and the loss is weighted by 1 / p
+    so that the expected update is that of all of them ("weighted"); or all trajectories take the next m in turn,
+    without weights ("rotating")."""
+    branch_probabilities: tuple[float, ...] | None = None
+    """With weighted draws, how often each branch step is drawn, in proportion to these numbers; None: all alike."""
     group: Group = "seed"
     """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
@@ -108,12 +117,26 @@ class GRPOConfig:
         least = self.num_branches if isinstance(self.num_branches, int) else self._least_count()
         group_size = least * (self.num_seeds if self.group == "prompt" else 1)
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
+        self._check_draw()
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
             fail("GRPOConfig", "sigmas", f"num_steps + 1 = {self.num_steps + 1} levels", len(self.sigmas))
         if self.sigmas is not None:
             falling = all(high > low for high, low in pairwise(self.sigmas))
             within = falling and self.sigmas[0] <= 1 and self.sigmas[-1] >= 0
             self._require(within, "sigmas", "strictly falling within [0, 1]")
+
+    def _check_draw(self) -> None:
+        """Checks the settings of `branches_per_trajectory`."""
+        m, steps, sizes = self.branches_per_trajectory, len(self.branch_counts), self.branch_probabilities
+        if m is not None:
+            fits = 1 <= m <= steps
+            self._require(fits, "branches_per_trajectory", f"in 1..{steps}, the number of branch steps with branches")
+        if sizes is None:
+            return
+        fits = len(sizes) == steps and all(0 < size < math.inf for size in sizes)
+        self._require(fits, "branch_probabilities", f"{steps} positive numbers, one per branch step with branches")
+        weighted = m is not None and self.branch_draw == "weighted"
+        self._require(weighted, "branch_probabilities", "None without weighted draws of branches_per_trajectory")
 
     def _least_count(self) -> int:
         """The smallest K of a table of branches, leaving out the steps without any."""

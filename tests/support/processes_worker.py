@@ -21,6 +21,7 @@ from support.pipelines import sd3_pipeline
 from support.tiny import PROMPTS, TinyPolicy, brightness
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.grpo import step as grpo
+from tempflow_fast.grpo.rollout import Rollout
 from tempflow_fast.grpo.shares import Shares
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.processes import AcceleratedProcesses, Processes, ProcessLostError, launched, shard_on_cpu
@@ -57,6 +58,13 @@ CASES = {
     "prompt groups": (TinyPolicy, PROMPTS[:2], rounded, GRPOConfig(**SMALL, num_seeds=5, group="prompt", **GUIDED)),
     # Two trajectories, so that the third of three processes has none.
     "few": (TinyPolicy, PROMPTS[:1], brightness, GRPOConfig(**SMALL, num_seeds=2, micro_batch=1)),
+    # Trajectories whose branches leave at steps of their own, so that processes have different numbers of rows.
+    "drawn": (
+        TinyPolicy,
+        SEVEN,
+        brightness,
+        GRPOConfig(**SMALL, num_seeds=1, branches_per_trajectory=2, branch_probabilities=(1.0, 2.0, 3.0), max_batch=4),
+    ),
     # Signal in one trajectory alone, so that all other processes only keep step.
     "silent": (
         TinyPolicy,
@@ -94,8 +102,8 @@ def train(processes: Processes, make_policy, prompts: list[str], reward_fn, conf
     own = Shares(num_trajectories, config.num_updates, processes.count, processes.index).own
     return {
         "ids": drawn.trajectory_ids[: len(own)],
-        "noise": drawn.states[: len(own), 0],
-        "latents": drawn.latents[: len(own)],
+        "noise": drawn.states[: len(own), 0] if drawn.branch_list.common_steps else drawn_steps(drawn)[: len(own)],
+        "latents": by_trajectory(drawn)[: len(own)],
         "advantages": advantages.view(num_trajectories, -1),
         "metrics": [{name: float(value) for name, value in row.items()} for row in metrics],
         "calls": list(getattr(policy, "calls", [])),
@@ -104,6 +112,16 @@ def train(processes: Processes, make_policy, prompts: list[str], reward_fn, conf
         "replica": [parameter.detach().clone() for parameter in policy.parameters() if type(parameter) is Parameter],
         "wrapper": type(policy.network).__name__,
     }
+
+
+def drawn_steps(drawn: Rollout) -> torch.Tensor:
+    """The branch steps of each trajectory, which all have the same number of them."""
+    return drawn.branch_list.steps.unflatten(0, (len(drawn.trajectory_ids), -1))
+
+
+def by_trajectory(drawn: Rollout) -> torch.Tensor:
+    """The finished branches of each trajectory, which all have the same number of them."""
+    return drawn.flat_latents.unflatten(0, (len(drawn.trajectory_ids), -1))
 
 
 @contextmanager
