@@ -6,6 +6,7 @@
     Rollout, StepTable    what `rollout` and `step_table` return
     linear_sigmas      evenly spaced noise levels, a schedule for `step_table`
     load_policy, get_reward    a model and a reward by name
+    measure_signal     how much each setting of an iteration teaches for its cost, at a fixed policy
     Geometry           what an iteration does and costs, before anything runs
     launched, Processes    the processes that share a run
     info               versions, and which body (implementation) serves each op
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .rewards import get_reward
     from .run.load import load_policy
     from .settings.iteration import GRPOConfig
+    from .signal.measure import measure_signal
 
 _HOMES = {
     "GRPOConfig": ".settings.iteration",
@@ -50,6 +52,7 @@ _HOMES = {
     "launched": ".processes",
     "linear_sigmas": ".ops.schedule",
     "load_policy": ".run.load",
+    "measure_signal": ".signal.measure",
     "rollout": ".grpo.rollout",
     "step_table": ".ops.schedule",
     "update": ".grpo.update",
@@ -71,6 +74,7 @@ __all__ = [
     "launched",
     "linear_sigmas",
     "load_policy",
+    "measure_signal",
     "ops",
     "policies",
     "rewards",

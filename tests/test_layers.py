@@ -22,7 +22,7 @@ LAYERS = (
     ("policies", "rewards"),
     ("processes", "prompts", "settings", "graphs"),
     ("grpo",),
-    ("evaluation",),
+    ("evaluation", "signal"),
     ("run",),
     ("commands",),
     ("cli",),

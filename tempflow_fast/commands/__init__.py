@@ -10,15 +10,17 @@ from .info import Info
 from .recipes import Recipes
 from .sample import Sample
 from .serve_rewards import ServeRewards
+from .signal import Signal
 from .train import Train
 
 COMMANDS = {
     "train": Train,
     "sample": Sample,
     "eval": Evaluate,
+    "signal": Signal,
     "serve-rewards": ServeRewards,
     "recipes": Recipes,
     "info": Info,
 }
 
-__all__ = ["COMMANDS", "Evaluate", "Info", "Recipes", "Sample", "ServeRewards", "Train"]
+__all__ = ["COMMANDS", "Evaluate", "Info", "Recipes", "Sample", "ServeRewards", "Signal", "Train"]

@@ -1,0 +1,68 @@
+"""Signal and cost of branch steps -> which of them to use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ..errors import require
+
+
+def best_steps(
+    snr2: Sequence[float], costs: Sequence[float], trunk: Callable[[int], float], budget: float | None = None
+) -> tuple[int, ...]:
+    """The branch steps to use: the most signal within a budget, or per cost.
+
+    Gradients of different branch steps of one trajectory are nearly uncorrelated, so their snr2 add up. Steps are taken
+    in the order of snr2 per cost; the trunk is paid once, up to the last step.
+
+    Args:
+        snr2: of each branch step alone; noise can make it negative, and such a step is never used.
+        costs: of each branch step per trajectory, without the trunk.
+        trunk: position of the last step taken -> cost of the trunk.
+        budget: the most that a trajectory may cost; None: the one step with the most signal per cost, since more
+            trajectories are then better than more steps.
+
+    Returns:
+        Positions of the chosen steps, ascending; the best one alone where even that exceeds the budget.
+    """
+    expected = f"{len(snr2)} numbers like snr2, at least 1"
+    require(len(snr2) == len(costs) > 0, "best_steps", "costs", expected, len(costs))
+
+    def cost(chosen: Sequence[int]) -> float:
+        return sum(costs[i] for i in chosen) + trunk(max(chosen))
+
+    best, *others = sorted(range(len(snr2)), key=lambda i: snr2[i] / cost([i]), reverse=True)
+    chosen = [best]
+    for i in others:
+        if budget is not None and snr2[i] > 0 and cost([*chosen, i]) <= budget:
+            chosen.append(i)
+    return tuple(sorted(chosen))
+
+
+def inclusion_probabilities(second_moments: Sequence[float], costs: Sequence[float], budget: float) -> list[float]:
+    """Probabilities with which to branch at each step, so that a budget gives the least variance.
+
+    A step that is taken with probability p and weighted by 1 / p leaves the expected gradient as it is. The variance of
+    the sum is then the sum of E |g|^2 / p, plus a constant; under the cost, the sum of p c, it is least for p in
+    proportion to sqrt(E |g|^2 / c), capped at 1 (Neyman allocation).
+
+    Args:
+        second_moments: E |g|^2 of each step.
+        costs: c, per step and trajectory.
+        budget: the expected cost of a trajectory.
+
+    Returns:
+        One probability in [0, 1] per step; a step whose gradient is always 0 gets 0.
+    """
+    require(budget > 0, "inclusion_probabilities", "budget", "positive", budget)
+    wishes = [math.sqrt(max(q, 0.0) / c) for q, c in zip(second_moments, costs, strict=True)]
+    capped: set[int] = set()
+    while True:
+        rest = budget - sum(costs[i] for i in capped)
+        open_cost = sum(wish * c for i, (wish, c) in enumerate(zip(wishes, costs, strict=True)) if i not in capped)
+        scale = max(rest, 0.0) / open_cost if open_cost else 0.0
+        over = {i for i, wish in enumerate(wishes) if i not in capped and wish * scale >= 1}
+        if not over:
+            return [1.0 if i in capped else wish * scale for i, wish in enumerate(wishes)]
+        capped |= over

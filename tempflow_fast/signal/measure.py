@@ -1,0 +1,88 @@
+"""Settings of an iteration -> how much signal they give for their cost, at a fixed policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..errors import fail, integer, require
+from ..policies.base import Policy
+from ..rewards import get_reward
+from ..rewards.registry import Spec
+from ..settings.iteration import GRPOConfig
+from .estimates import MIN_ITERATIONS
+from .sample import Sample, sample
+from .sketch import Sketch
+from .store import SampleStore
+from .summary import SignalReport, summarised
+
+SKETCH_SIZE = 1 << 18
+"""Elements kept of a gradient; inner products of sketches differ by 0.3 % of the product of the norms."""
+ALL = "as set"
+"""Name of a single setting."""
+
+Draw = Callable[[int], Sequence[Mapping[str, Any]]]
+"""Iteration -> its prompts, as `{"prompt": text, ...}`; the other fields are metadata for the reward."""
+
+
+def measure_signal(
+    policy: Policy,
+    prompts: Sequence[str] | Draw,
+    reward_fn: Spec,
+    settings: GRPOConfig | Mapping[str, GRPOConfig],
+    num_iterations: int = 20,
+    seed: int = 0,
+    sketch_size: int | None = SKETCH_SIZE,
+    store: SampleStore | None = None,
+    on_iteration: Callable[[int], None] | None = None,
+) -> SignalReport:
+    """Measures what an iteration teaches, by branch step and in all, for one or more settings.
+
+    Independent iterations are drawn at the policy as it is, and nothing is trained. Iteration i has the same prompts
+    and the same noise in all settings, so that their difference is known better than each of them.
+
+    Args:
+        policy: the policy; it does not change.
+        prompts: P prompts, used in every iteration, or a function that draws those of an iteration.
+        reward_fn: anything that `get_reward` takes.
+        settings: the settings of an iteration, or several by name. The first ones are the reference: the signal of
+            the others counts in the direction of their gradient.
+        num_iterations: M, 3 or more; errors fall as 1 / sqrt(M).
+        seed: key of the noise.
+        sketch_size: elements kept of a gradient; None: all of them.
+        store: keeps the samples, and has those of an interrupted measurement; None: nothing is kept.
+        on_iteration: called with the number of iterations done.
+
+    Returns:
+        The report: print it, or see its fields.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+        RewardError: if a reward failed.
+    """
+    named = {ALL: settings} if isinstance(settings, GRPOConfig) else dict(settings)
+    require(bool(named), "measure_signal", "settings", "a GRPOConfig, or several by name", "none")
+    least = integer("measure_signal", "num_iterations", num_iterations) >= MIN_ITERATIONS
+    require(least, "measure_signal", "num_iterations", f">= {MIN_ITERATIONS}", num_iterations)
+    sketch = Sketch(sum(parameter.numel() for parameter in policy.parameters()), sketch_size)
+    reward, draw = get_reward(reward_fn), prompts if callable(prompts) else _fixed(prompts)
+    samples: dict[str, list[Sample]] = {name: [] for name in named}
+    for iteration in range(num_iterations):
+        drawn = None if store is None else store.read(iteration)
+        if drawn is None:
+            entries, key = draw(iteration), (seed << 32) + iteration
+            drawn = {name: sample(policy, entries, reward, config, key, sketch) for name, config in named.items()}
+            if store is not None:
+                store.write(iteration, drawn)
+        for name, one in drawn.items():
+            samples[name].append(one)
+        if on_iteration is not None:
+            on_iteration(iteration + 1)
+    return summarised(named, samples)
+
+
+def _fixed(prompts: Sequence[str]) -> Draw:
+    if isinstance(prompts, str) or not len(prompts):
+        fail("measure_signal", "prompts", "a list of at least one text, or a function", repr(prompts))
+    entries = [{"prompt": prompt} for prompt in prompts]
+    return lambda iteration: entries

@@ -1,0 +1,55 @@
+"""tempflow-fast signal on the embedded pipeline, with few prompts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tempflow_fast.cli import main
+from tempflow_fast.commands.signal import changed
+from tempflow_fast.settings.recipes import get_recipe
+
+SHORT = ["--prompts-per-iteration", "2", "--against", "branch_steps=[3] num_branches=2"]
+
+
+def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
+    command = ["signal", "--output", str(tmp_path / "signal"), *SHORT]
+    assert main([*command, "--iterations", "3"]) == 0
+    first = json.loads((tmp_path / "signal/report.json").read_text())
+    samples = sorted((tmp_path / "signal/samples").iterdir())
+    times = [path.stat().st_mtime_ns for path in samples]
+    assert main([*command, "--iterations", "4"]) == 0
+    assert [path.stat().st_mtime_ns for path in samples] == times, "finished iterations were drawn again"
+    report = json.loads((tmp_path / "signal/report.json").read_text())
+    assert (first["num_iterations"], report["num_iterations"]) == (3, 4)
+    names = [setting["name"] for setting in report["settings"]]
+    assert names == ["as set", "branch_steps=[3] num_branches=2"]
+    # T = 6: the trunk and 2 branches with tails of 2 steps; and branches at 1, 2 and 3 of 6 with tails of 4, 3 and 2.
+    assert [setting["evaluations"] for setting in report["settings"]] == [4 + 6 * (4 + 3 + 2), 4 + 2 * 2]
+    assert (tmp_path / "signal/signal.png").stat().st_size > 10_000
+    assert "Most signal per evaluation" in capsys.readouterr().out
+    assert main([*command, "--iterations", "3", "--seed", "1"]) == 2
+    assert "measurement: seed must be 0 as in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--against must be settings as"),
+        ("num_branches", "--against must be settings as"),
+        ("branches=3", "setting must be .*num_branches"),
+        ("num_branches=many", "num_branches must be"),
+        ("num_branches=0", "GRPOConfig: num_branches must be"),
+        ("sampler=cpss", "sampler must be"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        changed(get_recipe("shapes").grpo, text)
+
+
+def test_values_are_those_of_config_json():
+    config = changed(get_recipe("shapes").grpo, "branch_steps=[1,2] num_branches=[3,4] sampler=flow_sde noise_level=1")
+    assert (config.branch_steps, config.num_branches, config.sampler) == ((1, 2), (3, 4), "flow_sde")
+    assert isinstance(config.noise_level, float)

@@ -1,0 +1,135 @@
+"""The meter on a model whose gradients are known in closed form, and on one whose gradients training takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
+from torch import nn
+
+import tempflow_fast as tff
+from tempflow_fast import GRPOConfig
+from tempflow_fast.policies import Condition, NetworkPolicy
+from tempflow_fast.rewards import get_reward
+from tempflow_fast.signal.sample import sample
+from tempflow_fast.signal.sketch import Sketch
+
+SHAPE = (3, 2, 2)
+SIZE = 12
+SLOPE = torch.linspace(-1, 1, SIZE)
+WIDE = 1e6
+"""Advantages are (r - mean) / (std + WIDE), so in proportion to the reward."""
+
+
+class Drift(NetworkPolicy):
+    """The velocity is the same vector everywhere, and it is the parameter."""
+
+    latent_shape, dtype, device = SHAPE, torch.float32, torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__(nn.ParameterList([torch.zeros(SIZE)]))
+
+    def encode(self, prompts, guided=False):
+        return Condition({"text": torch.zeros(len(prompts), 1)})
+
+    def velocity(self, latents, sigma, condition, guidance_scale=1.0):
+        return self.acting[0].view(SHAPE).expand_as(latents), None
+
+    def decode(self, latents):
+        return latents
+
+    def sigmas(self, num_steps):
+        return [1 - step / num_steps for step in range(num_steps + 1)]
+
+
+def slope(images, prompts, metadata):
+    return images.flatten(1) @ SLOPE
+
+
+@pytest.mark.parametrize(("num_seeds", "num_branches"), [(3, 4), (6, 2)])
+def test_a_linear_model_has_the_signal_of_the_closed_form(num_seeds, num_branches):
+    """A group's gradient is S a times a constant: a is the slope and S the sample covariance of its normal draws.
+
+    E S = (K - 1) / K, and S is a Wishart matrix, so the variance of S a is (K - 1) (D + 1) |a|^2 / K^2. The mean over N
+    trajectories has an N-th of it: snr2 = N (K - 1) / (D + 1) at every step, with the same direction, and steps are
+    independent.
+    """
+    config = GRPOConfig(
+        num_steps=4, num_seeds=num_seeds, num_branches=num_branches, adv_eps=WIDE, adv_clip=WIDE, num_updates=1
+    )
+    report = tff.measure_signal(Drift(), ["x"], slope, config, num_iterations=80)
+    truth = num_seeds * (num_branches - 1) / (SIZE + 1)
+    (setting,) = report.settings
+    for step in setting.steps:
+        assert abs(step.snr2.value - truth) < 3.5 * step.snr2.error
+        assert step.snr2.error < 0.35 * truth
+    assert all(abs(report.correlations[a][b]) < 0.25 for a in range(3) for b in range(3) if a != b)
+
+
+def test_the_parts_add_up_to_the_gradient_of_training():
+    config = GRPOConfig(num_steps=4, num_seeds=2, num_branches=(2, 3, 2), num_updates=1, max_grad_norm=torch.inf)
+    policy = TinyPolicy()
+    before = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+    entries = [{"prompt": prompt} for prompt in PROMPTS]
+    found = sample(policy, entries, get_reward(brightness), config, 5, Sketch(len(before))).gradients
+    assert sorted(found) == [0, 1, 2]
+    assert all(parameter.grad is None for parameter in policy.parameters())
+    tff.grpo_step(policy, PROMPTS, brightness, sgd(policy, 1.0), config, seed=5)
+    after = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+    torch.testing.assert_close(sum(found.values()), before - after, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_that_were_there_are_kept():
+    policy = TinyPolicy()
+    for parameter in policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    weights = [parameter.detach().clone() for parameter in policy.parameters()]
+    tff.measure_signal(policy, PROMPTS, brightness, GRPOConfig(num_steps=3, num_seeds=1, num_updates=1), 3)
+    for parameter, weight in zip(policy.parameters(), weights, strict=True):
+        assert torch.equal(parameter.grad, torch.ones_like(parameter))
+        assert torch.equal(parameter, weight)
+
+
+def test_a_setting_and_its_copy_are_equal_without_error():
+    config = GRPOConfig(num_steps=4, num_seeds=2, num_updates=1)
+    report = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, {"a": config, "b": config}, 4)
+    first, second = report.settings
+    assert first.snr2 == second.snr2
+    assert second.relative.value == pytest.approx(1)
+    assert second.relative.error < 1e-9
+    assert second.iterations_to_tell is None or second.iterations_to_tell <= 4
+
+
+def test_costs_are_those_of_the_rollout():
+    config = GRPOConfig(num_steps=10, num_seeds=1, num_updates=1)
+    report = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, config, 3)
+    (setting,) = report.settings
+    assert (setting.evaluations, setting.cost) == (279, 279 + 27)
+    assert [step.cost for step in setting.steps] == [57, 51, 45, 39, 33, 27, 21, 15, 9]
+
+
+def test_fewer_steps_count_along_the_direction_of_all():
+    every = GRPOConfig(num_steps=5, num_seeds=2, num_updates=1)
+    some = dataclasses.replace(every, branch_steps=(0, 1))
+    first, second = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, {"all": every, "some": some}, 30).settings
+    for own, reference in zip(second.steps, first.steps[:2], strict=True):
+        assert own.snr2.value == pytest.approx(reference.snr2.value, rel=1e-4)
+    assert second.effective.value <= second.snr2.value * 1.01
+    assert second.per_evaluation.value == pytest.approx(second.relative.value * first.evaluations / second.evaluations)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {}}, "measure_signal: settings must be a GRPOConfig, or several by name, got none"),
+        ({"num_iterations": 2}, "measure_signal: num_iterations must be >= 3, got 2"),
+        ({"prompts": []}, r"measure_signal: prompts must be a list of at least one text, or a function, got \[\]"),
+        ({"sketch_size": 0}, "Sketch: size must be >= 1 or None, got 0"),
+    ],
+)
+def test_errors_name_the_argument(changes, message):
+    arguments = {"policy": TinyPolicy(), "prompts": PROMPTS, "reward_fn": brightness, "settings": GRPOConfig()}
+    with pytest.raises(ValueError, match=message):
+        tff.measure_signal(**{**arguments, **changes})
