@@ -23,13 +23,18 @@ inline Dtype dtype_of(const char* op, const Tensor& t) {
   return kFloat;
 }
 
+// Whether the elements along a tensor's last dimension, `d`, follow one another.
+inline bool contiguous_rows(const Tensor& t, int64_t d) {
+  return t.size(d) == 1 || t.stride(d) == 1 || t.numel() == 0;
+}
+
 // An argument [N, D] whose rows are contiguous; anything else is an error.
 inline Rows rows(const char* op, const char* name, const Tensor& t, const Tensor& like) {
   check_device(op, name, t, like);
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == like.size(0) && t.size(1) == like.size(1), op, ": ", name,
                   " must have the shape of the first argument");
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " must have the dtype of the first argument");
-  STD_TORCH_CHECK(t.size(1) == 1 || t.stride(1) == 1, op, ": ", name, " must be contiguous within each row");
+  STD_TORCH_CHECK(contiguous_rows(t, 1), op, ": ", name, " must be contiguous within each row");
   return {t.const_data_ptr(), t.stride(0)};
 }
 inline Rows rows(const char* op, const char* name, const OptionalTensor& t, const Tensor& like) {
@@ -75,7 +80,7 @@ inline void check_num_branches(const char* op, int64_t num_branches) {
 inline void check_branches(const char* op, const Tensor& branches, const Tensor& velocity) {
   check_device(op, "branches", branches, velocity);
   STD_TORCH_CHECK(branches.dim() == 3 && branches.size(0) == velocity.size(0) && branches.size(2) == velocity.size(1) &&
-                  (branches.size(2) == 1 || branches.stride(2) == 1) && branches.scalar_type() == velocity.scalar_type(),
+                  contiguous_rows(branches, 2) && branches.scalar_type() == velocity.scalar_type(),
                   op, ": branches must be [R, K, D] like velocity, contiguous within each branch");
 }
 

@@ -48,7 +48,8 @@ def rows(op: str, name: str, tensor: Tensor | None, like: Tensor) -> Rows | None
     """
     if tensor is None:
         return None
-    if tensor.shape != like.shape or tensor.dtype != like.dtype or (tensor.shape[1] > 1 and tensor.stride(1) != 1):
+    scattered = tensor.shape[1] > 1 and tensor.stride(1) != 1 and tensor.numel() > 0
+    if tensor.shape != like.shape or tensor.dtype != like.dtype or scattered:
         raise RuntimeError(
             f"{op}: {name} must be {like.dtype} {list(like.shape)}, contiguous within each row, "
             f"got {tensor.dtype} {list(tensor.shape)} with strides {list(tensor.stride())}"
