@@ -12,6 +12,7 @@ FIGURES ?= docs
 CUDA_ENV ?= .venv-cuda
 CUDA_TORCH ?= torch>=2.13
 ARGS ?=
+MINUTES ?= 60
 
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
@@ -19,12 +20,13 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-runs bench-report gpu build cuda-build readme-figures clean FORCE
+.PHONY: help demo test check bench bench-runs bench-report fuzz gpu build cuda-build readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
 	@echo "make test     run the tests"
 	@echo "make check    run the linter and the type checker"
+	@echo "make fuzz     call the ops with random arguments, right and wrong; MINUTES=$(MINUTES)"
 	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
 	@echo "make bench-report   the same and six training runs, half an hour; writes $(REPORT)"
 	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
@@ -45,6 +47,9 @@ test: .venv/.test
 check: .venv/.dev
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m mypy
+
+fuzz: .venv/.test
+	@$(VENV_PYTHON) tests/faults/fuzz_ops.py --minutes $(MINUTES) $(ARGS)
 
 bench: .venv/.test
 	@mkdir -p "$(BENCH)"

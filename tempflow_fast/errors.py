@@ -5,7 +5,7 @@ Nothing here imports torch, so that the command line can answer at once.
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -74,7 +74,11 @@ def finite(function: str, argument: str, value: object) -> float:
     """`value` if it is a finite number."""
     if not isinstance(value, Real):
         fail(function, argument, "a number", repr(value))
-    number: Any = value  # to a type checker, a Real is no float and has no order
-    if not -sys.float_info.max <= number <= sys.float_info.max:  # an integer may be larger than every float
+    number: Any = value  # to a type checker, a Real is no float
+    try:
+        is_finite = math.isfinite(number)
+    except OverflowError:  # an integer beyond every float
+        is_finite = False
+    if not is_finite:
         fail(function, argument, "finite", value)
     return number

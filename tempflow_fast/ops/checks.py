@@ -5,6 +5,7 @@ In all functions, `op` is the name of the op and `name` that of the argument, fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,8 @@ from ..errors import fail, finite, integer, integers, require
 from .schedule import StepTable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MAX_ELEMENTS = 2**34  # of a row: the noise counter has 32 bits for groups of four elements
+MAX_ROW = 2**34  # elements: the noise counter has 32 bits for groups of four
+MAX_ELEMENTS = 2**44  # of a tensor: more than any memory holds, and far from an overflow of 64 bits
 MAX_FLOAT = torch.finfo(torch.float32).max
 
 
@@ -40,7 +42,7 @@ def flat(op: str, name: str, tensor: Tensor, num_leading: int = 1) -> Tensor:
 def _flattened(op: str, name: str, tensor: Tensor, num_leading: int) -> Tensor:
     if tensor.dim() <= num_leading:
         fail(op, name, f"of {num_leading + 1} or more dimensions", list(tensor.shape))
-    if tensor.numel() and tensor.is_contiguous():
+    if 0 < tensor.numel() <= MAX_ROW and tensor.is_contiguous():
         return tensor.flatten(num_leading)
     shape, numel = tensor.shape[num_leading:], 1
     for size, stride in zip(reversed(shape), reversed(tensor.stride()[num_leading:]), strict=True):
@@ -49,14 +51,18 @@ def _flattened(op: str, name: str, tensor: Tensor, num_leading: int) -> Tensor:
         numel *= size
     if not numel:
         fail(op, name, "of at least one element per row", list(tensor.shape))
-    row_length(op, name, numel)
+    amount(op, name, math.prod(tensor.shape[:num_leading]), numel)
+    if tensor.is_neg():  # PyTorch negates it in a layout of its own
+        tensor = tensor.resolve_neg().contiguous()
     return tensor.flatten(num_leading)
 
 
-def row_length(op: str, name: str, numel: int) -> None:
-    """Requires a number of elements that the noise can tell apart; products of sizes then fit in 64 bits."""
-    if numel > MAX_ELEMENTS:
+def amount(op: str, name: str, num_rows: int, numel: int) -> None:
+    """Requires a number of rows and elements that noise and memory allow."""
+    if numel > MAX_ROW:
         fail(op, name, "of at most 2^34 elements per row", numel)
+    if num_rows * numel > MAX_ELEMENTS:
+        fail(op, name, "of at most 2^44 elements", num_rows * numel)
 
 
 def _real(op: str, name: str, tensor: object) -> None:
@@ -173,10 +179,10 @@ def ids(op: str, trajectory_ids: Sequence[int] | Tensor, num_rows: int | None, d
         _integers_on(op, "trajectory_ids", trajectory_ids, device)
     else:
         trajectory_ids = torch.tensor(integers(op, "trajectory_ids", trajectory_ids), dtype=torch.int64)
-    tensor = trajectory_ids.to(device, non_blocking=True).contiguous()
-    if tensor.dim() != 1 or num_rows not in (None, tensor.shape[0]):
-        fail(op, "trajectory_ids", f"[{'N' if num_rows is None else num_rows}]", list(tensor.shape))
-    return tensor
+    if trajectory_ids.dim() != 1 or num_rows not in (None, trajectory_ids.shape[0]):
+        fail(op, "trajectory_ids", f"[{'N' if num_rows is None else num_rows}]", list(trajectory_ids.shape))
+    amount(op, "trajectory_ids", trajectory_ids.shape[0], 1)
+    return trajectory_ids.to(device, non_blocking=True).contiguous()
 
 
 def _integers_on(op: str, name: str, tensor: Tensor, device: torch.device | None) -> None:

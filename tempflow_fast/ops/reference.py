@@ -3,6 +3,7 @@
 Signatures are those of the schemas: latents flattened to [N, D], the rows of a step table as float64
 `coefficients` [T, 5] (dt, a, b, s, noise_weight). Arithmetic is float64 for float64 inputs and float32 otherwise.
 The public functions in sample.py and loss.py document the arguments.
+Results are contiguous: PyTorch lays out those of overlapping rows in another way.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _rows(coefficients: Tensor, steps: Tensor | int, dtype: torch.dtype) -> tupl
 
 def guided_velocity(velocity: Tensor, velocity_uncond: Tensor, guidance_scale: float) -> Tensor:
     """The guided velocity [N, D] as `policy_loss` forms it: rounded to the velocity's dtype."""
-    return _guided(velocity, velocity_uncond, guidance_scale).to(velocity.dtype)
+    return _guided(velocity, velocity_uncond, guidance_scale).to(velocity.dtype).contiguous()
 
 
 def euler_step(
@@ -53,7 +54,7 @@ def euler_step(
     """latents + dt v, [N, D]."""
     v = _guided(velocity, velocity_uncond, guidance_scale)
     dt, *_ = _rows(coefficients, step, v.dtype)
-    return (latents.to(v.dtype) + dt * v).to(latents.dtype)
+    return (latents.to(v.dtype) + dt * v).to(latents.dtype).contiguous()
 
 
 def branch_step(
@@ -77,7 +78,7 @@ def branch_step(
     if latents.dtype != v.dtype:  # the density is that of the rounded value
         eps = (branches.to(v.dtype) - mean) / s
     log_prob = -0.5 * eps.detach().square().mean(-1) - s.log() - HALF_LOG_TWO_PI
-    return (x + dt * v).to(latents.dtype), branches, log_prob
+    return (x + dt * v).to(latents.dtype).contiguous(), branches, log_prob
 
 
 def initial_noise(trajectory_ids: Tensor, seed: Tensor, numel: int) -> Tensor:
@@ -96,7 +97,9 @@ def log_prob_backward(
 ) -> Tensor:
     """The gradient of `log_prob` with respect to the velocity, times `grad` [R]: [R, D]."""
     residual, s, b = _residual(latents_next, latents, velocity, coefficients, steps)
-    return (grad.to(s.dtype).unsqueeze(1) * b / (s.square() * latents.shape[1]) * residual).to(velocity.dtype)
+    return (
+        (grad.to(s.dtype).unsqueeze(1) * b / (s.square() * latents.shape[1]) * residual).to(velocity.dtype).contiguous()
+    )
 
 
 def _residual(
@@ -163,4 +166,4 @@ def policy_loss(
     gradient = (log_ratio_grad.unsqueeze(-1) * residual).sum(1) * (b / (s.square() * numel))
     if velocity_ref is not None:
         gradient = gradient + 2 * beta * kl_scale * difference_ref
-    return loss, log_ratio.detach(), clip_fraction, kl.detach(), gradient.detach()
+    return loss, log_ratio.detach(), clip_fraction, kl.detach(), gradient.detach().contiguous()

@@ -158,6 +158,7 @@ def branch_step(
     num_branches = integer("branch_step", "num_branches", num_branches)
     if not 1 <= num_branches <= MAX_BRANCHES:
         fail("branch_step", "num_branches", f"in 1..{MAX_BRANCHES}", num_branches)
+    checks.amount("branch_step", "num_branches", num_branches * x.shape[0], x.shape[1])
     ids = checks.ids("branch_step", trajectory_ids, x.shape[0], x.device)
     key = checks.seed_tensor("branch_step", seed, x.device)
     latents_next, branches, log_prob = underived("branch_step", x.dtype, x, v, u)(
@@ -199,7 +200,6 @@ def initial_noise(
         fail("initial_noise", "shape", "positive sizes", list(shape))
     device = None if device is None else checks.usable_device("initial_noise", device)
     ids = checks.ids("initial_noise", trajectory_ids, None, device)
-    key = checks.seed_tensor("initial_noise", seed, ids.device)
-    numel = math.prod(shape)
-    checks.row_length("initial_noise", "shape", numel)
+    key, numel = checks.seed_tensor("initial_noise", seed, ids.device), math.prod(shape)
+    checks.amount("initial_noise", "shape", ids.shape[0], numel)
     return registered("initial_noise", torch.float32)(ids, key, numel).view(ids.shape[0], *shape)
