@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..policies.base import Condition, Policy, guides
 from ..policies.quantized import quantized
 from ..processes import Processes
 from ..rewards import Scores, WeightedReward
-from ..settings.iteration import GRPOConfig
+from ..settings.iteration import GRPOConfig, RolloutPrecision
 from .advantages import group_advantages
 from .branches import Branches
 from .draw import drawn_branches
@@ -25,7 +25,8 @@ from .rollout import Rollout, rollout
 from .scoring import RolloutScorer, Scored
 from .shares import Shares
 from .stage_clock import StageClock
-from .wavefront import least_calls
+from .tails import tails_of
+from .wavefront import Wavefront, least_calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,9 @@ def act(
     Raises:
         RewardError: if a reward failed.
     """
-    branches = drawn_branches(config, len(texts), seed)
+    branches, tails = drawn_branches(config, len(texts), seed), tails_of(config, table)
+    lists = [branches.of(shares.carried_by(process)) for process in range(shares.num_processes)]
+    waves = [Wavefront(each, tails, config.max_batch) for each in lists]
     with clock.stage("encode"):
         condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
     with RolloutScorer(policy, reward, texts, metadata, shares, branches, processes, clock.stage) as scorer:
@@ -81,14 +84,16 @@ def act(
                 condition,
                 table,
                 noise,
-                branches.of(shares.carried),
+                lists[shares.index],
                 seed,
                 shares.carried,
                 max_batch=config.max_batch,
                 guidance_scale=config.guidance_scale,
                 graphs=graphs_of(policy) if config.cuda_graphs else None,
                 on_finished=scorer.finish,
-                least_calls=least_calls(branches, shares, config.num_steps, config.max_batch),
+                tails=tails,
+                tail_context=lambda: computing_in(policy, config.tail_precision),
+                least_calls=least_calls(waves),
             )
         scored = scorer.collect()
     clock.seconds["seconds_reward_busy"] = scored.seconds_busy
@@ -103,10 +108,14 @@ def _start(
     return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
 
 
-@contextmanager
-def rollout_precision(policy: Policy, config: GRPOConfig) -> Iterator[None]:
+def rollout_precision(policy: Policy, config: GRPOConfig) -> AbstractContextManager[None]:
     """Inside this context the network computes in the precision of the rollout."""
-    precision = config.rollout_precision
+    return computing_in(policy, config.rollout_precision)
+
+
+@contextmanager
+def computing_in(policy: Policy, precision: RolloutPrecision | None) -> Iterator[None]:
+    """Inside this context the network computes in a precision; None: that of training."""
     if precision is None:
         yield
         return

@@ -43,7 +43,7 @@ def drawn_branches(config: GRPOConfig, num_trajectories: int, seed: int) -> Bran
         first = m * (seed % ITERATIONS)
         chosen = [counts[(first + place) % len(counts)] for place in range(m)]
         return Branches.everywhere(num_trajectories, dict(chosen))
-    line = Line.of_sizes(config.branch_probabilities or (1.0,) * len(counts), m)
+    line = draw_line(config, m)
     keys = torch.arange(num_trajectories) // (config.num_seeds if config.group == "prompt" else 1)
     # Initial noise has branch 0 of its step; branch 1 of that step is free for this.
     words = noise.words(keys, torch.tensor(seed), noise.INITIAL_NOISE_STEP, 2, 1)[:, 1, 0]
@@ -51,6 +51,18 @@ def drawn_branches(config: GRPOConfig, num_trajectories: int, seed: int) -> Bran
     steps, numbers = (torch.tensor(column) for column in zip(*counts, strict=True))
     weights = m / (len(counts) * torch.tensor(line.probabilities, dtype=torch.float64))
     return Branches(num_trajectories, trajectories, steps[places], numbers[places], weights[places])
+
+
+def draw_line(config: GRPOConfig, num_drawn: int) -> Line:
+    """The probabilities of the branch steps with branches.
+
+    Args:
+        config: the settings.
+        num_drawn: m.
+    """
+    if config.branch_probabilities is None:
+        return Line.of_sizes((1.0,) * len(config.branch_counts), num_drawn)
+    return Line.of_sizes([size for _, size in config.per_step("branch_probabilities")], num_drawn)
 
 
 @dataclass(frozen=True)

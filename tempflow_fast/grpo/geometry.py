@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
+from ..choices import NOISELESS
 from ..errors import require
+from ..ops.schedule import linear_sigmas, step_table
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
-from .draw import drawn_branches
+from .draw import draw_line, drawn_branches
 from .shares import Shares
+from .tails import Tails, tails_of
 from .update import training_plan
-from .wavefront import Wavefront, least_calls
+from .wavefront import NumCalls, Wavefront, least_calls
 
 BACKWARD = 2
 """Cost of a backward pass, in forward passes."""
@@ -111,17 +114,23 @@ class Geometry:
 
     @cached_property
     def _waves(self) -> list[Wavefront]:
+        return [Wavefront(self.branches.of(each.carried), self._tails, self.config.max_batch) for each in self.shares]
+
+    @cached_property
+    def _tails(self) -> Tails:
+        """The tails of the settings; without `sigmas`, on a schedule whose levels are only about the policy's."""
         c = self.config
-        return [Wavefront(self.branches.of(each.carried), c.num_steps, c.max_batch) for each in self.shares]
+        sigmas = linear_sigmas(c.num_steps) if c.sigmas is None else c.sigmas
+        return tails_of(c, step_table(sigmas, NOISELESS))
 
     @property
     def rollout_calls(self) -> int:
         """Network calls of the rollout, in every process."""
-        return sum(self._calls_per_step)
+        return sum(map(sum, self._calls_per_step))
 
     @cached_property
-    def _calls_per_step(self) -> list[int]:
-        return least_calls(self.branches, self.shares[0], self.config.num_steps, self.config.max_batch)
+    def _calls_per_step(self) -> list[NumCalls]:
+        return least_calls(self._waves)
 
     @property
     def rollout_rows(self) -> int:
@@ -149,7 +158,7 @@ class Geometry:
         acting = sum(len(own.pairs_of(range(update, n, c.num_updates))) for update in range(1, c.num_updates))
         samples = n * max(count for _, count in c.branch_counts)
         flow = samples * len(c.branch_counts)
-        alone = Wavefront(own, c.num_steps)
+        alone = Wavefront(own, tails_of(replace(c, tail_steps=None), self._tails.main))
         rollout = sum(alone.num_rows(step) for step in range(c.num_steps))
         return (
             Cost(
@@ -160,7 +169,8 @@ class Geometry:
         )
 
     def __str__(self) -> str:
-        return "\n".join([self._summary(), "", *self._work_table(), "", *self._cost_table()])
+        tables = (self._step_table(), self._work_table(), self._cost_table())
+        return "\n".join([self._summary(), *(line for table in tables for line in ("", *table))])
 
     def _summary(self) -> str:
         c = self.config
@@ -170,6 +180,32 @@ class Geometry:
             f"{self.num_prompts} prompts x {c.num_seeds} seeds = {self.num_trajectories} trajectories, each with "
             f"{each} branches at {len(counts)} of {c.num_steps} steps; {c.num_updates} updates"
         )
+
+    def _step_table(self) -> list[str]:
+        """What each branch step costs, on average over the draws of branch steps."""
+        c = self.config
+        shares = [sum(p for p, places in self._draws if place in places) for place in range(len(c.branch_counts))]
+        head = ("per trajectory, on average", "drawn", "branches", "tail", "evaluations", "images", "trained")
+        columns = zip(c.branch_counts, c.tail_lengths, shares, strict=True)
+        rows = [(step, p, k, length, p * k * length, p * k, p) for (step, k), (_, length), p in columns]
+        steps = [step for step, _ in c.branch_counts]
+        trunk = sum(p * (1 + max(steps[place] for place in places)) for p, places in self._draws)
+        sums = [sum(row[column] for row in rows) for column in (4, 5, 6)]
+        lines = [(f"branch step {step}", *rest) for step, *rest in rows]
+        lines += [("trunk", "", "", "", trunk, "", ""), ("all", "", "", "", trunk + sums[0], *sums[1:])]
+        return _table(head, [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in line] for line in lines])
+
+    @property
+    def _draws(self) -> list[tuple[float, tuple[int, ...]]]:
+        """Every set of branch steps that a trajectory may have: (probability, places)."""
+        c, num_steps = self.config, len(self.config.branch_counts)
+        m = c.branches_per_trajectory
+        if m is None:
+            return [(1.0, tuple(range(num_steps)))]
+        if c.branch_draw == "weighted":
+            return draw_line(c, m).possible()
+        turns = range(num_steps)
+        return [(1 / num_steps, tuple((m * turn + place) % num_steps for place in range(m))) for turn in turns]
 
     def _work_table(self) -> list[str]:
         head = ("process", "trajectories", "padding", "images", "pairs per update")

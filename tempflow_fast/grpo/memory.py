@@ -101,8 +101,10 @@ def _num_bytes(tensors: Sequence[Tensor]) -> int:
 
 def _trajectory_bytes(policy: Policy, condition: Condition, config: GRPOConfig) -> int:
     counts = [count for _, count in config.branch_counts]
-    # The buffer of the rollout (trunk and finished latents), then the states and the branches as they were drawn.
-    latents = 4 * torch.Size(policy.latent_shape).numel() * (1 + 2 * sum(counts) + len(counts))
+    # The buffer of the rollout (trunk and finished latents), then the states and the branches as they were drawn; a
+    # multistep solver also remembers a latent of each branch.
+    per_branch = 2 if config.tail_solver == "euler" else 3
+    latents = 4 * torch.Size(policy.latent_shape).numel() * (1 + per_branch * sum(counts) + len(counts))
     return latents + _num_bytes(list(condition.tensors.values()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from ..ops.reference import compute_dtype
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy
 from .branches import Branches
-from .wavefront import Call, Wavefront
+from .tails import Tails, full_tails
+from .wavefront import NO_CALLS, Call, NumCalls, Wavefront
 
 Index = Tensor | slice
 CONDITION = "condition."  # before the names of the condition's tensors among the inputs of a segment
@@ -47,6 +49,10 @@ class Rollout:
     trajectory_ids: Tensor
     """int64 [N], the trajectories' names in the noise function."""
     table: StepTable
+    checked: Tensor
+    """int64 [C], the branches that were also finished by the full tail."""
+    checked_latents: Tensor
+    """What the full tail makes of them, [C, *shape]."""
     num_calls: int
     """Calls of `policy.velocity`."""
     num_row_evaluations: int
@@ -73,6 +79,7 @@ class Rollout:
         return self.branch_list.dense(self.flat_latents)
 
 
+Context = Callable[[], AbstractContextManager[None]]
 OnFinished = Callable[[Tensor, Tensor], None]
 """Takes finished branches [n, *shape] and their positions in the list of branches, int64 [n] on the host."""
 
@@ -90,7 +97,10 @@ def rollout(
     guidance_scale: float = 1.0,
     graphs: CudaGraphs | None = None,
     on_finished: OnFinished | None = None,
-    least_calls: Sequence[int] | None = None,
+    tails: Tails | None = None,
+    tail_context: Context = nullcontext,
+    checked: Tensor | None = None,
+    least_calls: Sequence[NumCalls] | None = None,
 ) -> Rollout:
     """Draws the branches of N trajectories (TempFlow-GRPO, arXiv 2508.04324) in T network calls.
 
@@ -111,7 +121,11 @@ def rollout(
         graphs: captured calls of this policy to replay, see `graphs_of`; None: Python makes every call.
         on_finished: called with each group of finished branches as soon as they exist, and with their positions in the
             list. The groups together are all branches; those of one pair follow one another. The calls are made under
-            the autocast of the rollout, without gradients.
+            the autocast of the rollout, without gradients. Branches that are finished by the full tail as well come
+            again, with the positions R, R + 1, ... in the order of `checked`.
+        tails: how branches are finished, made for `table`; None: by the rest of the schedule.
+        tail_context: network calls of tails with a precision of their own are made inside what it returns.
+        checked: int64 [C] on the host, positions of branches to finish by the rest of the schedule as well; None: none.
         least_calls: [T], the number of network calls that each step makes at least, so that processes which share a
             network make the same; None: no more than are needed.
 
@@ -123,6 +137,8 @@ def rollout(
     """
     _check(policy, condition, table, noise, max_batch)
     branches = _listed(num_branches, table, len(noise))
+    tails = full_tails(table) if tails is None else tails
+    require(tails.main is table, "rollout", "tails", "made for table", "others")
     ids = _checked_ids(trajectory_ids, noise)
     key = checks.seed_tensor("rollout", seed, noise.device)
     wave = _Wave(
@@ -133,11 +149,14 @@ def rollout(
         branches=branches,
         seed=key.view(1),
         trajectory_ids=ids,
+        tails=tails,
+        tail_context=tail_context,
         max_batch=max_batch,
+        checked=torch.zeros(0, dtype=torch.int64) if checked is None else checked,
         guidance_scale=guidance_scale,
         graphs=graphs,
         on_finished=on_finished,
-        least_calls=[0] * table.num_steps if least_calls is None else least_calls,
+        least_calls=[NO_CALLS] * table.num_steps if least_calls is None else least_calls,
     )
     for step in range(table.num_steps):
         wave.advance(step)
@@ -146,7 +165,9 @@ def rollout(
         flat_states=wave.states,
         flat_branches=wave.drawn,
         flat_log_prob=wave.log_prob,
-        flat_latents=wave.latents[len(noise) :],
+        flat_latents=wave.latents[len(noise) :][: branches.num_rows],
+        checked=wave.checked,
+        checked_latents=wave.latents[len(noise) + branches.num_rows :],
         condition=condition,
         trajectory_ids=ids,
         table=table,
@@ -157,7 +178,7 @@ def rollout(
 
 @dataclass(kw_only=True, eq=False)
 class _Wave:
-    """The buffer of live latents [N + R, *shape], trunks and then branches, and the results recorded so far."""
+    """The buffer of live latents [N + R + C, *shape], trunks and then branches, and the results recorded so far."""
 
     policy: Policy
     condition: Condition
@@ -166,11 +187,14 @@ class _Wave:
     branches: Branches
     seed: Tensor
     trajectory_ids: Tensor
+    tails: Tails
+    tail_context: Context
     max_batch: int | None
+    checked: Tensor
     guidance_scale: float
     graphs: CudaGraphs | None
     on_finished: OnFinished | None
-    least_calls: Sequence[int]
+    least_calls: Sequence[NumCalls]
     num_calls: int = 0
     num_row_evaluations: int = 0
 
@@ -178,13 +202,15 @@ class _Wave:
         num, own, shape = len(noise), self.branches, noise.shape[1:]
         self.states, self.drawn = (noise.new_empty(n, *shape) for n in (own.num_pairs, own.num_rows))
         self.log_prob = noise.new_empty(own.num_rows, dtype=compute_dtype(noise.dtype))
-        self.latents = noise.new_empty(num + own.num_rows, *shape)
+        self.sources = torch.cat([torch.arange(own.num_rows), self.checked])  # of each branch, and again if checked
+        self.latents = noise.new_empty(num + len(self.sources), *shape)
         self.latents[:num] = noise
-        self.owners = torch.cat([torch.arange(num), own.trajectories[own.pair_of_row]])
-        self.sigma = self.table.sigma.to(noise.device, noise.dtype, non_blocking=True)
-        plan = Wavefront(own, self.table.num_steps, self.max_batch)
+        self.memory = noise.new_empty(own.num_rows if self.tails.solver != "euler" else 0, *shape)
+        self.owners = torch.cat([torch.arange(num), own.trajectories[own.pair_of_row[self.sources]]])
+        self.sigma = self.tails.table.sigma.to(noise.device, noise.dtype, non_blocking=True)
+        plan = Wavefront(own, self.tails, self.max_batch, self.checked)
         self.plan = [plan.calls(step, least) for step, least in enumerate(self.least_calls)]
-        self.born_finished = [plan.finished_at_birth(step) for step in range(self.table.num_steps)]
+        self.born, self.finished_at_birth = plan.born, plan.finished_at_birth
         self.row_counts = self._row_counts()
         if self.graphs:
             self.graphs.begin(self.policy, max(self.row_counts.values()))
@@ -195,7 +221,7 @@ class _Wave:
         counts = {max(len(call), 1) for calls in self.plan for call in calls}
         if not self.graphs:
             return {count: count for count in counts}
-        if self.branches.common_steps is None:
+        if self.branches.common_steps is None or len(self.checked):
             limit = self.max_batch or bucket(max(counts))
             return {count: min(bucket(count), limit) for count in counts}
         return rounded_counts(counts, MAX_ROW_COUNTS)
@@ -204,48 +230,57 @@ class _Wave:
         """Moves all live rows one step, and draws the branches that leave at it."""
         for call in self.plan[step]:
             self._make(call, step)
-        self._finish(self.born_finished[step])
+        born = (self.born == step).nonzero().flatten()
+        if len(born):
+            drawn = self.drawn[self._there(self.sources[born])]
+            self.latents[self._there(len(self.trajectory_ids) + born)] = drawn
+        self._finish(self.finished_at_birth(step))
 
     def _make(self, call: Call, step: int) -> None:
         """Makes one call and moves its rows."""
-        rows, velocity, uncond = self._velocity(call)
-        latents, moved = self.latents[rows], []
+        velocity, uncond = self._velocity(call)
+        place, moved = self._there(call.rows), []
+        latents = self.latents[place]
         for run in call.runs:
             guidance: dict[str, Any] = {}
             if uncond is not None:
                 guidance = {"velocity_uncond": uncond[run.rows], "guidance_scale": self.guidance_scale}
-            x, v = latents[run.rows], velocity[run.rows]
+            x, v, rows = latents[run.rows], velocity[run.rows], call.rows[run.rows]
             if run.num_branches:
-                moved.append(self._branch(call.rows[run.rows], x, v, step, run.num_branches, guidance))
+                moved.append(self._branch(rows, x, v, step, run.num_branches, guidance))
+            elif run.level >= self.table.num_steps and self.tails.solver != "euler":
+                guided = ops.guided_velocity(v, **guidance) if guidance else v
+                moved.append(self._multistep(rows, x, guided, run.level))
             else:
-                moved.append(ops.euler_step(x, v, self.table, run.level, **guidance))
+                moved.append(ops.euler_step(x, v, self.tails.table, run.level, **guidance))
         if moved:
-            self.latents[rows] = torch.cat(moved)
+            self.latents[place] = torch.cat(moved)
         self._finish(call.rows[call.finished] - len(self.trajectory_ids))
 
-    def _velocity(self, call: Call) -> tuple[Index, Tensor, Tensor | None]:
-        """The call's rows of the buffer, and their velocities."""
+    def _velocity(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """The velocities of the call's rows, and perhaps of more."""
         rows, levels = call.rows, call.levels
         if not len(call):  # a call that only matches those of other processes
             rows = levels = torch.zeros(1, dtype=torch.int64)
         num_rows = self.row_counts[len(rows)]
         rows, levels = _padded(rows, num_rows), _padded(levels, num_rows)
         interruption.before_call()
-        place = self._there(rows)
         condition = self.condition[self._there(self.owners[rows])]
         inputs = {
-            "latents": self.latents[place],
+            "latents": self.latents[self._there(rows)],
             "sigma": self.sigma[self._there(levels)],
             **{CONDITION + name: part for name, part in condition.tensors.items()},
         }
         self.num_calls += 1
         self.num_row_evaluations += num_rows
-        segment = _segment(self.policy, self.guidance_scale)
-        if self.graphs is None:
-            velocity, *uncond = segment(inputs)
-        else:
-            velocity, *uncond = self.graphs.run(self.guidance_scale, segment, inputs)
-        return self._there(call.rows), velocity, uncond[0] if uncond else None
+        scale = self.guidance_scale if call.mode.guided else 1.0
+        segment = _segment(self.policy, scale)
+        with self.tail_context() if call.mode.tail else nullcontext():
+            if self.graphs is None:
+                velocity, *uncond = segment(inputs)
+            else:
+                velocity, *uncond = self.graphs.run((call.mode.tail, scale), segment, inputs)
+        return velocity, uncond[0] if uncond else None
 
     def _branch(
         self, trunks: Tensor, latents: Tensor, velocity: Tensor, step: int, count: int, guidance: dict[str, Any]
@@ -259,8 +294,16 @@ class _Wave:
         self.states[self._there(pairs)] = latents
         place = self._there(rows)
         self.drawn[place], self.log_prob[place] = drawn.flatten(0, 1), log_prob.flatten()
-        self.latents[self._there(len(self.trajectory_ids) + rows)] = drawn.flatten(0, 1)
         return moved
+
+    def _multistep(self, rows: Tensor, latents: Tensor, velocity: Tensor, level: int) -> Tensor:
+        """Moves rows of tails by a solver that remembers the step before."""
+        place, correction = self._there(rows - len(self.trajectory_ids)), self.tails.corrections[level]
+        now = self.tails.remembered(level, latents, velocity)
+        if correction:
+            velocity = velocity + correction * (now - self.memory[place])
+        self.memory[place] = now
+        return ops.euler_step(latents, velocity, self.tails.table, level)
 
     def _finish(self, rows: Tensor) -> None:
         """Hands over finished branches."""

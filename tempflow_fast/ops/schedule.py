@@ -1,15 +1,15 @@
 """Turns noise levels into one table of per-step scalars.
 
 Every sampler is one line, `x_next = a x + b v + s eps`, whose scalars depend only on the step. They are computed here
-once, on the host, in float64; no other module has a formula in sigma.
+once, on the host, in float64. No other module has a formula in sigma, but for the solvers of tails in `grpo/tails.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -77,6 +77,18 @@ class StepTable:
             columns = torch.stack([self.dt, self.a, self.b, self.s, self.noise_weight], dim=1)
             self._on_device[device] = columns.to(device, non_blocking=True)
         return self._on_device[device]
+
+    def followed_by(self, schedules: Iterable[Sequence[float]]) -> StepTable:
+        """The same table with noiseless steps of other schedules after its own, as further rows.
+
+        Args:
+            schedules: lists of two or more falling noise levels; each list of n + 1 levels adds n rows.
+        """
+        parts = [self, *(step_table(levels, NOISELESS) for levels in schedules)]
+        columns = ("sigma", "sigma_next", "a", "b", "s", "noise_weight", "dt")
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in columns}
+        added = range(self.num_steps, len(joined["sigma"]))
+        return replace(self, **joined, silent_steps=(*self.silent_steps, *added), _on_device={})
 
 
 def linear_sigmas(num_steps: int, shift: float = 1.0) -> list[float]:

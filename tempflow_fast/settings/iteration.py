@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..choices import Group, Sampler
 from ..errors import fail, require
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Aggregate = Literal["rewards", "advantages"]
 BranchDraw = Literal["weighted", "rotating"]
+TailSolver = Literal["euler", "ab2", "dpmpp_2m"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
 
 
@@ -53,7 +54,21 @@ class GRPOConfig:
     so that the expected update is that of all of them ("weighted"); or all trajectories take the next m in turn,
     without weights ("rotating")."""
     branch_probabilities: tuple[float, ...] | None = None
-    """With weighted draws, how often each branch step is drawn, in proportion to these numbers; None: all alike."""
+    """With weighted draws, how often each branch step is drawn, in proportion to these numbers, one per branch step;
+    None: all alike."""
+    tail_steps: int | tuple[int, ...] | None = None
+    """Network calls after a branch step: at most this many, or one number per branch step; None: the rest of the
+    schedule. A shorter tail goes from the branch's sigma to 0 in levels that are uniform in the schedule; 1 is the
+    prediction of the image from the branch."""
+    tail_solver: TailSolver = "euler"
+    """How a tail moves: by Euler steps, by the multistep solver Adams-Bashforth of second order ("ab2"), or by
+    DPM-Solver++ with two steps as in diffusers ("dpmpp_2m"). The first step of a tail is always an Euler step."""
+    tail_precision: RolloutPrecision | None = None
+    """Precision of the network calls of tails alone, as in `rollout_precision`, which must then be None. Trunks and
+    tails no longer share network calls. None: that of the rollout."""
+    tail_guidance: tuple[float, float] | None = None
+    """Lowest and highest sigma at which tails use guidance; None: at all of them. Rows with and without guidance do not
+    share network calls."""
     group: Group = "seed"
     """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
@@ -118,6 +133,7 @@ class GRPOConfig:
         group_size = least * (self.num_seeds if self.group == "prompt" else 1)
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
         self._check_draw()
+        self._check_tails()
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
             fail("GRPOConfig", "sigmas", f"num_steps + 1 = {self.num_steps + 1} levels", len(self.sigmas))
         if self.sigmas is not None:
@@ -127,16 +143,34 @@ class GRPOConfig:
 
     def _check_draw(self) -> None:
         """Checks the settings of `branches_per_trajectory`."""
-        m, steps, sizes = self.branches_per_trajectory, len(self.branch_counts), self.branch_probabilities
+        m, sizes, counts = self.branches_per_trajectory, self.branch_probabilities, self.branch_counts
         if m is not None:
-            fits = 1 <= m <= steps
-            self._require(fits, "branches_per_trajectory", f"in 1..{steps}, the number of branch steps with branches")
+            fits = 1 <= m <= len(counts)
+            expected = f"in 1..{len(counts)}, the number of branch steps with branches"
+            self._require(fits, "branches_per_trajectory", expected)
         if sizes is None:
             return
-        fits = len(sizes) == steps and all(0 < size < math.inf for size in sizes)
-        self._require(fits, "branch_probabilities", f"{steps} positive numbers, one per branch step with branches")
+        positive = all(0 < size < math.inf for _, size in self.per_step("branch_probabilities"))
+        self._require(positive, "branch_probabilities", "positive at each branch step with branches")
         weighted = m is not None and self.branch_draw == "weighted"
         self._require(weighted, "branch_probabilities", "None without weighted draws of branches_per_trajectory")
+
+    def _check_tails(self) -> None:
+        """Checks the settings of tails."""
+        if self.tail_steps is not None:
+            rest = [(self.num_steps - 1 - step, length) for step, length in self.per_step("tail_steps")]
+            if isinstance(self.tail_steps, int):
+                self._require(self.tail_steps >= 1, "tail_steps", ">= 1")
+            fits = isinstance(self.tail_steps, int) or all(min(left, 1) <= length <= left for left, length in rest)
+            most = ", ".join(str(left) for left, _ in rest)
+            self._require(fits, "tail_steps", f"at least 1 and at most the steps that remain ({most})")
+        if self.tail_precision is not None:
+            self._require(self.rollout_precision is None, "tail_precision", "None where rollout_precision is set")
+            graphs = self.cuda_graphs and self.tail_precision != "bf16"
+            self._require(not graphs, "tail_precision", "None or 'bf16' with cuda_graphs")
+        if self.tail_guidance is not None:
+            low, high = self.tail_guidance
+            self._require(0 <= low <= high <= 1, "tail_guidance", "the lowest and the highest sigma, in [0, 1]")
 
     def _least_count(self) -> int:
         """The smallest K of a table of branches, leaving out the steps without any."""
@@ -153,13 +187,38 @@ class GRPOConfig:
     @property
     def branch_counts(self) -> tuple[tuple[int, int], ...]:
         """(step, K) of every step where branches leave, in ascending order."""
+        return self.per_step("num_branches")
+
+    @property
+    def tail_lengths(self) -> tuple[tuple[int, int], ...]:
+        """(step, network calls of a tail) of every step where branches leave, in ascending order."""
+        rest = [(step, self.num_steps - 1 - step) for step, _ in self.branch_counts]
+        if self.tail_steps is None:
+            return tuple(rest)
+        lengths = self.per_step("tail_steps")
+        return tuple((step, min(length, left)) for (step, left), (_, length) in zip(rest, lengths, strict=True))
+
+    def per_step(self, name: str) -> tuple[tuple[int, Any], ...]:
+        """A setting that is one number or a table with one per branch step.
+
+        Args:
+            name: of the setting.
+
+        Returns:
+            (step, value) of every step where branches leave, in ascending order.
+
+        Raises:
+            ValueError: if the table has another number of entries than there are branch steps.
+        """
         steps = tuple(range(self.num_steps - 1)) if self.branch_steps is None else self.branch_steps
-        counts = self.num_branches
-        if isinstance(counts, int):
-            return tuple((step, counts) for step in sorted(steps))
-        fits = len(counts) == len(steps)
-        self._require(fits, "num_branches", f"one number, or one for each of the {len(steps)} branch steps")
-        return tuple((step, count) for step, count in sorted(zip(steps, counts, strict=True)) if count)
+        tables = []
+        for each in ("num_branches", name):
+            table = getattr(self, each)
+            table = table if isinstance(table, tuple) else (table,) * len(steps)
+            fits = len(table) == len(steps)
+            self._require(fits, each, f"one number for each of the {len(steps)} branch steps")
+            tables.append(table)
+        return tuple((step, value) for step, count, value in sorted(zip(steps, *tables, strict=True)) if count)
 
     @property
     def training_guidance(self) -> float:

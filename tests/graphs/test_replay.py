@@ -7,7 +7,9 @@ import torch
 from support.captured import assert_equal, draw, nudge
 from support.tiny import PROMPTS, TinyPolicy
 
+import tempflow_fast as tff
 from tempflow_fast.graphs.replay import CudaGraphs
+from tempflow_fast.grpo.tails import make_tails
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0, "max_batch": None}, {"branch_steps": (0, 2)}])
@@ -68,3 +70,14 @@ def test_many_row_counts_become_few_and_the_eager_twin_pads_alike(device):
     plain = draw(policy, None, **options)
     assert plain.num_row_evaluations < captured.num_row_evaluations < 1.1 * plain.num_row_evaluations
     torch.testing.assert_close(captured.latents, plain.latents, rtol=1e-4, atol=1e-5)
+
+
+def test_tails_of_all_lengths_are_captured(device):
+    policy, graphs = TinyPolicy(), CudaGraphs(device)
+    table, condition, noise = tff.step_table(policy.sigmas(6)), policy.encode(PROMPTS), torch.randn(3, 3, 2, 2)
+    tails = make_tails(table, {0: 2, 1: 4, 2: 1, 3: 2, 4: 1}, "ab2")
+    for _ in range(3):
+        got = tff.rollout(policy, condition, table, noise, 3, graphs=graphs, tails=tails)
+        want = tff.rollout(policy, condition, table, noise, 3, tails=tails)
+        assert torch.equal(got.latents, want.latents)
+    assert graphs.num_replays > 0

@@ -108,8 +108,8 @@ def test_processes_make_calls_without_rows():
     table, (condition, noise) = tff.step_table(policy.sigmas(5)), start(policy)
     alone = tff.rollout(policy, condition, table, noise, listed(RAGGED), max_batch=4)
     policy.calls.clear()
-    least = tff.rollout(policy, condition, table, noise, listed(RAGGED), max_batch=4, least_calls=[8] * 5)
-    assert least.num_calls == len(policy.calls) == 40
+    least = tff.rollout(policy, condition, table, noise, listed(RAGGED), max_batch=4, least_calls=[(8, 0, 1, 0)] * 5)
+    assert least.num_calls == len(policy.calls) == 45
     torch.testing.assert_close(least.flat_latents, alone.flat_latents)
 
 
@@ -176,7 +176,7 @@ def test_a_table_of_branches_is_a_whole_iteration():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ((6, 6), "one number, or one for each of the 4 branch steps"),
+        ((6, 6), "one number for each of the 4 branch steps"),
         ((6, 0, -1, 3), "not negative, and positive at some branch step"),
         ((0, 0, 0, 0), "not negative, and positive at some branch step"),
         ((6, 0, 1, 3), "enough for a group of two or more rewards"),

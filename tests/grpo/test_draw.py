@@ -124,11 +124,11 @@ def test_an_iteration_costs_what_its_draw_says(settings):
         ({"branch_probabilities": (1.0, 1.0, 1.0)}, "branch_probabilities must be None without weighted draws"),
         (
             {"branches_per_trajectory": 2, "branch_probabilities": (1.0, 1.0)},
-            "branch_probabilities must be 3 positive numbers",
+            "branch_probabilities must be one number for each of the 3 branch steps",
         ),
         (
             {"branches_per_trajectory": 2, "branch_probabilities": (1.0, 0.0, 1.0)},
-            "branch_probabilities must be 3 positive numbers",
+            "branch_probabilities must be positive at each branch step",
         ),
         (
             {"branches_per_trajectory": 2, "branch_probabilities": (1.0, 1.0, 1.0), "branch_draw": "rotating"},

@@ -76,6 +76,27 @@ def test_page_names_every_process_and_its_part():
 
 
 @pytest.mark.parametrize(
+    ("settings", "means"),
+    [
+        ({"tail_steps": 2, "branch_steps": (1, 2, 3, 4)}, (53, 24, 4)),
+        ({}, (279, 54, 9)),
+        # The last step is 2, 5 or 8.
+        ({"branches_per_trajectory": 3, "branch_draw": "rotating"}, (6 + 6 * 45 / 3, 18, 3)),
+        # Every third step of nine, so that the last one is 6, 7 or 8.
+        ({"branches_per_trajectory": 3}, (8 + 6 * 45 / 3, 18, 3)),
+        ({"num_branches": (6, 6, 8, 10, 0, 0, 0, 0, 0)}, (4 + 6 * 9 + 6 * 8 + 8 * 7 + 10 * 6, 30, 4)),
+    ],
+)
+def test_the_page_has_means_per_trajectory(settings, means):
+    config = GRPOConfig(num_steps=10, num_seeds=1, num_updates=1, **settings)
+    (line,) = [line for line in str(Geometry(config, 1)).splitlines() if line.startswith("all")]
+    assert tuple(map(float, line.split()[1:])) == means
+    num = 30
+    rollouts = [Geometry(config, num, seed=seed).costs()[0].rollout for seed in range(3)]
+    assert sum(rollouts) / 3 / num == pytest.approx(means[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((GRPOConfig(), 0), "num_prompts must be >= 1, got 0"),
