@@ -130,6 +130,7 @@ class Evaluate:
         store = self._directory()
         if store is None:
             return evaluate(config, self.source.load(config, processes.device), self._measure(config), processes)
+        other = None if self.compare is None else EvaluationDirectory(self.compare).evaluation()
         prompts, metadata = heldout(config)
         if processes.is_main:
             digests = Digests(store.path / "digests.json")
@@ -139,8 +140,8 @@ class Evaluate:
         if not store.is_complete():
             measure, policy = self._measure(config), self.source.load(config, processes.device)
             noise = Noise(config.evaluation.eval_seed, tuple(policy.latent_shape))
-            if self.compare is not None:  # before hours of sampling
-                check_comparable(metadata, noise, EvaluationDirectory(self.compare).evaluation())
+            if other is not None:  # before hours of sampling
+                check_comparable(metadata, noise, other)
             if processes.is_main:
                 store.note_noise(noise)
             evaluate(config, policy, measure, processes, store)

@@ -49,7 +49,7 @@ class Model:
             given = getattr(self, name)
             require_option(self.weights is None or given is None, name, "left out with --weights", given)
         if self.weights is None:
-            config = get_recipe(self.recipe or DEFAULT_RECIPE)
+            config = get_recipe(DEFAULT_RECIPE if self.recipe is None else self.recipe)
         else:
             config = RunDirectory(self.weights).read_config()
         settings |= {"model": self.model, "device": self.device}

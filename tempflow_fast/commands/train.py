@@ -66,7 +66,7 @@ class Train:
             rewards = (getattr(settings.task, name) for name in REWARDS if getattr(given, name) is None)
             stored = tuple(reward for reward in rewards if reward is not None)
         else:
-            settings = get_recipe(given.recipe or DEFAULT_RECIPE)
+            settings = get_recipe(DEFAULT_RECIPE if given.recipe is None else given.recipe)
         # A limit on the command line replaces both limits of the recipe.
         limits = {name for name in LIMITS if getattr(given, name) is not None}
         if len(limits) == 1:

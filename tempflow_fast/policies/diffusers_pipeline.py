@@ -89,6 +89,7 @@ class DiffusersPolicy(NetworkPolicy):
         self._cache, self._offload = PromptCache(), False
 
     @classmethod
+    @quiet(*LIBRARIES)  # the first use of a class imports its module, which may warn
     def from_pretrained(
         cls,
         path: str | Path,

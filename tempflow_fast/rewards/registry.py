@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from ..errors import fail, require, unknown
+from ..text import shortened
 from .base import Reward, name_of, one_line
 from .cache import CachedReward
 from .weighted import WeightedReward
@@ -111,8 +112,8 @@ def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if reward.lstrip().startswith("{"):
         try:
             return json.loads(reward)
-        except json.JSONDecodeError:
-            fail("get_reward", "reward", "JSON if it begins with {", repr(reward))
+        except (ValueError, RecursionError) as error:
+            fail("get_reward", "reward", "JSON if it begins with {", f"{shortened(repr(reward))}: {error}")
     found: dict[str, Any] = {}
     for part in reward.split(","):
         name, separator, weight = (text.strip() for text in part.partition("="))
