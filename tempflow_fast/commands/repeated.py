@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LISTS = ("--prompt",)
+LISTS = ("--prompt", "--against")
 """Options that may be given several times."""
 ALIASES = {"--num-iterations": "--iterations"}
 """Another name -> the option."""

@@ -10,7 +10,11 @@ from tempflow_fast.cli import main
 from tempflow_fast.commands.signal import changed
 from tempflow_fast.settings.recipes import get_recipe
 
-SHORT = ["--prompts-per-iteration", "2", "--against", "branch_steps=[3] num_branches=2"]
+SHORT = [
+    *("--prompts-per-iteration", "2"),
+    *("--against", "branch_steps=[3] num_branches=2"),
+    *("--against", "branch_steps=[2]"),
+]
 
 
 def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
@@ -24,9 +28,10 @@ def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
     report = json.loads((tmp_path / "signal/report.json").read_text())
     assert (first["num_iterations"], report["num_iterations"]) == (3, 4)
     names = [setting["name"] for setting in report["settings"]]
-    assert names == ["as set", "branch_steps=[3] num_branches=2"]
-    # T = 6: the trunk and 2 branches with tails of 2 steps; and branches at 1, 2 and 3 of 6 with tails of 4, 3 and 2.
-    assert [setting["evaluations"] for setting in report["settings"]] == [4 + 6 * (4 + 3 + 2), 4 + 2 * 2]
+    assert names == ["as set", "branch_steps=[3] num_branches=2", "branch_steps=[2]"]
+    # T = 6: the trunk up to the last branch step, and from there the tails, of 4, 3 and 2 steps from steps 1, 2 and 3.
+    evaluations = [setting["evaluations"] for setting in report["settings"]]
+    assert evaluations == [4 + 6 * (4 + 3 + 2), 4 + 2 * 2, 3 + 6 * 3]
     assert (tmp_path / "signal/signal.png").stat().st_size > 10_000
     assert "Most signal per evaluation" in capsys.readouterr().out
     assert main([*command, "--iterations", "3", "--seed", "1"]) == 2
