@@ -10,7 +10,7 @@ RUN = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m tempflow_fast train --recipe shapes
 REPORT ?= docs/benchmarks.md
 FIGURES ?= docs
 CUDA_ENV ?= .venv-cuda
-CUDA_TORCH ?= torch>=2.13
+CUDA_TORCH ?= torch>=2.10
 ARGS ?=
 MINUTES ?= 60
 

@@ -5,7 +5,7 @@
                                           build` hides it and would download another one, so set this there)
     CXX, CUDACXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL   as usual with CMake
 
-Without a C++ compiler the package still installs, and runs on its reference bodies. What was built, what was not and
+Without a C++ compiler, or with an older torch, the package still installs, and runs on its reference bodies. What was built, what was not and
 why is printed, and stored in tempflow_fast/_build.json for `tempflow-fast info`.
 """
 
@@ -26,6 +26,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+OLDEST_TORCH = (2, 10)
+"""The oldest with the stable C++ interface that the library uses. One that is built with it runs on all later ones."""
 
 
 def find_torch() -> Path | None:
@@ -40,7 +42,7 @@ def find_torch() -> Path | None:
     spec = importlib.util.find_spec("torch")
     if spec and spec.submodule_search_locations:
         places.append(Path(spec.submodule_search_locations[0]))
-    return next((place for place in places if (place / "include/torch/csrc/stable/library.h").is_file()), None)
+    return next((place for place in places if (place / "version.py").is_file()), None)
 
 
 def torch_versions(torch: Path) -> tuple[str, str]:
@@ -48,6 +50,10 @@ def torch_versions(torch: Path) -> tuple[str, str]:
     text = (torch / "version.py").read_text()
     found = [re.search(rf"^{name}\b[^=]*= *'([^']+)'", text, re.MULTILINE) for name in ("__version__", "cuda")]
     return tuple(match.group(1) if match else "" for match in found)
+
+
+def _written(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def find_compiler() -> tuple[str | None, str]:
@@ -103,14 +109,15 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         compiler, problem = find_compiler()
         if compiler is None:
-            ext.optional = True  # setuptools then accepts that there is no file
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build in the same tree
-            self.record = {"cpu": f"not built: {problem}", "cuda": "not built: no C++ compiler"}
-            say(f"C++ kernels {self.record['cpu']}")
+            self.leave_out(ext, problem)
             return
         torch = find_torch()
         if torch is None:
-            raise SystemExit("tempflow_fast: torch was not found: install torch>=2.13, then this package")
+            raise SystemExit(f"tempflow_fast: torch was not found: install torch>={_written(OLDEST_TORCH)} first")
+        version = torch_versions(torch)[0]
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_TORCH:
+            self.leave_out(ext, f"torch {version} is older than {_written(OLDEST_TORCH)}, which the C++ kernels need")
+            return
         with_cuda, why = cuda_decision(torch)
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         say(f"building the C++ kernels with {compiler} for torch {torch_versions(torch)[0]} in {torch}")
@@ -128,6 +135,13 @@ class CMakeBuild(build_ext):
             self.cmake(torch, with_cuda, out)
         self.record = {"cpu": f"built with {compiler}", "cuda": f"{'built' if with_cuda else 'not built'}: {why}"}
         say(f"built {out / '_C.so'}")
+
+    def leave_out(self, ext: Extension, problem: str) -> None:
+        """Goes on without the library, and remembers why."""
+        ext.optional = True  # setuptools then accepts that there is no file
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build in the same tree
+        self.record = {"cpu": f"not built: {problem}", "cuda": f"not built: {problem}"}
+        say(f"C++ kernels {self.record['cpu']}")
 
     def cmake(self, torch: Path, with_cuda: bool, out: Path) -> None:
         """Configure, build and install into `out`."""
@@ -155,5 +169,5 @@ setup(
     ext_modules=[Extension("tempflow_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
     # Only where there is a compiler and no torch to build against; pip reads this in an isolated build.
-    setup_requires=[] if find_torch() or not find_compiler()[0] else ["torch>=2.13"],
+    setup_requires=[] if find_torch() or not find_compiler()[0] else [f"torch>={_written(OLDEST_TORCH)}"],
 )

@@ -65,7 +65,7 @@ def box_muller(radius_word, angle_word):
 def quad_words(seed, trajectory_id, branch_step, quad):
     """The four uint32 words of each quad. Only `quad` is a tensor: the scalars' part of round 1 is computed once."""
     low, high = (trajectory_id & WORD).to(tl.uint32), (trajectory_id >> 32).to(tl.uint32)
-    return tl.philox(seed, quad, tl.to_tensor(branch_step).to(tl.uint32), low, high)
+    return tl.philox(seed, quad, tl.cast(branch_step, tl.uint32), low, high)
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 // Shared by the CUDA bodies: the device and stream of a call, and the arguments that many kernels take.
 #pragma once
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include <vector>
@@ -11,13 +12,26 @@ namespace tempflow::cuda {
 
 using torch::stable::new_empty;
 
+// The current stream of a GPU. torch 2.10 to 2.12 have no stable function for it, so the C function behind the later one is
+// looked up in the loaded libtorch_cuda: a binary built with any torch then runs on all of them.
+inline void* current_stream(int32_t device) {
+  using Get = int32_t (*)(int32_t, void**);
+  static const Get get = [] {
+    void* cuda = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return cuda ? reinterpret_cast<Get>(dlsym(cuda, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get && get(device, &stream) == 0, "tempflow_fast: this torch does not tell its current CUDA stream");
+  return stream;
+}
+
 // Makes the device of a tensor the current one during its lifetime.
 struct OnDeviceOf {
   torch::stable::accelerator::DeviceGuard guard;
   void* stream;
 
   explicit OnDeviceOf(const Tensor& t)
-      : guard(index_of(t)), stream(torch::stable::accelerator::getCurrentStream(index_of(t)).nativeHandle()) {}
+      : guard(index_of(t)), stream(current_stream(index_of(t))) {}
 
  private:
   static int32_t index_of(const Tensor& t) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -69,8 +70,18 @@ def compile_blocks(network: nn.Module) -> int:
     require(bool(blocks), "compile_blocks", "network", "a module with blocks in a ModuleList", f"{name} without one")
     clock.watch()
     for block in blocks:
-        block.compile(dynamic=True, recompile_limit=MAX_COMPILATIONS)
+        block.compile(dynamic=True, **_limit())
     return len(blocks)
+
+
+def _limit() -> dict[str, int]:
+    """The option of torch.compile; before 2.13 it has none, and only the limit of the whole process can be raised."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"recompile_limit": MAX_COMPILATIONS}
+    from torch import _dynamo
+
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, MAX_COMPILATIONS)
+    return {}
 
 
 def uncompiled() -> AbstractContextManager[None]:

@@ -1,0 +1,150 @@
+"""Runs the tests with other versions of the libraries, each in its own environment; writes the table of the docs.
+
+    python tests/compat.py [--only NAME ...] [--environments DIR] [--output docs/compatibility.md]
+
+`make compat` calls it. Environments are kept, so that a second run only tests. An environment installs the package as a
+user does, `pip install .` over the libraries that are there, and must leave their versions as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LIBRARIES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate")
+TOOLS = (
+    *("pytest", "pytest-benchmark", "hypothesis", "cmake", "ninja", "setuptools>=77"),
+    *("scipy", "datasets", "tensorboard"),
+)
+TESTED = ("ops", "grpo", "graphs", "policies", "settings", "signal", "run", "test_processes.py")
+"""Folders and files of tests/ that depend on the libraries' versions."""
+OLD = ("diffusers==0.40.0", "transformers==5.0.*", "peft==0.18.0", "accelerate==1.10.0")
+VERSIONS = {
+    "no C++ kernels": ("torch==2.9.1", *OLD),
+    "oldest": ("torch==2.10.0", *OLD),
+    "middle": ("torch==2.12.0", "diffusers==0.41.0", "transformers==5.0.*", "peft==0.18.0", "accelerate==1.12.0"),
+    "newest": ("torch", "diffusers", "transformers", "peft", "accelerate"),
+}
+"""Name -> what is installed before the package."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an environment has, and how its tests ended."""
+
+    python: str
+    versions: dict[str, str]
+    native: str
+    """What was built."""
+    passed: int
+    failed: int
+    skipped: int
+    minutes: float
+
+
+def environment(name: str, directory: Path) -> Path:
+    """The Python of an environment, made if necessary, with the package installed over its libraries."""
+    place = directory / re.sub(r"\W+", "-", name)
+    python = place / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if not (place / "installed").exists():
+        subprocess.run([*install, *VERSIONS[name], *TOOLS], check=True)
+    before = versions(python)
+    subprocess.run([*install, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
+    subprocess.run([*install, str(ROOT)], check=True)
+    changed = {library: (before[library], now) for library, now in versions(python).items() if now != before[library]}
+    if changed:
+        raise SystemExit(f"installing the package changed {changed}")
+    (place / "installed").touch()
+    return python
+
+
+def versions(python: Path) -> dict[str, str]:
+    """The versions of the libraries in an environment."""
+    code = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {LIBRARIES}}}))"
+    return json.loads(subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def tested(python: Path, arguments: list[str]) -> Result:
+    """Runs the tests against the installed package, not against this tree."""
+    report = python.parent.parent / "junit.xml"
+    start = time.monotonic()
+    places = [str(ROOT / "tests" / place) for place in TESTED]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *places, *arguments]
+    subprocess.run(command, cwd=ROOT / "tests", env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    counts = ElementTree.parse(report).getroot()[0].attrib
+    failed, skipped = int(counts["failures"]) + int(counts["errors"]), int(counts["skipped"])
+    native = subprocess.run(
+        [str(python), "-c", "import tempflow_fast; print(tempflow_fast.info()['cpu'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=python.parent,
+    ).stdout.strip()
+    about = subprocess.run([str(python), "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    passed, minutes = int(counts["tests"]) - failed - skipped, (time.monotonic() - start) / 60
+    return Result(about, versions(python), native, passed, failed, skipped, round(minutes, 1))
+
+
+def page(results: dict[str, Result]) -> str:
+    """The table of the docs."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    head = ["environment", "Python", *LIBRARIES, "C++ kernels", "passed", "failed", "skipped"]
+    rows = [
+        [name, r.python, *(r.versions[library] for library in LIBRARIES), r.native, r.passed, r.failed, r.skipped]
+        for name, r in results.items()
+    ]
+    table = [head, ["---"] * len(head), *rows]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in table]
+    return TEXT.format(table="\n".join(lines), commit=commit.stdout.strip(), places=", ".join(TESTED))
+
+
+TEXT = """# Compatibility
+
+Made by `make compat` at commit {commit}, on Linux x86-64 without a GPU. Each environment has the listed libraries
+before `pip install .`, which leaves them as they are, and runs the tests in {places}.
+
+{table}
+
+The compiled library uses LibTorch's stable interface of torch 2.10: one binary, built with any torch from 2.10 on, runs
+on all later ones and on every Python 3. With an older torch, or without a C++ compiler, the package installs without
+it, says so once, and uses its reference and Triton bodies. `tempflow-fast info` shows which.
+"""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=VERSIONS, default=list(VERSIONS), help="default: all")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".venv-compat", help="default %(default)s")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "compatibility.md", help="default %(default)s")
+    parser.add_argument("--arguments", nargs="*", default=["-m", "not slow"], help="of pytest; default: not slow ones")
+    options = parser.parse_args()
+    kept = options.environments / "results.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in options.only:
+        print(f"== {name}: {', '.join(VERSIONS[name])}", flush=True)
+        found[name] = asdict(tested(environment(name, options.environments), options.arguments))
+        kept.write_text(json.dumps(found, indent=2))
+    results = {name: Result(**found[name]) for name in VERSIONS if name in found}
+    options.output.write_text(page(results))
+    print(f"wrote {options.output}")
+    if any(result.failed for result in results.values()):
+        raise SystemExit("some tests failed")
+
+
+if __name__ == "__main__":
+    main()
