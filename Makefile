@@ -20,7 +20,7 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-runs bench-report fuzz gpu build cuda-build readme-figures clean FORCE
+.PHONY: help demo test check bench bench-runs bench-report fuzz gpu build cuda-build compat readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
@@ -32,6 +32,7 @@ help:
 	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
 	@echo "make build    make the wheel and the source archive in dist/"
 	@echo "make cuda-build   build the library against a CUDA torch in $(CUDA_ENV) (a download of GBs) and check it; no GPU needed"
+	@echo "make compat   run the tests with older and newer torch, Triton, diffusers and others; GBs, an hour; docs/compatibility.md"
 	@echo "make readme-figures   copy the pictures of the run in $(OUTPUT)/ to $(FIGURES)/"
 	@echo "make clean    remove .venv and what was built"
 	@echo "Variables: PYTHON=$(PYTHON) TORCH=$(TORCH) OUTPUT=$(OUTPUT) SEED=$(SEED) ARGS=(more options of tempflow-fast train)"
@@ -75,6 +76,10 @@ gpu:
 build: .venv/.dev
 	@# The isolated environments of `build` hide the torch of this one; each would download another.
 	@TEMPFLOW_FAST_TORCH="$$($(VENV_PYTHON) -c 'import torch; print(torch.__path__[0])')" $(VENV_PYTHON) -m build
+
+# Environments are kept in .venv-compat, so that a second run only tests. ARGS="--only oldest newest" for some of them.
+compat:
+	@$(PYTHON) tests/compat.py $(ARGS)
 
 cuda-build:
 	@echo "== installing $(CUDA_TORCH) in $(CUDA_ENV)"

@@ -36,9 +36,11 @@ class Signal:
     output: Path
     """Directory for the samples, the report and the plot."""
     source: Model = field(default_factory=Model)
+    reference: str | None = None
+    """Changes to the settings of the run or the recipe for the first setting, like those in --against."""
     against: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Settings of an iteration to compare with those of the run or the recipe, such as "branch_steps=[1,2]
-    num_branches=8": names as in config.json, values in JSON; may be given several times."""
+    """Changes to the reference to compare it with, such as "branch_steps=[1,2] num_branches=8": names as in
+    config.json, values in JSON; may be given several times."""
     iterations: int = 20
     """Number of iterations; errors fall as one over its square root."""
     prompts_per_iteration: int | None = None
@@ -54,7 +56,8 @@ class Signal:
         require_option(0 <= self.seed < 2**31, "seed", "in 0..2^31-1", self.seed)
         config = self.source.config(prompts_per_iteration=self.prompts_per_iteration)
         self.source.check_rewards(config.task)
-        settings = {FIRST: config.grpo, **{text: changed(config.grpo, text) for text in self.against}}
+        first = config.grpo if self.reference is None else changed(config.grpo, self.reference)
+        settings = {self.reference or FIRST: first, **{text: changed(first, text) for text in self.against}}
         require_option(len(settings) == 1 + len(self.against), "against", "different settings", "the same twice")
 
         from tqdm import tqdm

@@ -12,6 +12,7 @@ from tempflow_fast.settings.recipes import get_recipe
 
 SHORT = [
     *("--prompts-per-iteration", "2"),
+    *("--reference", "num_seeds=2"),
     *("--against", "branch_steps=[3] num_branches=2"),
     *("--against", "branch_steps=[2]"),
 ]
@@ -28,7 +29,7 @@ def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
     report = json.loads((tmp_path / "signal/report.json").read_text())
     assert (first["num_iterations"], report["num_iterations"]) == (3, 4)
     names = [setting["name"] for setting in report["settings"]]
-    assert names == ["as set", "branch_steps=[3] num_branches=2", "branch_steps=[2]"]
+    assert names == ["num_seeds=2", "branch_steps=[3] num_branches=2", "branch_steps=[2]"]
     # T = 6: the trunk up to the last branch step, and from there the tails, of 4, 3 and 2 steps from steps 1, 2 and 3.
     evaluations = [setting["evaluations"] for setting in report["settings"]]
     assert evaluations == [4 + 6 * (4 + 3 + 2), 4 + 2 * 2, 3 + 6 * 3]
