@@ -5,8 +5,8 @@
                                           build` hides it and would download another one, so set this there)
     CXX, CUDACXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL   as usual with CMake
 
-Without a C++ compiler, or with an older torch, the package still installs, and runs on its reference bodies. What was built, what was not and
-why is printed, and stored in tempflow_fast/_build.json for `tempflow-fast info`.
+Without a C++ compiler, or with an older torch, the package still installs, and runs on its reference bodies. What was
+built, what was not and why is printed, and stored in tempflow_fast/_build.json for `tempflow-fast info`.
 """
 
 from __future__ import annotations
