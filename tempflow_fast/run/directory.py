@@ -190,10 +190,9 @@ class RunDirectory:
         Raises:
             ValueError: if it had one.
         """
-        got = f"none: to start from the beginning, remove {str(self.path)!r} or name another directory"
-        require(
-            not self._latest.exists(), "RunDirectory", str(self.checkpoints), "with the checkpoints of the run", got
-        )
+        if self._latest.exists():
+            got = f"nothing: to start from the beginning, remove {str(self.path)!r} or name another directory"
+            fail("RunDirectory", str(self.checkpoints), "the checkpoints that the run has written", got)
 
     def write_tuned(self, policy: DiffusersPolicy, adapter: bool) -> None:
         """Writes the tuned weights.

@@ -4,5 +4,6 @@ iteration    `GRPOConfig`, the settings of one iteration
 run          all other settings, and `TrainConfig`, which holds them all
 recipes      named settings of a whole run
 check        that every value is of the type of its field
+read         settings from JSON, with errors that name the file
 fields       what a field says about its setting: help text, and whether a run may change it
 """
