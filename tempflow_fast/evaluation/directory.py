@@ -34,6 +34,9 @@ from ..text import shortened
 from .result import NUM_SHOWN, Evaluation, Noise, small
 from .sheets import as_picture
 
+WRITTEN = ("scores.json", "report.md", "samples.png", "rewards.png", "digests.json")
+"""Files that are written at the end."""
+
 
 class EvaluationDirectory:
     """Writes and reads the files of one evaluation; a `Store` of its scores.
@@ -63,8 +66,12 @@ class EvaluationDirectory:
         """
         about = _sealed({"facts": dict(facts), "tasks": list(tasks), "metadata": list(metadata)})
         if not self._about.is_file() and is_taken(self.path):
-            expected = "a new or empty directory, or that of an evaluation to resume"
+            expected = "a new or empty directory, or that of an evaluation to resume, with an evaluation.json"
             fail("EvaluationDirectory", "path", expected, repr(str(self.path)))
+        for path in (self._scores, *(self.path / name for name in WRITTEN)):
+            require(
+                not path.is_dir(), "EvaluationDirectory", str(path), "a file or absent", "a directory: move it away"
+            )
         if not self._about.is_file() or not self.scores():
             write_json(self._about, about)
         known = self._read()
