@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from ..errors import unknown
 from ..settings.iteration import GRPOConfig
-from ..settings.read import typed
 from .model import Model
 from .options import require_option
 
@@ -129,16 +128,16 @@ def changed(config: GRPOConfig, text: str) -> GRPOConfig:
     Raises:
         ValueError: for a setting that does not exist, or a value that does not fit.
     """
-    hints, values = get_type_hints(GRPOConfig), {}
+    known, values = {item.name for item in fields(GRPOConfig)}, dict[str, Any]()
     for part in text.split():
         name, separator, value = part.partition("=")
         require_option(bool(separator), "against", 'settings as "name=value name=value"', repr(text))
-        if name not in hints:
-            unknown(SOURCE, "setting", name, hints)
+        if name not in known:
+            unknown(SOURCE, "setting", name, known)
         try:
             read = json.loads(value)
         except json.JSONDecodeError:
             read = value
-        values[name] = typed(hints[name], read, SOURCE, name)
+        values[name] = tuple(read) if isinstance(read, list) else read
     require_option(bool(values), "against", 'settings as "name=value name=value"', repr(text))
     return replace(config, **values)
