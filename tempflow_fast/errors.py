@@ -82,3 +82,18 @@ def finite(function: str, argument: str, value: object) -> float:
     if not is_finite:
         fail(function, argument, "finite", value)
     return number
+
+
+def instance(function: str, argument: str, value: object, kind: type, expected: str) -> None:
+    """Refuses a value that is not of a type.
+
+    Args:
+        function: the function or class that was called.
+        argument: its argument.
+        value: what was given.
+        kind: the type.
+        expected: the type in words, such as "a GRPOConfig".
+    """
+    if not isinstance(value, kind):
+        plain = value is None or isinstance(value, (bool, int, float, str))
+        fail(function, argument, expected, repr(value)[:80] if plain else f"a {type(value).__name__}")

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from .errors import require
+from .errors import finite, require
 from .policies.base import Policy
 from .policies.sharding import gathered, is_sharded
 
@@ -253,6 +253,7 @@ def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:
     Raises:
         ValueError: if the launch asks for FSDP of version 1.
     """
+    require(finite("launched", "minutes", minutes) > 0, "launched", "minutes", "positive", minutes)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

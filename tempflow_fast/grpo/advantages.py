@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import get_args
 
 import torch
@@ -59,7 +60,7 @@ def group_advantages(
         fail("group_advantages", "group", f"one of {get_args(Group)}", repr(group))
     if finite("group_advantages", "adv_eps", adv_eps) < 0:
         fail("group_advantages", "adv_eps", "not negative", adv_eps)
-    if not adv_clip > 0:
+    if not isinstance(adv_clip, Real) or not float(adv_clip) > 0:
         fail("group_advantages", "adv_clip", "positive", adv_clip)
     flat = rewards.flatten()
     advantages = torch.empty_like(flat)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from ..choices import NOISELESS
-from ..errors import require
+from ..errors import instance, integer, require
 from ..ops.schedule import linear_sigmas, step_table
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
@@ -75,8 +75,9 @@ class Geometry:
     """Of the iteration: where branch steps are drawn, iterations differ."""
 
     def __post_init__(self) -> None:
+        instance("Geometry", "config", self.config, GRPOConfig, "a GRPOConfig")
         for name in ("num_prompts", "num_processes"):
-            require(getattr(self, name) >= 1, "Geometry", name, ">= 1", getattr(self, name))
+            require(integer("Geometry", name, getattr(self, name)) >= 1, "Geometry", name, ">= 1", getattr(self, name))
         num_updates, limit = self.config.num_updates, self.num_trajectories
         require(num_updates <= limit, "Geometry", "num_updates", f"at most the {limit} trajectories", num_updates)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .. import interruption, ops
 from ..batching import bucket, rounded_counts
-from ..errors import fail, integer, integers, require
+from ..errors import fail, finite, instance, integer, integers, require
 from ..graphs.replay import MAX_ROW_COUNTS, CudaGraphs, Segment, Tensors
 from ..ops import checks
 from ..ops.reference import compute_dtype
 from ..ops.schedule import StepTable
-from ..policies.base import Condition, Policy
+from ..policies.base import Condition, Policy, check_policy
 from .branches import Branches
 from .tails import Tails, full_tails
 from .wavefront import NO_CALLS, Call, NumCalls, Wavefront
@@ -135,7 +135,7 @@ def rollout(
     Raises:
         ValueError: before the first network call, naming the argument that does not fit.
     """
-    _check(policy, condition, table, noise, max_batch)
+    _check(policy, condition, table, noise, max_batch, guidance_scale)
     branches = _listed(num_branches, table, len(noise))
     tails = full_tails(table) if tails is None else tails
     require(tails.main is table, "rollout", "tails", "made for table", "others")
@@ -369,7 +369,21 @@ def _checked_ids(trajectory_ids: Tensor | Sequence[int] | None, noise: Tensor) -
     return checks.ids("rollout", trajectory_ids, len(noise), noise.device)
 
 
-def _check(policy: Policy, condition: Condition, table: StepTable, noise: Tensor, max_batch: int | None) -> None:
+def _check(
+    policy: Policy,
+    condition: Condition,
+    table: StepTable,
+    noise: Tensor,
+    max_batch: int | None,
+    guidance_scale: float,
+) -> None:
+    """Refuses arguments of another kind, or that do not fit one another."""
+    check_policy("rollout", policy, "velocity", "latent_shape", "device")
+    instance("rollout", "condition", condition, Condition, "a Condition, as policy.encode returns")
+    instance("rollout", "table", table, StepTable, "a StepTable, as step_table returns")
+    instance("rollout", "noise", noise, Tensor, "a tensor")
+    finite("rollout", "guidance_scale", guidance_scale)
+    require(noise.is_floating_point(), "rollout", "noise", "of floating-point numbers", noise.dtype)
     if noise.dim() == 0 or not len(noise) or noise.shape[1:] != tuple(policy.latent_shape):
         fail("rollout", "noise", f"[N, {', '.join(map(str, policy.latent_shape))}] with N >= 1", list(noise.shape))
     require(len(condition) == len(noise), "rollout", "condition", f"of {len(noise)} rows like noise", len(condition))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import fail, require
+from ..errors import fail, instance, integers, require
 from ..ops.schedule import StepTable
 from ..policies import compiled
-from ..policies.base import Policy
+from ..policies.base import Policy, check_policy
 from ..processes import Processes
 from ..rewards import Scores, get_reward
 from ..rewards.registry import Spec
@@ -23,7 +23,7 @@ from .branches import Branches, same_size
 from .rollout import Rollout
 from .shares import Shares
 from .stage_clock import StageClock
-from .update import update
+from .update import check_training, update
 
 
 def grpo_step(
@@ -75,7 +75,9 @@ def grpo_step(
         NotFiniteError: if latents or images are infinite or NaN, naming the cause; the policy is as it was.
         ProcessLostError: if another process ended.
     """
-    processes, reward = processes or Processes(), get_reward(reward_fn)
+    processes, reward = Processes() if processes is None else processes, get_reward(reward_fn)
+    instance("grpo_step", "processes", processes, Processes, "the Processes that `launched` returns, or None")
+    integers("grpo_step", "seed", [seed])
     table, texts, extras = _checked_inputs(policy, prompts, optimizer, config, metadata)
     with processes.guarded():
         _check_agreement(processes, texts, config, seed)
@@ -99,16 +101,18 @@ def _checked_inputs(
     metadata: Sequence[dict[str, Any]] | None,
 ) -> tuple[StepTable, list[str], list[dict[str, Any]]]:
     """The step table, and the prompt and metadata of each of the N = P S trajectories."""
-    if isinstance(prompts, str) or not len(prompts):
+    check_policy("grpo_step", policy, "encode", "velocity", "decode", "sigmas", "parameters", "latent_shape")
+    check_training("grpo_step", optimizer, config)
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
         fail("grpo_step", "prompts", "a list of at least one text", repr(prompts))
+    for prompt in prompts:
+        instance("grpo_step", "prompts", prompt, str, "a list of texts")
     metadata = [{} for _ in prompts] if metadata is None else metadata
-    require(
-        len(metadata) == len(prompts),
-        "grpo_step",
-        "metadata",
-        f"a list of {len(prompts)} entries like prompts",
-        len(metadata),
-    )
+    expected = f"a list of {len(prompts)} entries like prompts"
+    instance("grpo_step", "metadata", metadata, Sequence, expected)
+    require(len(metadata) == len(prompts), "grpo_step", "metadata", expected, len(metadata))
+    for entry in metadata:
+        instance("grpo_step", "metadata", entry, Mapping, "a list of mappings, one per prompt")
     limit = len(prompts) * config.num_seeds
     require(
         config.num_updates <= limit, "grpo_step", "num_updates", f"at most the {limit} trajectories", config.num_updates

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..batching import equal_pieces
-from ..errors import fail
-from ..policies.base import Policy
+from ..errors import fail, instance
+from ..policies.base import Policy, check_policy
 from ..processes import Processes
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
@@ -57,6 +57,10 @@ def update(
     Raises:
         ValueError: if the rollout does not hold the trajectories of `shares`, or the advantages do not fit `branches`.
     """
+    check_policy("update", policy, "velocity", "parameters", "reference")
+    instance("update", "rollout", rollout, Rollout, "what `rollout` returns")
+    instance("update", "advantages", advantages, Tensor, "a tensor")
+    check_training("update", optimizer, config)
     processes = processes or Processes()
     branches = branches or rollout.branch_list
     shares = shares or Shares(branches.num_trajectories, config.num_updates)
@@ -97,6 +101,21 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     sums = processes.sum(torch.stack(totals))
     return _metrics(sums, torch.stack(grad_norms), torch.tensor(num_trained), has_signal.numel())
+
+
+def check_training(function: str, optimizer: object, config: object) -> None:
+    """Refuses an optimizer or settings of another kind.
+
+    Args:
+        function: the caller, for the error.
+        optimizer: what was given for an optimizer.
+        config: what was given for a `GRPOConfig`.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    instance(function, "config", config, GRPOConfig, "a GRPOConfig")
+    instance(function, "optimizer", optimizer, Optimizer, "an optimizer of torch.optim")
 
 
 def _nan_unless_finite(loss: Tensor) -> Tensor:

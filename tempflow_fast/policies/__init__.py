@@ -23,7 +23,7 @@ Plumbing:
     finite          whether weights, latents and images are finite, and if not, why
 """
 
-from .base import Condition, Policy, guides
+from .base import Condition, Policy, check_policy, guides
 from .diffusers_pipeline import DiffusersPolicy
 from .flux import FluxPolicy
 from .network import NetworkPolicy
@@ -42,5 +42,6 @@ __all__ = [
     "Policy",
     "QwenImagePolicy",
     "SD3Policy",
+    "check_policy",
     "guides",
 ]

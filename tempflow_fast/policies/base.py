@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ..errors import require
+from ..errors import fail, require
 
 
 def guides(guidance_scale: float) -> bool:
@@ -161,3 +161,19 @@ class Policy(Protocol):
             directory: where to write it.
         """
         ...
+
+
+def check_policy(function: str, policy: object, *members: str) -> None:
+    """Refuses a policy without the members that a function uses.
+
+    Args:
+        function: the caller, for the error.
+        policy: what was given.
+        members: names of attributes and methods of `Policy`.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if missing := [name for name in members if not hasattr(policy, name)]:
+        got = f"{type(policy).__name__} without {', '.join(missing)}"
+        fail(function, "policy", "a Policy, such as load_policy returns", got)

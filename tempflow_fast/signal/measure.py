@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import fail, integer, require
-from ..policies.base import Policy
+from ..errors import fail, instance, integer, integers, require
+from ..policies.base import Policy, check_policy
 from ..rewards import get_reward
 from ..rewards.registry import Spec
 from ..settings.iteration import GRPOConfig
@@ -60,11 +60,17 @@ def measure_signal(
         ValueError: naming the argument that does not fit.
         RewardError: if a reward failed.
     """
+    check_policy("measure_signal", policy, "encode", "velocity", "decode", "parameters")
+    if not isinstance(settings, GRPOConfig):
+        instance("measure_signal", "settings", settings, Mapping, "a GRPOConfig, or several by name")
     named = {ALL: settings} if isinstance(settings, GRPOConfig) else dict(settings)
     require(bool(named), "measure_signal", "settings", "a GRPOConfig, or several by name", "none")
     least = integer("measure_signal", "num_iterations", num_iterations) >= MIN_ITERATIONS
     require(least, "measure_signal", "num_iterations", f">= {MIN_ITERATIONS}", num_iterations)
     sketch = Sketch(sum(parameter.numel() for parameter in policy.parameters()), sketch_size)
+    integers("measure_signal", "seed", [seed])
+    if not callable(prompts):
+        instance("measure_signal", "prompts", prompts, Sequence, "a list of texts or a function")
     reward, draw = get_reward(reward_fn), prompts if callable(prompts) else _fixed(prompts)
     samples: dict[str, list[Sample]] = {name: [] for name in named}
     for iteration in range(num_iterations):
