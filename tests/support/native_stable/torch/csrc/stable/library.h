@@ -1,0 +1,2 @@
+// See tensor.h.
+#pragma once
