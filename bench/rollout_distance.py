@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import GRPOConfig, group_advantages, ops, rollout
+from tempflow_fast.grpo import gate
 from tempflow_fast.grpo.acting import rollout_precision
 from tempflow_fast.grpo.update import update
 from tempflow_fast.policies import DiffusersPolicy, guides
@@ -118,17 +119,9 @@ def _distance(name: str, drawn: _Drawn, full: _Drawn) -> Distance:
 
 
 def rank_correlation(left: Tensor, right: Tensor) -> float:
-    """Spearman's correlation of [..., K] values along K, ties at their mean rank, mean over groups with a spread."""
-    ranks = [_ranks(each.flatten(0, -2).double()) for each in (left, right)]
-    centered = [each - each.mean(1, keepdim=True) for each in ranks]
-    norms = centered[0].norm(dim=1) * centered[1].norm(dim=1)
-    products = (centered[0] * centered[1]).sum(1)
-    return (products[norms > 0] / norms[norms > 0]).mean().item()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    mine, others = values[:, :, None], values[:, None]
-    return (others < mine).sum(2) + 0.5 * (others == mine).sum(2).double()
+    """Spearman's correlation of [..., K] values along K, mean over groups with a spread."""
+    ranks = gate.rank_correlation(left.flatten(0, -2), right.flatten(0, -2))
+    return ranks[~ranks.isnan()].mean().item()
 
 
 def shapes_distances() -> list[Distance]:

@@ -21,12 +21,13 @@ from ..settings.iteration import GRPOConfig, RolloutPrecision
 from .advantages import group_advantages
 from .branches import Branches
 from .draw import drawn_branches
+from .gate import gate_metrics, gated_trajectories
 from .rollout import Rollout, rollout
 from .scoring import RolloutScorer, Scored
 from .shares import Shares
 from .stage_clock import StageClock
 from .tails import tails_of
-from .wavefront import Wavefront, least_calls
+from .wavefront import least_calls, process_waves
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Acted:
     """Of all processes."""
     advantages: Tensor
     """Of all processes, flat [R] in the order of `branches`, on the host."""
+    gate: dict[str, Tensor]
+    """What `gate_metrics` found, if this iteration has a gate."""
 
 
 def act(
@@ -73,18 +76,19 @@ def act(
         RewardError: if a reward failed.
     """
     branches, tails = drawn_branches(config, len(texts), seed), tails_of(config, table)
-    lists = [branches.of(shares.carried_by(process)) for process in range(shares.num_processes)]
-    waves = [Wavefront(each, tails, config.max_batch) for each in lists]
+    gated = gated_trajectories(config, len(texts), seed)
+    checked = branches.rows_of(gated)
+    waves = process_waves(branches, shares, tails, config.max_batch, checked)
     with clock.stage("encode"):
         condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
-    with RolloutScorer(policy, reward, texts, metadata, shares, branches, processes, clock.stage) as scorer:
+    with RolloutScorer(policy, reward, texts, metadata, shares, branches, checked, processes, clock.stage) as scorer:
         with clock.stage("rollout"), rollout_precision(policy, config):
             drawn = rollout(
                 policy,
                 condition,
                 table,
                 noise,
-                lists[shares.index],
+                waves[shares.index].branches,
                 seed,
                 shares.carried,
                 max_batch=config.max_batch,
@@ -92,12 +96,19 @@ def act(
                 graphs=graphs_of(policy) if config.cuda_graphs else None,
                 on_finished=scorer.finish,
                 tails=tails,
+                checked=waves[shares.index].checked,
                 tail_context=lambda: computing_in(policy, config.tail_precision),
                 least_calls=least_calls(waves),
             )
         scored = scorer.collect()
     clock.seconds["seconds_reward_busy"] = scored.seconds_busy
-    return Acted(drawn, branches, scored, _advantages(scored.rewards, config, branches))
+    advantages = _advantages(scored.rewards, config, branches)
+    gate = {}
+    if gated:
+        part = branches.of(gated)
+        rewards = scored.rewards.total[checked], scored.checks.total
+        gate = gate_metrics(rewards, (advantages[checked], _advantages(scored.checks, config, part)), part)
+    return Acted(drawn, branches, scored, advantages, gate)
 
 
 def _start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -14,10 +14,11 @@ from ..ops.schedule import linear_sigmas, step_table
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
 from .draw import draw_line, drawn_branches
+from .gate import gated_trajectories
 from .shares import Shares
 from .tails import Tails, tails_of
 from .update import training_plan
-from .wavefront import NumCalls, Wavefront, least_calls
+from .wavefront import Wavefront, least_calls, process_waves
 
 BACKWARD = 2
 """Cost of a backward pass, in forward passes."""
@@ -115,7 +116,12 @@ class Geometry:
 
     @cached_property
     def _waves(self) -> list[Wavefront]:
-        return [Wavefront(self.branches.of(each.carried), self._tails, self.config.max_batch) for each in self.shares]
+        return self._waves_with([])
+
+    def _waves_with(self, gated: Sequence[int]) -> list[Wavefront]:
+        """The rollouts of all processes, where the branches of some trajectories are finished by the full tail too."""
+        checked = self.branches.rows_of(gated)
+        return process_waves(self.branches, self.shares[0], self._tails, self.config.max_batch, checked)
 
     @cached_property
     def _tails(self) -> Tails:
@@ -127,21 +133,21 @@ class Geometry:
     @property
     def rollout_calls(self) -> int:
         """Network calls of the rollout, in every process."""
-        return sum(map(sum, self._calls_per_step))
+        return sum(map(sum, least_calls(self._waves)))
 
     @cached_property
-    def _calls_per_step(self) -> list[NumCalls]:
-        return least_calls(self._waves)
-
-    @property
     def rollout_rows(self) -> int:
         """Rows in the network calls of the rollout, all processes together; a call without rows takes one."""
-        return sum(
-            max(len(call), 1)
-            for wave in self._waves
-            for step, least in enumerate(self._calls_per_step)
-            for call in wave.calls(step, least)
-        )
+        return _num_rows(self._waves)
+
+    @property
+    def gate(self) -> tuple[int, int]:
+        """What a gate adds to an iteration: rows in the network calls, and images."""
+        if self.config.gate_every is None:
+            return 0, 0
+        gated = gated_trajectories(self.config, self.num_trajectories, 0)
+        added = _num_rows(self._waves_with(gated)) - self.rollout_rows
+        return added, len(self.branches.rows_of(gated))
 
     @property
     def training_calls(self) -> tuple[int, ...]:
@@ -159,7 +165,7 @@ class Geometry:
         acting = sum(len(own.pairs_of(range(update, n, c.num_updates))) for update in range(1, c.num_updates))
         samples = n * max(count for _, count in c.branch_counts)
         flow = samples * len(c.branch_counts)
-        alone = Wavefront(own, tails_of(replace(c, tail_steps=None), self._tails.main))
+        alone = Wavefront(own, tails_of(c.with_full_tails(), self._tails.main))
         rollout = sum(alone.num_rows(step) for step in range(c.num_steps))
         return (
             Cost(
@@ -224,7 +230,9 @@ class Geometry:
         rows = [
             (k.name, k.rollout, k.trained, k.extra, k.images, k.total, f"{k.total / ours:.2f}") for k in self.costs()
         ]
-        return [*_table(head, rows), f"a backward pass counts as {BACKWARD} forward passes{self._guidance()}"]
+        every, (added, images) = self.config.gate_every, self.gate
+        gate = [] if every is None else [f"every {every} iterations, a gate adds {added} rows and {images} images"]
+        return [*_table(head, rows), *gate, f"a backward pass counts as {BACKWARD} forward passes{self._guidance()}"]
 
     def _guidance(self) -> str:
         from ..policies.base import guides  # imports torch, for which the command line does not wait
@@ -233,6 +241,16 @@ class Geometry:
             return ""
         where = "every row" if self.config.guided_training else "every row of the rollout"
         return f"; guidance evaluates {where} twice, unless the model takes it as an input"
+
+
+def _num_rows(waves: list[Wavefront]) -> int:
+    """Rows in the network calls of all processes."""
+    least = least_calls(waves)
+    rows = {
+        wave: sum(max(len(call), 1) for step, number in enumerate(least) for call in wave.calls(step, number))
+        for wave in set(waves)
+    }
+    return sum(rows[wave] for wave in waves)
 
 
 def _ids(ids: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,8 +104,10 @@ def _trajectory_bytes(policy: Policy, condition: Condition, config: GRPOConfig) 
     counts = [count for _, count in config.branch_counts]
     # The buffer of the rollout (trunk and finished latents), then the states and the branches as they were drawn; a
     # multistep solver also remembers a latent of each branch.
-    per_branch = 2 if config.tail_solver == "euler" else 3
-    latents = 4 * torch.Size(policy.latent_shape).numel() * (1 + per_branch * sum(counts) + len(counts))
+    per_branch: float = 2 if config.tail_solver == "euler" else 3
+    per_branch += 0 if config.gate_every is None else config.gate_share  # finished a second time
+    num_latents = 1 + math.ceil(per_branch * sum(counts)) + len(counts)
+    latents = 4 * torch.Size(policy.latent_shape).numel() * num_latents
     return latents + _num_bytes(list(condition.tensors.values()))
 
 

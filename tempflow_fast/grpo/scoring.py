@@ -18,6 +18,7 @@ from ..policies.finite import finite_rows, require_finite
 from ..processes import Processes
 from ..rewards import BackgroundScorer, RewardError, Scores, WeightedReward
 from .branches import Branches, same_size
+from .gate import checked_rows
 from .image_statistics import DIVERSITY, STATISTICS, image_statistics
 from .shares import Shares
 
@@ -34,6 +35,8 @@ class Scored:
 
     rewards: Scores
     """Every reward's scores, flat [R] in the order of the list of branches."""
+    checks: Scores
+    """Those of the branches that were also finished by the full tail, [C]."""
     statistics: dict[str, Tensor]
     """Of the images: see `image_statistics`."""
     seconds_busy: float
@@ -43,7 +46,7 @@ class Scored:
 class RolloutScorer:
     """Decodes and scores the branches of this process as a rollout finishes them, and gathers the scores of all.
 
-        with RolloutScorer(policy, reward, prompts, metadata, shares, branches, processes, stage) as scorer:
+        with RolloutScorer(policy, reward, prompts, metadata, shares, branches, checked, processes, stage) as scorer:
             drawn = rollout(..., on_finished=scorer.finish)
             scored = scorer.collect()
 
@@ -56,6 +59,7 @@ class RolloutScorer:
         metadata: of all N trajectories.
         shares: which trajectories are this process's, and how many the rollout carries.
         branches: of all N trajectories.
+        checked: int64 [C], the branches of all processes that are also finished by the full tail, in ascending order.
         processes: who shares the iteration.
         stage: times the stages `decode` and `reward`, the second being the wait at the end.
     """
@@ -68,15 +72,22 @@ class RolloutScorer:
         metadata: Sequence[dict[str, Any]],
         shares: Shares,
         branches: Branches,
+        checked: Tensor,
         processes: Processes,
         stage: Stage,
     ) -> None:
         self._policy, self._reward, self._processes, self._stage = policy, reward, processes, stage
         self._prompts, self._metadata, self._shares, self._branches = prompts, metadata, shares, branches
-        self._places = branches.rows_of(shares.own)  # of this process's rows in the list of all
+        self._sources = torch.cat([torch.arange(branches.num_rows), checked])  # the branch of each score
+        # Of this process's rows among the R + C scores; the padding has none.
+        own, carried = branches.rows_of(shares.own), branches.rows_of(shares.carried)
+        padding = torch.full((len(carried) - len(own),), -1)
+        mine = own[checked_rows(branches, shares.own, checked)]
+        self._places = torch.cat([own, padding, branches.num_rows + torch.searchsorted(checked, mine)])
         self._scorer = BackgroundScorer(reward)
         self._images: list[Tensor] = []
-        self._rows: list[Tensor] = []
+        self._scored: list[Tensor] = []  # places
+        self._shown: list[Tensor] = []  # places of the images that are kept
         self._error: RewardError | NotFiniteError | None = None
 
     def __enter__(self) -> RolloutScorer:
@@ -93,26 +104,33 @@ class RolloutScorer:
             latents: [n, *shape] at sigma = 0.
             rows: int64 [n] on the host, their positions in the list of the rollout's branches.
         """
-        mine = rows < len(self._places)  # `carried` lists own trajectories first; the rest are padding
+        mine = self._places[rows] >= 0
         if not mine.any() or self._error is not None:  # `collect` reports a failure, in all processes together
             return
         if not mine.all():
             latents = latents[mine.nonzero().flatten().to(latents.device, non_blocking=True)]
         places = self._places[rows[mine]]
-        owners = self._branches.trajectories[self._branches.pair_of_row[places]].tolist()
-        self._rows.append(places)
+        owners = self._branches.trajectories[self._branches.pair_of_row[self._sources[places]]].tolist()
         with self._stage("decode"), torch.autocast(self._policy.device.type, enabled=False):
             images = self._policy.decode(latents)
             prompts, entries = [self._prompts[n] for n in owners], [self._metadata[n] for n in owners]
-            first = sum(map(len, self._images))
+            first = sum(map(len, self._scored))
             # Computed here, read in the reward's thread: nothing waits.
             finite, numbers = finite_rows(latents, images), range(first, first + len(images))
             check = functools.partial(require_finite, self._policy, finite, prompts, numbers)
-            self._images.append(images)
+            self._scored.append(places)
+            self._keep(images, places)
             try:
                 self._scorer.submit(images, prompts, entries, check)
             except FAILURES as failure:
                 self._error = failure
+
+    def _keep(self, images: Tensor, places: Tensor) -> None:
+        """Keeps images for the statistics, but those of a second tail."""
+        kept = places < self._branches.num_rows
+        if kept.any():
+            self._images.append(images if kept.all() else images[kept.nonzero().flatten().to(images.device)])
+            self._shown.append(places[kept])
 
     def collect(self) -> Scored:
         """Scores and statistics of all branches of all processes.
@@ -123,13 +141,14 @@ class RolloutScorer:
             NotFiniteError: in the process whose latents or images are not finite; the others raise a RewardError.
         """
         scores = None
-        if self._images and self._error is None:
+        if self._scored and self._error is None:
             try:
                 with self._stage("reward"):
                     scores = self._scorer.collect()
             except FAILURES as failure:
                 self._error = failure
-        return Scored(self._gathered(scores), self._statistics(), self._scorer.seconds_busy)
+        rewards, checks = self._gathered(scores)
+        return Scored(rewards, checks, self._statistics(), self._scorer.seconds_busy)
 
     def _statistics(self) -> dict[str, Tensor]:
         """The statistics of all images, of which this process has a share; diversity, of all groups of two or more."""
@@ -139,7 +158,7 @@ class RolloutScorer:
         mine = torch.zeros(len(names), device=device)
         if self._images:
             # The branches of a pair are finished one after the other.
-            pairs = self._branches.pair_of_row[torch.cat(self._rows)].unique_consecutive(return_inverse=True)[1]
+            pairs = self._branches.pair_of_row[torch.cat(self._shown)].unique_consecutive(return_inverse=True)[1]
             for rows, images in same_size(torch.cat(self._images), pairs):
                 shares = dict.fromkeys(names, rows.numel() / self._branches.num_rows)
                 if num_groups:
@@ -148,21 +167,23 @@ class RolloutScorer:
                 mine = mine + torch.stack([shares[name] * found.get(name, mine.new_zeros(())) for name in names])
         return dict(zip(names, self._processes.sum(mine), strict=True))
 
-    def _gathered(self, scores: Scores | None) -> Scores:
-        """The scores of all processes, [R]; a failure travels as NaN, so that all stop together."""
+    def _gathered(self, scores: Scores | None) -> tuple[Scores, Scores]:
+        """The scores of all processes, [R] and [C]; a failure travels as NaN, so that all stop together."""
         parts = {}
         for name in self._reward.rewards:
-            mine = torch.zeros(self._branches.num_rows, dtype=torch.float64)
+            mine = torch.zeros(len(self._sources), dtype=torch.float64)
             if scores is not None:
-                mine[torch.cat(self._rows)] = scores.parts[name]
+                mine[torch.cat(self._scored)] = scores.parts[name]
             else:
-                mine[self._places] = math.nan
+                mine[self._places[self._places >= 0]] = math.nan
             parts[name] = self._processes.sum(mine)
         if self._error is not None:
             raise self._error
         for name, part in parts.items():
             if part.isnan().any():
-                pair = self._branches.pair_of_row[int(part.isnan().nonzero()[0])]
+                pair = self._branches.pair_of_row[self._sources[int(part.isnan().nonzero()[0])]]
                 trajectory = int(self._branches.trajectories[pair])
                 raise RewardError(name, trajectory, self._prompts[trajectory], "in another process, which says why")
-        return Scores(parts, self._reward.weights)
+        num_rows = self._branches.num_rows
+        rewards = Scores({name: part[:num_rows] for name, part in parts.items()}, self._reward.weights)
+        return rewards, Scores({name: part[num_rows:] for name, part in parts.items()}, self._reward.weights)

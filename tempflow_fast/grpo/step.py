@@ -63,7 +63,7 @@ def grpo_step(
         `image_statistics` of all images, signal_fraction (share of trained pairs), loss and grad_norm (means over
         updates), kl, clip_fraction and log_ratio_rms (means over trained pairs), skipped_updates (those that were not
         finite, and not taken; the means are without them), num_calls (of one process) and num_row_evaluations (of all)
-        in the rollout.
+        in the rollout. An iteration with a gate also has what `gate_metrics` finds.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, not counting stages
         nested inside; queued work of an accelerator counts for the stage that waits for it. `seconds_reward` is the
         part of `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that
@@ -90,7 +90,7 @@ def grpo_step(
             metrics = update(policy, drawn, acted.advantages, optimizer, config, processes, shares, branches)
         scored = acted.scored
         measured = {**_reward_metrics(scored.rewards, branches), **scored.statistics, **_cost_metrics(drawn, processes)}
-        return {**measured, **metrics, **clock.slowest(processes)}
+        return {**measured, **acted.gate, **metrics, **clock.slowest(processes)}
 
 
 def _checked_inputs(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..batching import equal_pieces
 from .branches import Branches
+from .gate import checked_rows
+from .shares import Shares
 from .tails import MODES, TRUNK, Mode, Tails, mode_numbers
 
 
@@ -65,9 +67,9 @@ class Wavefront:
     def __init__(
         self, branches: Branches, tails: Tails, max_batch: int | None = None, checked: Tensor | None = None
     ) -> None:
-        self.branches, self.tails, self._max_batch = branches, tails, max_batch
+        self.branches, self.tails, self.max_batch = branches, tails, max_batch
         self.num_steps = tails.main.num_steps
-        checked = torch.zeros(0, dtype=torch.int64) if checked is None else checked
+        self.checked = checked = torch.zeros(0, dtype=torch.int64) if checked is None else checked
         own = branches.steps[branches.pair_of_row]
         self.born = torch.cat([own, own[checked]])
         """int64 [R + C], the step at which each branch leaves."""
@@ -106,7 +108,7 @@ class Wavefront:
         trunks, tails = self._live(step)
         rows = self._modes_of(step, tails).bincount(minlength=len(MODES))
         rows[MODES.index(TRUNK)] += len(trunks)
-        return tuple(len(equal_pieces(count, self._max_batch)) for count in rows.tolist())
+        return tuple(len(equal_pieces(count, self.max_batch)) for count in rows.tolist())
 
     def calls(self, step: int, at_least: NumCalls = NO_CALLS) -> list[Call]:
         """The calls of a step.
@@ -128,7 +130,7 @@ class Wavefront:
         calls = []
         for number, (mode, least) in enumerate(zip(MODES, at_least, strict=True)):
             members = (modes == number).nonzero().flatten()
-            for place in equal_pieces(len(members), self._max_batch, least):
+            for place in equal_pieces(len(members), self.max_batch, least):
                 piece = members[place]
                 runs = _runs(levels[piece], leaving[piece])
                 calls.append(Call(mode, rows[piece], levels[piece], runs, ends[piece].nonzero().flatten()))
@@ -154,6 +156,31 @@ def _runs(levels: Tensor, leaving: Tensor) -> tuple[Run, ...]:
     return tuple(Run(slice(first, last), int(levels[first]), int(leaving[first])) for first, last in pairwise(bounds))
 
 
+def process_waves(
+    branches: Branches, shares: Shares, tails: Tails, max_batch: int | None = None, checked: Tensor | None = None
+) -> list[Wavefront]:
+    """The rollout of every process; processes whose rollouts are alike share one.
+
+    Args:
+        branches: of all processes.
+        shares: which process has which trajectories.
+        tails: how branches are finished.
+        max_batch: most rows in one call; None: no limit.
+        checked: int64 [C], the branches that are finished a second time, in ascending order; None: none.
+    """
+    if branches.common_steps is not None and (checked is None or not len(checked)):
+        return [Wavefront(branches.of(shares.carried), tails, max_batch)] * shares.num_processes
+    return [
+        Wavefront(
+            branches.of(shares.carried_by(process)),
+            tails,
+            max_batch,
+            None if checked is None else checked_rows(branches, own, checked),
+        )
+        for process, own in enumerate(shares.by_process)
+    ]
+
+
 def least_calls(waves: Sequence[Wavefront]) -> list[NumCalls]:
     """The network calls that every process makes at each step: as many as the fullest one needs.
 
@@ -163,5 +190,5 @@ def least_calls(waves: Sequence[Wavefront]) -> list[NumCalls]:
     Returns:
         [T].
     """
-    numbers = [[wave.num_calls(step) for wave in waves] for step in range(waves[0].num_steps)]
+    numbers = [[wave.num_calls(step) for wave in set(waves)] for step in range(waves[0].num_steps)]
     return [tuple(map(max, zip(*of_step, strict=True))) for of_step in numbers]

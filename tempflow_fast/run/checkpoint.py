@@ -58,6 +58,8 @@ class TrainingState:
     """Number of iterations that are done."""
     seconds: float = 0.0
     """Wall time of these iterations, in seconds."""
+    full_tails: bool = False
+    """Whether the run has gone back to full tails, see `gate_action`."""
 
 
 def save_checkpoint(
@@ -127,6 +129,7 @@ def _write(
     facts = {
         "num_iterations": state.num_iterations,
         "seconds": state.seconds,
+        "full_tails": state.full_tails,
         "optimizer": scalars,
         "average": state.average.counts() if state.average else None,
         "random": random_scalars,
@@ -163,6 +166,7 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
         state.optimizer.load_state_dict(unpacked(tensors, facts["optimizer"], parameters))
         random_state.restore(load_file(path / "random.safetensors"), facts["random"])
         state.num_iterations, state.seconds = int(facts["num_iterations"]), float(facts["seconds"])
+        state.full_tails = bool(facts.get("full_tails", False))  # older checkpoints have no tails but full ones
     except MALFORMED as error:
         if isinstance(error, ValueError) and str(error).startswith("load_checkpoint"):
             raise

@@ -14,6 +14,7 @@ from ..evaluation.evaluate import score
 from ..evaluation.intervals import OVERALL
 from ..evaluation.result import Evaluation
 from ..evaluation.sheets import sample_sheet
+from ..grpo.gate import COSINE
 from ..grpo.step import grpo_step
 from ..interruption import GivenUpError
 from ..policies import DiffusersPolicy
@@ -197,6 +198,7 @@ class _Loop:
                 self._log(metrics)
                 bar.show(budget, metrics)
                 self._note_skipped(int(metrics["skipped_updates"]))
+                self._note_gate(metrics)
                 if state.num_iterations % own.checkpoint_every == 0:
                     self._save()
             self._save()
@@ -267,7 +269,7 @@ class _Loop:
             [entry["prompt"] for entry in metadata],
             self.reward,
             self.state.optimizer,
-            config.grpo,
+            config.grpo.with_full_tails() if self.state.full_tails else config.grpo,
             seed=(task.seed << 32) + index,
             metadata=metadata,
             processes=self.processes,
@@ -285,6 +287,19 @@ class _Loop:
                 f"the loss or its gradient was infinite or NaN in {MAX_SKIPPING} iterations in a row, the last of them "
                 f"iteration {done}; a smaller learning rate or beta, or more precision, may help"
             )
+
+    def _note_gate(self, metrics: dict[str, float]) -> None:
+        """Reports a gate that does not pass, and goes back to full tails if the settings say so."""
+        own, found = self.config.grpo, metrics.get(COSINE)
+        if found is None or found >= own.gate_bound:
+            return
+        back = own.gate_action == "full"
+        self.state.full_tails = back
+        then = "full tails from here on" if back else "longer tails would keep more (--tail-steps)"
+        self.report(
+            f"after {self.state.num_iterations} iterations: advantages after cheap tails have a cosine of {found:.3f} "
+            f"with those after full ones, below {own.gate_bound:g}: {then}"
+        )
 
     def _log(self, metrics: dict[str, float]) -> None:
         if self.processes.is_main:

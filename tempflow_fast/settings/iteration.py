@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Aggregate = Literal["rewards", "advantages"]
 BranchDraw = Literal["weighted", "rotating"]
+GateAction = Literal["warn", "full"]
 TailSolver = Literal["euler", "ab2", "dpmpp_2m"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
 
@@ -69,6 +70,15 @@ class GRPOConfig:
     tail_guidance: tuple[float, float] | None = None
     """Lowest and highest sigma at which tails use guidance; None: at all of them. Rows with and without guidance do not
     share network calls."""
+    gate_every: int | None = None
+    """Number of iterations between gates, which finish some branches by the full tail as well and compare advantages
+    and rewards; None: no gate. The metrics begin with gate_."""
+    gate_share: float = 0.25
+    """Share of the trajectories (with prompt groups, of the prompts) whose branches a gate compares."""
+    gate_bound: float = 0.5
+    """Lowest cosine of the advantages after cheap and full tails that passes a gate."""
+    gate_action: GateAction = "warn"
+    """What a run does below that bound: say so ("warn"), or say so and use full tails from then on ("full")."""
     group: Group = "seed"
     """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
@@ -134,6 +144,7 @@ class GRPOConfig:
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
         self._check_draw()
         self._check_tails()
+        self._check_gate()
         if self.sigmas is not None and len(self.sigmas) != self.num_steps + 1:
             fail("GRPOConfig", "sigmas", f"num_steps + 1 = {self.num_steps + 1} levels", len(self.sigmas))
         if self.sigmas is not None:
@@ -172,6 +183,14 @@ class GRPOConfig:
             low, high = self.tail_guidance
             self._require(0 <= low <= high <= 1, "tail_guidance", "the lowest and the highest sigma, in [0, 1]")
 
+    def _check_gate(self) -> None:
+        """Checks the settings of the gate."""
+        if self.gate_every is not None:
+            self._require(self.gate_every >= 1, "gate_every", ">= 1 or None")
+            self._require(self.has_cheap_tails, "gate_every", "None where tails are the full ones")
+        self._require(0 < self.gate_share <= 1, "gate_share", "in (0, 1]")
+        self._require(-1 <= self.gate_bound <= 1, "gate_bound", "a cosine, in [-1, 1]")
+
     def _least_count(self) -> int:
         """The smallest K of a table of branches, leaving out the steps without any."""
         counts = [count for _, count in self.branch_counts]
@@ -197,6 +216,18 @@ class GRPOConfig:
             return tuple(rest)
         lengths = self.per_step("tail_steps")
         return tuple((step, min(length, left)) for (step, left), (_, length) in zip(rest, lengths, strict=True))
+
+    @property
+    def has_cheap_tails(self) -> bool:
+        """Whether tails differ in anything from the rest of the rollout's schedule."""
+        shorter = any(length < self.num_steps - 1 - step for step, length in self.tail_lengths)
+        others = (self.tail_precision, self.tail_guidance)
+        return shorter or self.tail_solver != "euler" or others != (None, None)
+
+    def with_full_tails(self) -> GRPOConfig:
+        """The same settings with the full tails, which need no gate."""
+        full: dict[str, Any] = {"tail_steps": None, "tail_solver": "euler", "tail_precision": None}
+        return replace(self, **full, tail_guidance=None, gate_every=None)
 
     def per_step(self, name: str) -> tuple[tuple[int, Any], ...]:
         """A setting that is one number or a table with one per branch step.

@@ -17,6 +17,7 @@ from tempflow_fast.grpo.shares import Shares
 from tempflow_fast.processes import Processes
 from tempflow_fast.rewards import RewardError, WeightedReward
 
+NOTHING = torch.zeros(0, dtype=torch.int64)
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
 
 
@@ -36,7 +37,7 @@ def score(policy, latents, reward, processes, num_trajectories=2, max_batch=None
     branches = Branches.everywhere(num_trajectories, dict.fromkeys(range(num_steps), count))
     order = torch.arange(latents.shape[:3].numel()).view(latents.shape[:3]).transpose(0, 1).flatten()
     flat, prompts, metadata = latents.flatten(0, 2), list("abc")[:num_trajectories], [{}] * num_trajectories
-    with RolloutScorer(policy, reward, prompts, metadata, shares, branches, processes, clock.stage) as scorer:
+    with RolloutScorer(policy, reward, prompts, metadata, shares, branches, NOTHING, processes, clock.stage) as scorer:
         for piece in equal_pieces(len(flat), max_batch):
             scorer.finish(flat[order[piece]], order[piece])
         return scorer.collect()

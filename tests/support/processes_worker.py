@@ -58,12 +58,22 @@ CASES = {
     "prompt groups": (TinyPolicy, PROMPTS[:2], rounded, GRPOConfig(**SMALL, num_seeds=5, group="prompt", **GUIDED)),
     # Two trajectories, so that the third of three processes has none.
     "few": (TinyPolicy, PROMPTS[:1], brightness, GRPOConfig(**SMALL, num_seeds=2, micro_batch=1)),
-    # Trajectories whose branches leave at steps of their own, so that processes have different numbers of rows.
+    # Trajectories whose branches leave at steps of their own, and a gate in some of them, so that processes have
+    # different numbers of rows.
     "drawn": (
         TinyPolicy,
         SEVEN,
         brightness,
-        GRPOConfig(**SMALL, num_seeds=1, branches_per_trajectory=2, branch_probabilities=(1.0, 2.0, 3.0), max_batch=4),
+        GRPOConfig(
+            **SMALL,
+            num_seeds=1,
+            branches_per_trajectory=2,
+            branch_probabilities=(1.0, 2.0, 3.0),
+            max_batch=4,
+            tail_steps=1,
+            gate_every=1,
+            gate_share=0.3,
+        ),
     ),
     # Signal in one trajectory alone, so that all other processes only keep step.
     "silent": (

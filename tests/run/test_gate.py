@@ -1,0 +1,35 @@
+"""A run whose cheap tails do not pass the gate says so, goes back to full ones if asked, and resumes as it was."""
+
+from __future__ import annotations
+
+import pytest
+from support.runs import go, tiny_config, untimed
+
+pytestmark = pytest.mark.slow
+
+GATE = {"branch_steps": (0, 1, 2), "tail_steps": 1, "gate_every": 2, "gate_share": 1.0, "gate_bound": 1.0}
+SENTENCE = "after 1 iterations: advantages after cheap tails have a cosine of "
+
+
+def rows_of(run):
+    return [row["num_row_evaluations"] for row in run.read_metrics()]
+
+
+def test_below_the_bound_a_run_goes_back_to_full_tails_and_stays_there(tmp_path):
+    settings = {**GATE, "gate_action": "full"}
+    whole, said = go(tmp_path / "whole", tiny_config(**settings))
+    assert [line.startswith(SENTENCE) for line in said].count(True) == 1
+    assert any("full tails from here on" in line for line in said)
+    trunk, short, full = 3 * 3, 3 * 3 * 2 * 1, 3 * 2 * (5 + 4 + 3)
+    assert rows_of(whole) == [trunk + short + full, *[trunk + full] * 3]
+    assert [("gate_cosine" in row) for row in whole.read_metrics()] == [True, False, False, False]
+    go(tmp_path / "cut", tiny_config(**settings, num_iterations=2))
+    cut, _ = go(tmp_path / "cut", tiny_config(**settings))
+    assert untimed(cut) == untimed(whole)
+
+
+def test_a_warning_changes_nothing(tmp_path):
+    run, said = go(tmp_path / "run", tiny_config(**GATE))
+    assert [line.split(" iterations")[0] for line in said if "cosine" in line] == ["after 1", "after 3"]
+    cheap, gate = 3 * 3 + 3 * 3 * 2, 3 * 2 * (5 + 4 + 3)
+    assert rows_of(run) == [cheap + gate, cheap, cheap + gate, cheap]
