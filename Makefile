@@ -11,6 +11,7 @@ REPORT ?= docs/benchmarks.md
 FIGURES ?= docs
 CUDA_ENV ?= .venv-cuda
 CUDA_TORCH ?= torch>=2.10
+KILLS ?= 300
 ARGS ?=
 MINUTES ?= 60
 
@@ -20,11 +21,12 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-runs bench-report fuzz gpu build cuda-build compat readme-figures clean FORCE
+.PHONY: help demo test faults check bench bench-runs bench-report fuzz gpu build cuda-build compat readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
 	@echo "make test     run the tests"
+	@echo "make faults   kill runs KILLS=$(KILLS) times and fill their disks, an hour; docs/reliability.md has the figures"
 	@echo "make check    run the linter and the type checker"
 	@echo "make fuzz     call the ops with random arguments, right and wrong; MINUTES=$(MINUTES)"
 	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
@@ -44,6 +46,9 @@ demo: $(STAMP)
 test: .venv/.test
 	@echo "== running the tests"
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+
+faults: .venv/.test
+	@KILLS=$(KILLS) $(VENV_PYTHON) -m pytest -q tests/faults $(ARGS)
 
 check: .venv/.dev
 	@$(VENV_PYTHON) -m ruff check .

@@ -39,6 +39,8 @@ class Processes:
     """How many processes share the run."""
     kind = "1 process"
     """How many processes there are and how they hold the network, in words."""
+    shards = False
+    """Whether they divide the network among themselves (FSDP)."""
     device: torch.device | None = None
     """The device that this process has to use; None: any."""
 
@@ -161,7 +163,8 @@ class AcceleratedProcesses(Processes):
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.index, self.count, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
-        self.kind = f"{self.count} processes by {'FSDP2' if accelerator.is_fsdp2 else 'DDP'}"
+        self.shards = accelerator.is_fsdp2
+        self.kind = f"{self.count} processes by {'FSDP2' if self.shards else 'DDP'}"
 
     def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
         policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)

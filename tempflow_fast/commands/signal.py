@@ -62,7 +62,7 @@ class Signal:
         from tqdm import tqdm
 
         from ..files import write_json, write_text
-        from ..run.train import find_task
+        from ..run.checks import find_task
         from ..signal.measure import measure_signal
         from ..signal.report import as_json, as_text, signal_plot
         from ..signal.store import SampleStore

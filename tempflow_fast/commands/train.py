@@ -83,17 +83,15 @@ class Train:
         if self.dry_run:
             return _dry_run(config, processes, say)
         from ..ops.info import info
+        from ..run.checks import check_directory, check_run
         from ..run.prepare import fitted, prepare_policy
         from ..run.report import change_table, closing_lines
         from ..run.signals import StopRequest
-        from ..run.trackers import Trackers
-        from ..run.train import find_task, train
+        from ..run.train import train
 
-        # What is missing is reported before the model is loaded.
-        if processes.is_main and (self.resume == "never" or not run.exists()):
-            run.check_free()
-        find_task(config.task)
-        Trackers(config.run.trackers, run.logs)
+        check_run(config, processes)
+        if processes.is_main:
+            check_directory(run, config, self.resume == "never", say)
         policy = prepare_policy(config.policy, processes.device)
         if config.policy.memory_limit is not None:
             config, memory = fitted(config, policy, processes.count)

@@ -74,8 +74,7 @@ class DiffusersPolicy(NetworkPolicy):
         self.pipeline: Any = pipeline  # diffusers declares no types for its parts
         self._check_parts()
         self.max_text_length = self.default_text_length if max_text_length is None else max_text_length
-        fits = 1 <= integer(self._name, "max_text_length", self.max_text_length) <= self.longest_text
-        require(fits, self._name, "max_text_length", f"in 1..{self.longest_text}", max_text_length)
+        self.check_text_length(max_text_length)
         self._size = self._checked_size(resolution)
         self.latent_shape = self._latent_shape()
         self.dtype: torch.dtype = pipeline.transformer.dtype
@@ -87,6 +86,19 @@ class DiffusersPolicy(NetworkPolicy):
         for name in self._idle_modules:
             self.network.get_submodule(name).requires_grad_(False)
         self._cache, self._offload = PromptCache(), False
+
+    @classmethod
+    def check_text_length(cls, length: int | None) -> None:
+        """Refuses a number of tokens that the pipeline does not take.
+
+        Args:
+            length: `max_text_length` of the class.
+
+        Raises:
+            ValueError: if it is out of range.
+        """
+        fits = length is None or 1 <= integer(cls.__name__, "max_text_length", length) <= cls.longest_text
+        require(fits, cls.__name__, "max_text_length", f"in 1..{cls.longest_text}", length)
 
     @classmethod
     @quiet(*LIBRARIES)  # the first use of a class imports its module, which may warn

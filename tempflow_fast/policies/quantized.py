@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -46,6 +47,22 @@ def quantized(network: nn.Module, kind: str) -> Iterator[None]:
     finally:
         for layer, weight in zip(layers, weights, strict=True):
             layer._parameters["weight"] = weight
+
+
+def check_quantizable(kind: str, device: torch.device) -> None:
+    """Multiplies once in 8 bits, to find out before the work whether library and device can.
+
+    Args:
+        kind: "int8" or "fp8".
+        device: where to multiply.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    network = nn.Sequential(nn.ModuleList([nn.Linear(MULTIPLE, MULTIPLE, device=device)]))
+    (layer,) = _layers(network)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16), quantized(network, kind):
+        layer(torch.ones(MULTIPLE, MULTIPLE, device=device))
 
 
 def _layers(network: nn.Module) -> list[nn.Linear]:

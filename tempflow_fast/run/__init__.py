@@ -1,6 +1,7 @@
 """A training run, and how it survives an interruption.
 
 train         the loop
+checks        what is refused before the model is loaded
 prepare       settings -> policy
 load          model name -> policy
 optimizers    the optimizer and its learning rate

@@ -41,6 +41,22 @@ def load_policy(
         ValueError: if the model cannot be loaded, its pipeline class is not in `POLICIES`, or a setting does not fit.
     """
     device = usable_device("load_policy", device)
+    source, kind = find_model(model)
+    return kind.from_pretrained(source, device, dtype, resolution, max_text_length, allow_code)
+
+
+def find_model(model: str | Path) -> tuple[str, type[DiffusersPolicy]]:
+    """Finds a model by name, without loading more of it than its index.
+
+    Args:
+        model: as in `load_policy`.
+
+    Returns:
+        Where diffusers finds it, and the class of its policy.
+
+    Raises:
+        ValueError: if there is no such model, or its pipeline class is not in `POLICIES`.
+    """
     require(isinstance(model, (str, Path)), "load_policy", "model", "a name or a path", repr(model))
     model = str(model)
     path = pipeline_path() if model == EMBEDDED_MODEL else Path(model)
@@ -52,4 +68,4 @@ def load_policy(
     source = str(path) if is_directory else model
     name = read_index("load_policy", source)["_class_name"]
     require(name in POLICIES, "load_policy", "model", f"one of {', '.join(sorted(POLICIES))}", f"a {name}")
-    return POLICIES[name].from_pretrained(source, device, dtype, resolution, max_text_length, allow_code)
+    return source, POLICIES[name]

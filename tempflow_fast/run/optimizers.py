@@ -38,12 +38,28 @@ def make_optimizer(parameters: Iterable[Parameter], config: OptimizerConfig) -> 
         parameters = list(parameters)
         on_host = all(parameter.device.type == "cpu" for parameter in parameters)
         return torch.optim.AdamW(parameters, fused=None if on_host else True, **settings)
+    check_optimizer(config)
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **settings)
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Checks that the optimizer can be made.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        ValueError: for 8 bits without the library bitsandbytes.
+    """
+    if config.optimizer == "adamw":
+        return
     try:
-        from bitsandbytes.optim import AdamW8bit
+        import bitsandbytes.optim  # noqa: F401
     except ImportError as error:
         got = f"{config.optimizer!r}: pip install bitsandbytes ({error})"
         fail("make_optimizer", "optimizer", "'adamw' where bitsandbytes is not installed", got)
-    return AdamW8bit(parameters, **settings)
 
 
 def learning_rate(config: OptimizerConfig, iteration: int, fraction: float) -> float:

@@ -120,7 +120,7 @@ def _loaded(config: PolicyConfig, model: str, device: torch.device | None, froze
     dtype = DTYPES[config.precision]
     policy = load_policy(
         model,
-        _device(config.device, device),
+        device_of(config.device, device),
         dtype if frozen else torch.float32,
         config.resolution,
         config.max_text_length,
@@ -132,8 +132,13 @@ def _loaded(config: PolicyConfig, model: str, device: torch.device | None, froze
     return policy
 
 
-def _device(name: str, of_process: torch.device | None) -> torch.device | str:
-    """The device of the process, if several share the run, or else the device in the settings."""
+def device_of(name: str, of_process: torch.device | None) -> torch.device | str:
+    """Returns the device of the model: that of the process, if several share the run, or else that of the settings.
+
+    Args:
+        name: the device in the settings.
+        of_process: the device that this process has to use; None: any.
+    """
     if of_process is not None or name == "auto":
         return of_process or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return name

@@ -15,7 +15,7 @@ from ..processes import Processes
 from ..settings.fields import FIXED, FIXED_PRESENCE
 from ..settings.run import TrainConfig, differences
 from .directory import RunDirectory
-from .numbered import Found, checkpoint_config, find_checkpoint, numbered, read_facts
+from .numbered import Found, all_numbered, checkpoint_config, find_checkpoint, numbered, read_facts
 from .origin import Origin
 
 FIXED_CONTENTS = ("model", "prompts")
@@ -78,6 +78,26 @@ def begin(run: RunDirectory, config: TrainConfig, processes: Processes, fall_bac
     facts = {"iteration": start.num_iterations, "changed": start.changed, "surroundings": start.origin.surroundings}
     run.append_start(facts)
     return Start(start.checkpoint, start.changed, start.origin, (*start.remarks, *filter(None, [remark])))
+
+
+def check_settings(run: RunDirectory, config: TrainConfig) -> None:
+    """Refuses changes that the run cannot make, by the settings in its newest checkpoint; reads no more than these.
+
+    Args:
+        run: the run directory.
+        config: the settings.
+
+    Raises:
+        ValueError: naming the settings.
+    """
+    checkpoints = all_numbered(run.checkpoints)
+    if not checkpoints:
+        return
+    try:
+        before = checkpoint_config(checkpoints[max(checkpoints)])
+    except (OSError, ValueError):  # damaged: `begin` says so, and finds another one
+        return
+    _check_changes(run, differences(before, config))
 
 
 def changes(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -19,12 +19,12 @@ from ..grpo.step import grpo_step
 from ..interruption import GivenUpError
 from ..policies import DiffusersPolicy
 from ..processes import Processes
-from ..prompts.sets import PromptSet, get_prompts
-from ..rewards import RewardError, WeightedReward, get_reward
-from ..settings.run import TaskConfig, TrainConfig
+from ..rewards import RewardError
+from ..settings.run import TrainConfig
 from . import random_state
 from .average import WeightAverage
 from .checkpoint import TrainingState, load_checkpoint, require_finite_state, save_checkpoint
+from .checks import check_run, check_schedules, find_task
 from .directory import RunDirectory
 from .evaluations import RunEvaluations, basis_of
 from .lock import DirectoryLock
@@ -89,6 +89,8 @@ def train(
     """
     processes = processes or Processes()
     stop = stop or StopRequest()
+    check_run(config, processes)
+    check_schedules(config, policy)
     with processes.guarded(), _held(run, processes, report) as lock:
         loop = _Loop(config, policy, run, lock, processes, report, fall_back)
         try:
@@ -98,24 +100,6 @@ def train(
         finally:
             loop.trackers.finish()
     return Trained(before, after, budget.num_done, budget.seconds)
-
-
-def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
-    """Loads the prompts and the reward of the settings, before any expensive work.
-
-    Args:
-        task: the settings.
-
-    Returns:
-        The prompt set and the training reward.
-
-    Raises:
-        ValueError: for prompts or rewards, including those of evaluation, that do not exist or cannot be loaded.
-    """
-    prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
-    if task.accuracy is not None:
-        get_reward(task.accuracy)
-    return prompts, get_reward(task.reward)
 
 
 @contextmanager
