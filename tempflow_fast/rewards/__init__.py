@@ -14,6 +14,7 @@ Plumbing:
     registry      a user's description -> a reward
     weighted      several rewards, summed with weights
     checked       one reward on one batch: its scores, or an error that names the sample
+    isolated      one call of a reward, which cannot change the run
     background    scoring in a thread while the next images are decoded
     cache         scores of images that were scored before
     deadline      calls with a time limit

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base import FinalError, Reward, RewardError, one_line, range_of
 from .deadline import OverdueError, within
+from .isolated import isolated_call
 
 RANGE_SLACK = 0.01
 """Fraction of a declared range by which half precision may exceed it."""
@@ -28,7 +29,8 @@ def checked_scores(
     """The scores of one reward, checked: finite, in the declared range, one per image.
 
     A batch that raises is retried in halves, down to single images: memory may then suffice, and what still fails is a
-    known sample. A reward that does its own retrying raises `FinalError`. A reward that exceeds its time limit is not
+    known sample. A reward that does its own retrying raises `FinalError`. For what a call cannot do to the run, see
+    `isolated`. A reward that exceeds its time limit is not
     called again, since the first call may still hold what it needs.
 
     Args:
@@ -65,7 +67,7 @@ def _in_time(
 
     def call() -> Tensor:
         with torch.no_grad(), torch.cuda.stream(stream):
-            return torch.as_tensor(reward(images, prompts, metadata))
+            return isolated_call(reward, images, prompts, metadata)
 
     return within(timeout, call)
 
@@ -94,4 +96,4 @@ def _halving(
     if scores.shape != images.shape[:1]:
         reason = f"scores must be [{len(images)}], one per image, got {list(scores.shape)}"
         raise RewardError(name, first, prompts[0], reason)
-    return scores.detach().to("cpu", torch.float64)
+    return scores.detach().to("cpu", torch.float64, copy=True)  # the reward may use its tensor again
