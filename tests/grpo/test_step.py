@@ -272,9 +272,11 @@ def test_bad_rewards_leave_the_policy_alone(reward, message):
         {"num_branches": 1},
         {"sampler": "ode"},
         {"sigmas": (1.0, 0.0)},
+        {"branch_steps": (0, 10)},
+        {"num_steps": 2, "sigmas": (0.5, 0.9, 0.0)},
     ],
-    ids=lambda setting: next(iter(setting)),
+    ids=lambda setting: list(setting)[-1],
 )
 def test_config_names_the_bad_setting(setting):
-    with pytest.raises(ValueError, match=f"GRPOConfig: {next(iter(setting))} must"):
+    with pytest.raises(ValueError, match=f"GRPOConfig: {list(setting)[-1]} must"):
         GRPOConfig(**setting)

@@ -17,6 +17,7 @@ from tempflow_fast.run.average import WeightAverage
 from tempflow_fast.run.checkpoint import TrainingState, save_checkpoint
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.numbered import latest_checkpoint
+from tempflow_fast.run.origin import Origin
 from tempflow_fast.run.train import MAX_SKIPPING
 
 
@@ -41,11 +42,11 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_a_state_that_is_not_finite_is_not_saved_and_removes_nothing(place, value, tmp_path):
     state, config = trained_state(), tiny_config()
-    save_checkpoint(tmp_path, state, config, Processes(), keep=1)
+    save_checkpoint(tmp_path, state, config, Processes(), keep=1, origin=Origin())
     state.num_iterations = 2
     PLACES[place](state).view(-1)[1] = value
     with pytest.raises(NotFiniteError, match="after 2 iterations, weights, their average or the optimizer's state"):
-        save_checkpoint(tmp_path, state, config, Processes(), keep=1)
+        save_checkpoint(tmp_path, state, config, Processes(), keep=1, origin=Origin())
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
 
 
