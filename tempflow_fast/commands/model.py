@@ -81,8 +81,8 @@ class Model:
         from ..run.prepare import plain_policy, tuned_policy
 
         if self.weights is None:
-            return plain_policy(config.policy, self.lora, device)
-        return tuned_policy(config.policy, RunDirectory(self.weights), device)
+            return plain_policy(config.policy, self.lora, device, self.allow_code)
+        return tuned_policy(config.policy, RunDirectory(self.weights), device, self.allow_code)
 
     def tuned_files(self) -> Path | None:
         """Returns the path of the tuned weights; None for a model as it is.

@@ -81,7 +81,7 @@ class Train:
         processes = launched(cpu=config.policy.device == "cpu")
         say = processes.say
         if self.dry_run:
-            return _dry_run(config, processes, say)
+            return _dry_run(config, processes, say, self.allow_code)
         from ..ops.info import info
         from ..run.checks import check_directory, check_run
         from ..run.prepare import fitted, prepare_policy
@@ -92,7 +92,7 @@ class Train:
         check_run(config, processes)
         if processes.is_main:
             check_directory(run, config, self.resume == "never", say)
-        policy = prepare_policy(config.policy, processes.device)
+        policy = prepare_policy(config.policy, processes.device, self.allow_code)
         if config.policy.memory_limit is not None:
             config, memory = fitted(config, policy, processes.count)
             say(memory)
@@ -111,7 +111,7 @@ class Train:
         return stop.status
 
 
-def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None]) -> int:
+def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None], allow_code: bool) -> int:
     """Prints the geometry of an iteration and, if the model can be loaded, the memory it needs."""
     from ..grpo.geometry import Geometry
     from ..run.prepare import fitted, prepare_policy
@@ -120,7 +120,7 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
     if not processes.is_main:
         return 0
     try:
-        policy = prepare_policy(replace(config.policy, device="cpu"))
+        policy = prepare_policy(replace(config.policy, device="cpu"), allow_code=allow_code)
     except ValueError as error:
         say(f"\nmemory: not known, because the model cannot be loaded: {error}")
         return 0

@@ -22,12 +22,15 @@ LORA_INIT: dict[str, str | bool] = {"gaussian": "gaussian", "kaiming": True}
 """Setting `lora_init` -> peft's argument."""
 
 
-def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> DiffusersPolicy:
+def prepare_policy(
+    config: PolicyConfig, device: torch.device | None = None, allow_code: bool = False
+) -> DiffusersPolicy:
     """Loads the model of the settings, ready for training: with its adapter and in its precision.
 
     Args:
         config: the settings.
         device: the device of this process, if several share the run; None: the device in the settings.
+        allow_code: as in `load_policy`.
 
     Returns:
         The policy.
@@ -35,7 +38,7 @@ def prepare_policy(config: PolicyConfig, device: torch.device | None = None) -> 
     Raises:
         ValueError: if the model cannot be loaded or a setting does not fit it.
     """
-    policy = _loaded(config, config.model, device, frozen=config.lora_rank is not None)
+    policy = _loaded(config, config.model, device, config.lora_rank is not None, allow_code)
     if config.lora_rank is not None:
         alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
         targets: dict[str, Any] = {} if config.lora_targets is None else {"targets": config.lora_targets}
@@ -75,13 +78,16 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
     return config, f"{memory}\nabout {total:.3g} in total, with {calls}"
 
 
-def tuned_policy(config: PolicyConfig, run: RunDirectory, device: torch.device | None = None) -> DiffusersPolicy:
+def tuned_policy(
+    config: PolicyConfig, run: RunDirectory, device: torch.device | None = None, allow_code: bool = False
+) -> DiffusersPolicy:
     """Loads the tuned model of a run.
 
     Args:
         config: the settings.
         run: the run directory.
         device: as in `prepare_policy`.
+        allow_code: as in `load_policy`.
 
     Returns:
         The policy.
@@ -91,17 +97,20 @@ def tuned_policy(config: PolicyConfig, run: RunDirectory, device: torch.device |
     """
     tuned = run.tuned()
     if tuned == run.lora:
-        return plain_policy(config, run.lora, device)
-    return _loaded(config, str(tuned), device, frozen=False)
+        return plain_policy(config, run.lora, device, allow_code)
+    return _loaded(config, str(tuned), device, False, allow_code)
 
 
-def plain_policy(config: PolicyConfig, lora: Path | None = None, device: torch.device | None = None) -> DiffusersPolicy:
+def plain_policy(
+    config: PolicyConfig, lora: Path | None = None, device: torch.device | None = None, allow_code: bool = False
+) -> DiffusersPolicy:
     """Loads the model of the settings for sampling, without training.
 
     Args:
         config: the settings.
         lora: a file or directory with an adapter; None: the model as it is.
         device: as in `prepare_policy`.
+        allow_code: as in `load_policy`.
 
     Returns:
         The policy.
@@ -109,13 +118,15 @@ def plain_policy(config: PolicyConfig, lora: Path | None = None, device: torch.d
     Raises:
         ValueError: if the model or the adapter cannot be loaded.
     """
-    policy = _loaded(config, config.model, device, frozen=True)
+    policy = _loaded(config, config.model, device, True, allow_code)
     if lora is not None:
         policy.load_lora(lora)
     return policy
 
 
-def _loaded(config: PolicyConfig, model: str, device: torch.device | None, frozen: bool) -> DiffusersPolicy:
+def _loaded(
+    config: PolicyConfig, model: str, device: torch.device | None, frozen: bool, allow_code: bool
+) -> DiffusersPolicy:
     """The model without an adapter. Trained weights stay in float32: in 16 bits, small updates would be lost."""
     dtype = DTYPES[config.precision]
     policy = load_policy(
@@ -124,6 +135,7 @@ def _loaded(config: PolicyConfig, model: str, device: torch.device | None, froze
         dtype if frozen else torch.float32,
         config.resolution,
         config.max_text_length,
+        allow_code,
     )
     if config.offload_text_encoders:
         policy.offload_text_encoders()

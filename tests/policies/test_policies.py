@@ -175,6 +175,11 @@ def test_settings_that_do_not_fit_are_named(tmp_path):
         load_policy(str(tmp_path))
 
 
+def test_prompts_are_a_list(policy):
+    with pytest.raises(ValueError, match="encode: prompts must be a list of texts, got 'a red circle'"):
+        policy.encode("a red circle")
+
+
 def test_condition_rows():
     condition = Condition({"text": torch.arange(6).view(3, 2), "pooled": torch.arange(3)})
     assert len(condition) == 3
