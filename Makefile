@@ -21,7 +21,7 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check bench bench-runs bench-report fuzz gpu build cuda-build compat readme-figures clean FORCE
+.PHONY: help demo test faults check audit audit-refresh bench bench-runs bench-report fuzz gpu build cuda-build compat readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
@@ -29,6 +29,8 @@ help:
 	@echo "make faults   kill runs KILLS=$(KILLS) times and fill their disks, an hour; docs/reliability.md has the figures"
 	@echo "make check    run the linter and the type checker"
 	@echo "make fuzz     call the ops with random arguments, right and wrong; MINUTES=$(MINUTES)"
+	@echo "make audit    compare the dependencies with the lock and the known advisories; needs no network"
+	@echo "make audit-refresh   write the lock and the advisories in security/ again; needs a network"
 	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
 	@echo "make bench-report   the same and six training runs, half an hour; writes $(REPORT)"
 	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
@@ -56,6 +58,12 @@ check: .venv/.dev
 
 fuzz: .venv/.test
 	@$(VENV_PYTHON) tests/faults/fuzz_ops.py --minutes $(MINUTES) $(ARGS)
+
+audit: .venv/.test
+	@$(VENV_PYTHON) -m security.audit
+
+audit-refresh: .venv/.test
+	@$(VENV_PYTHON) -m security.refresh
 
 bench: .venv/.test
 	@mkdir -p "$(BENCH)"
