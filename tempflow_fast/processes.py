@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 MINUTES = 30.0
 """How long a process waits for the others: longer than the slowest reward, and longer than saving a checkpoint."""
 
+DECIDED_HERE = {
+    "ACCELERATE_MIXED_PRECISION": ("no", "--precision decides"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--micro-batch decides"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "--compile-blocks decides"),
+    "ACCELERATE_USE_DEEPSPEED": ("false", "FSDP2 shards weights"),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", "FSDP2 shards weights"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "FSDP2 shards weights"),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": ("0", "--precision decides"),
+}
+"""Variables that would change the numbers of a run without a trace in its settings, most of them set by accelerate's
+launcher from its config file: the one value that is allowed, and what decides instead."""
+
 
 class ProcessLostError(RuntimeError):
     """Another process of the run does not answer: it has ended, or its machine cannot be reached."""
@@ -158,9 +170,15 @@ class AcceleratedProcesses(Processes):
 
     Args:
         accelerator: the run's; `launched` makes one with the settings that this package needs.
+
+    Raises:
+        ValueError: if the accelerator would change precision or gradients.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
+        for name, wanted in (("mixed_precision", "no"), ("gradient_accumulation_steps", 1)):
+            value = getattr(accelerator, name)
+            require(value == wanted, "AcceleratedProcesses", f"accelerator.{name}", repr(wanted), repr(value))
         self.accelerator = accelerator
         self.index, self.count, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
         self.shards = accelerator.is_fsdp2
@@ -254,9 +272,13 @@ def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:
         The processes as this process sees them.
 
     Raises:
-        ValueError: if the launch asks for FSDP of version 1.
+        ValueError: if the launch asks for FSDP of version 1, or for something else that would change the numbers of the
+            run (see `DECIDED_HERE`).
     """
     require(finite("launched", "minutes", minutes) > 0, "launched", "minutes", "positive", minutes)
+    for name, (wanted, instead) in DECIDED_HERE.items():
+        value = os.environ.get(name, wanted)
+        require(value.lower() == wanted, "launched", name, f"{wanted!r}, since {instead}", repr(value))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -70,7 +70,8 @@ def grpo_step(
         torch.compile took.
 
     Raises:
-        ValueError: naming the argument, before the rollout.
+        ValueError: naming the argument, before the rollout; also under autocast, without gradients, or with a default
+            device of torch.
         RewardError: if a reward failed, naming it and the sample; the policy is as it was.
         NotFiniteError: if latents or images are infinite or NaN, naming the cause; the policy is as it was.
         ProcessLostError: if another process ended.
@@ -93,6 +94,16 @@ def grpo_step(
         return {**measured, **acted.gate, **metrics, **clock.slowest(processes)}
 
 
+def _check_surroundings(policy: Policy) -> None:
+    """Refuses what the caller's code around an iteration would change in it."""
+    gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    require(gradients, "grpo_step", "gradient mode", "on around it", "off, by torch.no_grad or inference_mode")
+    autocast = torch.is_autocast_enabled(policy.device.type)
+    require(not autocast, "grpo_step", "autocast", "off around it: the policy decides its own precision", "on")
+    device = torch.get_default_device()
+    require(device.type == "cpu", "grpo_step", "torch's default device", "the CPU, where rewards are compared", device)
+
+
 def _checked_inputs(
     policy: Policy,
     prompts: Sequence[str],
@@ -101,6 +112,7 @@ def _checked_inputs(
     metadata: Sequence[dict[str, Any]] | None,
 ) -> tuple[StepTable, list[str], list[dict[str, Any]]]:
     """The step table, and the prompt and metadata of each of the N = P S trajectories."""
+    _check_surroundings(policy)
     check_policy("grpo_step", policy, "encode", "velocity", "decode", "sigmas", "parameters", "latent_shape")
     check_training("grpo_step", optimizer, config)
     if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
