@@ -14,7 +14,8 @@ class ServeRewards:
     reward: tyro.conf.Positional[str]
     """The reward: a name, module:function, several as a=1.0,b=0.5, or JSON with settings."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines connect. Any of them can: there is no password."""
+    """Address to listen on. Any other than this machine's own needs a secret in the environment variable
+    TEMPFLOW_FAST_TOKEN, here and where the clients run; 0.0.0.0 lets other machines connect."""
     port: int = 18080
     """Port to listen on; 0: any free port."""
 

@@ -20,7 +20,8 @@ Plumbing:
     deadline      calls with a time limit
     pixels, resize    images -> inputs of image models; Pillow's resizing on any device
     weights       published weights as tensors
-    wire, http, server    the protocol of remote rewards, one exchange of it, and the server
+    wire, http, timed     the protocol of remote rewards, one exchange of it, and its limits
+    server, connection    the server, and what it lets in
 """
 
 from __future__ import annotations

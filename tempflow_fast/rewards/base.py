@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..text import printable
+
 
 class Reward(Protocol):
     """Scores images; higher is better. Any callable of this signature is one.
@@ -135,13 +137,13 @@ def declared(low: float, high: float) -> Callable[[Reward], Reward]:
 
 
 def one_line(value: object, limit: int = 300) -> str:
-    """A value as one line of a message.
+    """A value as one line of a message, without characters that a terminal would obey.
 
     Args:
         value: anything.
         limit: number of characters at which the line is cut.
     """
-    text = " ".join(str(value).split())
+    text = printable(" ".join(str(value).split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

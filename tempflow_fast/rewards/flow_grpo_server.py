@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Sequence
+from pickletools import genops
 from typing import Any
 
 from torch import Tensor
@@ -77,12 +78,12 @@ class FlowGrpoServer(Remote):
             ValueError: if the answer has another form.
             PassingError, RefusalError: as `exchange`.
         """
-        answer = plain(exchange(url + "/", body, self.timeout))
-        try:
-            scores = [float(score) for score in answer[self.field]]
-        except (KeyError, TypeError):
-            fail("flow_grpo_server", "answer", f"a mapping with a list {self.field!r}", one_line(answer))
-        return wire.checked(scores, num)
+        answer = plain(exchange(url + "/", body, self.request_timeout))
+        has_scores = isinstance(answer, dict) and isinstance(answer.get(self.field), list)
+        # An answer is not shown: a few bytes can describe a structure that fills the memory once it is written out.
+        got = f"a {type(answer).__name__}"
+        require(has_scores, "flow_grpo_server", "answer", f"a mapping with a list {self.field!r}", got)
+        return wire.checked(answer[self.field], num)
 
 
 def plain(body: bytes) -> Any:
@@ -95,9 +96,12 @@ def plain(body: bytes) -> Any:
         ValueError: if it holds, or asks for, anything else.
     """
     try:
+        for opcode, argument, _ in genops(body):
+            if "PUT" in opcode.name and int(argument or 0) >= len(body):
+                raise ValueError(f"it numbers an object {argument}")  # and would make room for as many
         return _Plain(io.BytesIO(body)).load()
     except Exception as error:
-        fail("flow_grpo_server", "answer", "a pickle of plain data", f"one that is not: {error}")
+        fail("flow_grpo_server", "answer", "a pickle of plain data", f"one that is not: {one_line(error)}")
 
 
 class _Plain(pickle.Unpickler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import sys
@@ -39,6 +40,8 @@ REWARDS = {
 A class is called with the reward's settings, and its instance is the reward; any other callable is a reward itself.
 """
 
+OPTIONS = ("weight", "cache", "timeout", "reward")
+"""Settings that every reward has; none of them reaches its class."""
 Spec = str | Reward | Mapping[str, Any]
 
 
@@ -78,6 +81,8 @@ def get_reward(reward: Spec) -> WeightedReward:
         target = settings.pop("reward", name)
         if not callable(target) and not isinstance(target, str):
             fail("get_reward", f"reward of {name}", 'a name, "module:attribute" or a callable', repr(target))
+        if isinstance(target, str):
+            _require_one_meaning(name, target, entry)
         made = target if callable(target) else _load(target, json.dumps(settings, sort_keys=True, default=str))
         rewards[name] = made if num_remembered is None else _remembering(made, num_remembered)
     return WeightedReward(rewards, weights, timeouts)
@@ -123,8 +128,19 @@ def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+def _require_one_meaning(name: str, target: str, entry: object) -> None:
+    """Refuses a setting that would stay here although a class of the user's has one of this name."""
+    found = _imported(target)
+    if isinstance(entry, Mapping) and isinstance(found, type):
+        taken = [option for option in OPTIONS if option in entry and option in inspect.signature(found).parameters]
+        expected = f"named otherwise in {target}, since every reward has a setting of this name"
+        require(not taken, "get_reward", f"{' and '.join(taken)} of {name}", expected, dict(entry))
+
+
 def _number(name: str, setting: str, value: Any) -> float:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         fail("get_reward", f"{setting} of {name}", "a number", repr(value))

@@ -25,7 +25,7 @@ def test_scores_arrive_in_order_from_batches_and_from_several_servers():
 @pytest.mark.parametrize("fault", ["500", "half", "count", "nan", "garbage", "close", "slow", "dribble"])
 def test_a_passing_fault_is_tried_again(fault):
     with running(FaultyServer(fault, fault)) as server:
-        remote = client(server, timeout=0.3 if fault in ("slow", "dribble") else 5.0)
+        remote = client(server, request_timeout=0.3 if fault in ("slow", "dribble") else 5.0)
         assert torch.allclose(remote(images(), TEXTS, ENTRIES), EXPECTED)
         assert server.played.count(fault) == 2
 
@@ -37,16 +37,16 @@ def test_a_passing_fault_is_tried_again(fault):
         ("half", "incomplete answer: .* bytes are missing"),
         ("count", "scores must be 5 numbers, got 4"),
         ("nan", "scores must be finite, got nan"),
-        ("garbage", "body must be JSON with scores, got b'<html>'"),
+        ("garbage", "body must be JSON with scores or health, got b'<html>'"),
         ("close", "RemoteDisconnected"),
-        ("slow", "timed out"),
+        ("slow", "no complete answer within 0.3 s"),
         ("dribble", "no complete answer within 0.3 s"),
     ],
 )
 def test_a_lasting_fault_ends_the_run_with_a_name_a_sample_and_a_reason(fault, reason):
     timeout = 0.3 if fault in ("slow", "dribble") else 5.0
     with running(FaultyServer("none", *[fault] * 9)) as server:
-        reward = get_reward(client(server, batch_size=5, num_rounds=2, timeout=timeout))
+        reward = get_reward(client(server, batch_size=5, num_rounds=2, request_timeout=timeout))
         message = (
             rf'reward "remote" failed on sample 5 \(prompt .prompt 5.\): no score .* in 2 rounds; last, .*{reason}'
         )
@@ -83,7 +83,7 @@ def test_a_batch_goes_to_the_next_server_at_once():
         start = time.perf_counter()
         assert torch.allclose(client(broken, well, batch_size=2, pause=30)(images(), TEXTS, ENTRIES), EXPECTED)
         assert time.perf_counter() - start < 10
-        assert broken.played.count("500") == 3  # batches 0, 2 and 4 of five came to it first
+        assert 1 <= broken.played.count("500") <= 2, "once it has failed, it is asked last"
 
 
 def test_a_server_that_is_gone_when_training_begins_is_named():
@@ -94,7 +94,7 @@ def test_a_server_that_is_gone_when_training_begins_is_named():
     servers = FaultyServer(), FaultyServer(reward="shapes")
     with (
         running(*servers),
-        pytest.raises(ValueError, match=r"must be servers of one reward, .* numbered, .* shapes"),
+        pytest.raises(ValueError, match=r"must be servers of one reward, .* numbered=1, .* shapes=1"),
     ):
         client(*servers)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
@@ -108,7 +108,7 @@ def test_a_server_that_is_gone_when_training_begins_is_named():
         ({"urls": []}, "urls must be like http://host:port"),
         ({"urls": "localhost:80"}, "urls must be like http://host:port, got .*localhost:80"),
         ({"urls": "http://localhost:1", "batch_size": 0}, "batch_size must be positive, got 0"),
-        ({"urls": "http://localhost:1", "timeout": 0}, "timeout must be positive, got 0"),
+        ({"urls": "http://localhost:1", "request_timeout": 0}, "request_timeout must be positive, got 0"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

@@ -44,9 +44,9 @@ class FaultyHandler(Handler):
         if fault == "500":
             status, answer = 500, {"error": "out of memory"}
         if fault == "count":
-            answer = {"scores": answer["scores"][1:]}
+            answer = {**answer, "scores": answer["scores"][1:]}
         if fault == "nan":
-            answer = {"scores": [float("nan"), *answer["scores"][1:]]}
+            answer = {**answer, "scores": [float("nan"), *answer["scores"][1:]]}
         body = b"<html>" if fault == "garbage" else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -94,4 +94,4 @@ def running(*servers):
 
 
 def client(*servers, **settings) -> Remote:
-    return Remote([server.url for server in servers], **{"pause": 0.02, "timeout": 5.0, **settings})
+    return Remote([server.url for server in servers], **{"pause": 0.02, "request_timeout": 5.0, **settings})
