@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import require
 from ..ops.schedule import StepTable
 from ..settings.iteration import GRPOConfig, TailSolver
 
@@ -101,7 +102,13 @@ def make_tails(
         solver: how they move.
         own_precision: whether their network calls have a precision of their own.
         guidance: lowest and highest sigma with guidance; None: all have it.
+
+    Raises:
+        ValueError: for a tail without calls where steps remain, or with more calls than steps.
     """
+    for step, length in lengths.items():
+        rest = table.num_steps - 1 - step
+        require(min(rest, 1) <= length <= rest, "make_tails", "lengths", f"in 1..{rest} at step {step}", length)
     num_steps, levels = table.num_steps, [*table.sigma.tolist(), float(table.sigma_next[-1])]
     first_rows, grids, corrections = {}, [], [0.0] * num_steps
     for step, length in lengths.items():

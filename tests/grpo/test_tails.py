@@ -244,6 +244,16 @@ def test_impossible_tails_are_named(settings, message):
         GRPOConfig(num_steps=5, **settings)
 
 
+def test_tails_that_cannot_be_are_refused():
+    policy = TinyPolicy()
+    condition, table, noise = start(policy)
+    for lengths, message in (({0: 6}, r"in 1..5 at step 0, got 6"), ({2: 0}, r"in 1..3 at step 2, got 0")):
+        with pytest.raises(ValueError, match=f"make_tails: lengths must be {message}"):
+            make_tails(table, lengths)
+    with pytest.raises(ValueError, match=r"rollout: tails must be of every branch step, got none of \[1, 2, 3, 4\]"):
+        tff.rollout(policy, condition, table, noise, 2, tails=make_tails(table, {0: 1}))
+
+
 def test_tails_of_another_table_are_refused():
     policy = TinyPolicy()
     condition, table, noise = start(policy)

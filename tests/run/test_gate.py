@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from support.runs import go, tiny_config, untimed
+
+from tempflow_fast.evaluation.evaluate import score
+from tempflow_fast.run.prepare import prepare_policy
 
 pytestmark = pytest.mark.slow
 
@@ -33,3 +37,10 @@ def test_a_warning_changes_nothing(tmp_path):
     assert [line.split(" iterations")[0] for line in said if "cosine" in line] == ["after 1", "after 3"]
     cheap, gate = 3 * 3 + 3 * 3 * 2, 3 * 2 * (5 + 4 + 3)
     assert rows_of(run) == [cheap + gate, cheap, cheap + gate, cheap]
+
+
+def test_evaluation_always_uses_the_full_sampler():
+    config = tiny_config(eval_steps=None)
+    policy = prepare_policy(config.policy)
+    cheap = config.with_settings(**GATE, tail_solver="ab2", tail_precision="bf16")
+    assert torch.equal(score(cheap, policy).measures["reward"], score(config, policy).measures["reward"])
