@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EIO, EISDIR
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -196,16 +197,17 @@ def append_lines(path: Path, lines: list[Any]) -> None:
         OSError: naming the file, if it cannot be written; nothing is appended then.
     """
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    with naming(path), path.open("a+b") as file:
+    with naming(path), path.open("a+b", buffering=0) as file:  # a buffer would be written again when it is closed
         end = _end_of_lines(file)
         file.truncate(end)
         try:
-            file.write(text.encode())
-            file.flush()
+            left = memoryview(text.encode())
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
-                os.ftruncate(file.fileno(), end)
+                file.truncate(end)
             raise
 
 
@@ -234,7 +236,7 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
-def _end_of_lines(file: BinaryIO) -> int:
+def _end_of_lines(file: FileIO) -> int:
     """The place after the last line end, searched from the end of the file."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
