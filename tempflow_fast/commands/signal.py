@@ -45,7 +45,7 @@ class Signal:
     prompts_per_iteration: int | None = None
     """Number of prompts per iteration; None: as in the run or the recipe."""
     budget: float | None = None
-    """The most forward passes that a trajectory may cost, for the recommended branch steps; None: no limit."""
+    """The most forward passes that a prompt may cost, for the recommended branch steps; None: the best step."""
     seed: int = 0
     """Seed of the prompts and the noise."""
 

@@ -20,6 +20,7 @@ from ..rewards import Scores, WeightedReward
 from ..settings.iteration import GRPOConfig, RolloutPrecision
 from .advantages import group_advantages
 from .branches import Branches
+from .chain import chain_rollout
 from .draw import drawn_branches
 from .gate import gate_metrics, gated_trajectories
 from .rollout import Rollout, rollout
@@ -38,6 +39,8 @@ class Acted:
     """The trajectories that this process carries."""
     branches: Branches
     """The list of all processes."""
+    images: Branches
+    """The list of what was finished and scored: the same, or one per trajectory where the noise stays in the trunk."""
     scored: Scored
     """Of all processes."""
     advantages: Tensor
@@ -77,38 +80,42 @@ def act(
     """
     branches, tails = drawn_branches(config, len(texts), seed), tails_of(config, table)
     gated = gated_trajectories(config, len(texts), seed)
+    images = branches if config.trunk == "ode" else branches.last_of_each()
     checked = branches.rows_of(gated)
     waves = process_waves(branches, shares, tails, config.max_batch, checked)
     with clock.stage("encode"):
         condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
-    with RolloutScorer(policy, reward, texts, metadata, shares, branches, checked, processes, clock.stage) as scorer:
+    with RolloutScorer(policy, reward, texts, metadata, shares, images, checked, processes, clock.stage) as scorer:
         with clock.stage("rollout"), rollout_precision(policy, config):
-            drawn = rollout(
-                policy,
-                condition,
-                table,
-                noise,
-                waves[shares.index].branches,
-                seed,
-                shares.carried,
-                max_batch=config.max_batch,
-                guidance_scale=config.guidance_scale,
-                graphs=graphs_of(policy) if config.cuda_graphs else None,
-                on_finished=scorer.finish,
-                tails=tails,
-                checked=waves[shares.index].checked,
-                tail_context=lambda: computing_in(policy, config.tail_precision),
-                least_calls=least_calls(waves),
-            )
+            start = (policy, condition, table, noise, waves[shares.index].branches, seed, shares.carried)
+            common: dict[str, Any] = {
+                "max_batch": config.max_batch,
+                "guidance_scale": config.guidance_scale,
+                "on_finished": scorer.finish,
+            }
+            if config.trunk == "sde":
+                drawn = chain_rollout(*start, **common)
+            else:
+                drawn = rollout(
+                    *start,
+                    **common,
+                    graphs=graphs_of(policy) if config.cuda_graphs else None,
+                    tails=tails,
+                    checked=waves[shares.index].checked,
+                    tail_context=lambda: computing_in(policy, config.tail_precision),
+                    least_calls=least_calls(waves),
+                )
         scored = scorer.collect()
     clock.seconds["seconds_reward_busy"] = scored.seconds_busy
-    advantages = _advantages(scored.rewards, config, branches)
+    advantages = _advantages(scored.rewards, config, images)
+    if config.trunk == "sde":  # the reward of a trajectory belongs to all of its steps
+        advantages = advantages[branches.trajectories]
     gate = {}
     if gated:
         part = branches.of(gated)
         rewards = scored.rewards.total[checked], scored.checks.total
         gate = gate_metrics(rewards, (advantages[checked], _advantages(scored.checks, config, part)), part)
-    return Acted(drawn, branches, scored, advantages, gate)
+    return Acted(drawn, branches, images, scored, advantages, gate)
 
 
 def _start(

@@ -66,6 +66,13 @@ class Branches:
             torch.ones(num_trajectories * len(steps), dtype=torch.float64),
         )
 
+    def last_of_each(self) -> Branches:
+        """The last branch step of each trajectory alone, with K = 1."""
+        ones = torch.ones(self.num_trajectories)
+        return Branches(
+            self.num_trajectories, torch.arange(self.num_trajectories), self.last_steps, ones.long(), ones.double()
+        )
+
     @property
     def num_pairs(self) -> int:
         """G."""

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from ..batching import equal_pieces
 from ..choices import NOISELESS
 from ..errors import instance, integer, require
 from ..ops.schedule import linear_sigmas, step_table
@@ -93,6 +94,11 @@ class Geometry:
         return drawn_branches(self.config, self.num_trajectories, self.seed)
 
     @cached_property
+    def images(self) -> Branches:
+        """What is finished and scored: every branch, or one image per trajectory that takes the noisy steps itself."""
+        return self.branches if self.config.trunk == "ode" else self.branches.last_of_each()
+
+    @cached_property
     def shares(self) -> list[Shares]:
         """What each process has."""
         n, c = self.num_trajectories, self.config
@@ -109,10 +115,15 @@ class Geometry:
         return Work(
             trajectories=tuple(shares.own),
             num_carried=len(shares.carried),
-            most_rows=max(wave.num_rows(step) for step in range(self.config.num_steps)),
-            num_images=len(self.branches.rows_of(shares.own)),
+            most_rows=self._most_rows(shares, wave),
+            num_images=len(self.images.rows_of(shares.own)),
             pairs=tuple(len(self.branches.pairs_of(update)) for update in updates),
         )
+
+    def _most_rows(self, shares: Shares, wave: Wavefront) -> int:
+        if self.config.trunk == "sde":
+            return len(shares.carried)
+        return max(wave.num_rows(step) for step in range(self.config.num_steps))
 
     @cached_property
     def _waves(self) -> list[Wavefront]:
@@ -133,11 +144,15 @@ class Geometry:
     @property
     def rollout_calls(self) -> int:
         """Network calls of the rollout, in every process."""
+        if self.config.trunk == "sde":
+            return self.config.num_steps * len(equal_pieces(len(self.shares[0].carried), self.config.max_batch))
         return sum(map(sum, least_calls(self._waves)))
 
     @cached_property
     def rollout_rows(self) -> int:
         """Rows in the network calls of the rollout, all processes together; a call without rows takes one."""
+        if self.config.trunk == "sde":
+            return self.config.num_steps * sum(len(shares.carried) for shares in self.shares)
         return _num_rows(self._waves)
 
     @property
@@ -169,7 +184,11 @@ class Geometry:
         rollout = sum(alone.num_rows(step) for step in range(c.num_steps))
         return (
             Cost(
-                "tempflow-fast", self.rollout_rows, own.num_pairs, acting + has_reference * own.num_pairs, own.num_rows
+                "tempflow-fast",
+                self.rollout_rows,
+                own.num_pairs,
+                acting + has_reference * own.num_pairs,
+                self.images.num_rows,
             ),
             Cost("TempFlow-GRPO's scripts", rollout, own.num_rows, has_reference * own.num_rows, own.num_rows),
             Cost("Flow-GRPO", samples * c.num_steps, flow, has_reference * flow, samples),

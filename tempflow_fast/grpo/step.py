@@ -87,10 +87,15 @@ def grpo_step(
         acted = act(policy, reward, texts, extras, table, config, seed, shares, processes, clock)
         clock.seconds["seconds_compile"] = compiled.clock.seconds - compile_seconds_before
         with clock.stage("train"), compiled.uncompiled():
-            drawn, branches = acted.rollout, acted.branches
-            metrics = update(policy, drawn, acted.advantages, optimizer, config, processes, shares, branches)
-        scored = acted.scored
-        measured = {**_reward_metrics(scored.rewards, branches), **scored.statistics, **_cost_metrics(drawn, processes)}
+            metrics = update(
+                policy, acted.rollout, acted.advantages, optimizer, config, processes, shares, acted.branches
+            )
+        scored, drawn = acted.scored, acted.rollout
+        measured = {
+            **_reward_metrics(scored.rewards, acted.images),
+            **scored.statistics,
+            **_cost_metrics(drawn, processes),
+        }
         return {**measured, **acted.gate, **metrics, **clock.slowest(processes)}
 
 

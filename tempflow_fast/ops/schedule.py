@@ -78,6 +78,12 @@ class StepTable:
             self._on_device[device] = columns.to(device, non_blocking=True)
         return self._on_device[device]
 
+    def with_equal_weights(self) -> StepTable:
+        """The same table, whose `noise_weight` is 1 at every branch step."""
+        weights = torch.zeros_like(self.noise_weight)
+        weights[list(self.branch_steps)] = 1.0
+        return replace(self, noise_weight=weights, _on_device={})
+
     def followed_by(self, schedules: Iterable[Sequence[float]]) -> StepTable:
         """The same table with noiseless steps of other schedules after its own, as further rows.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..ops.schedule import StepTable
     from ..policies.base import Policy
 
+Trunk = Literal["ode", "sde"]
 Aggregate = Literal["rewards", "advantages"]
 BranchDraw = Literal["weighted", "rotating"]
 GateAction = Literal["warn", "full"]
@@ -43,6 +44,12 @@ class GRPOConfig:
     """Noise strength; its meaning depends on the sampler, see `step_table`."""
     branch_steps: tuple[int, ...] | None = None
     """Steps at which branches leave the trunk, counted from 0; None: all but the last step."""
+    trunk: Trunk = "ode"
+    """Whether a trajectory is noiseless and branches leave it ("ode"), or takes the noisy steps itself, as in Flow-GRPO
+    ("sde"). Its one reward then belongs to all of its branch steps; `num_branches` is 1 and `group` is "prompt"."""
+    noise_weighting: bool = True
+    """Whether the loss of a branch step is scaled by the noise that is injected there, with mean 1; if not, branch
+    steps count alike."""
     num_seeds: int = 4
     """S, the number of trajectories per prompt."""
     num_branches: int | tuple[int, ...] = 6
@@ -139,6 +146,8 @@ class GRPOConfig:
             distinct = len(set(self.branch_steps)) == len(self.branch_steps) > 0
             within = distinct and all(0 <= step < self.num_steps for step in self.branch_steps)
             self._require(within, "branch_steps", f"None, or one or more different steps in 0..{self.num_steps - 1}")
+        if self.trunk == "sde":
+            self._check_chain()
         least = self.num_branches if isinstance(self.num_branches, int) else self._least_count()
         group_size = least * (self.num_seeds if self.group == "prompt" else 1)
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")
@@ -151,6 +160,14 @@ class GRPOConfig:
             falling = all(high > low for high, low in pairwise(self.sigmas))
             within = falling and self.sigmas[0] <= 1 and self.sigmas[-1] >= 0
             self._require(within, "sigmas", "strictly falling within [0, 1]")
+
+    def _check_chain(self) -> None:
+        """Checks the settings that noisy trajectories without branches cannot have."""
+        for name, value in {"num_branches": 1, "group": "prompt", "cuda_graphs": False}.items():
+            self._require(getattr(self, name) == value, name, f'{value!r} with trunk "sde"')
+        self._require(
+            not self.has_cheap_tails, "tail_steps", 'None, like the other settings of tails, with trunk "sde"'
+        )
 
     def _check_draw(self) -> None:
         """Checks the settings of `branches_per_trajectory`."""

@@ -30,7 +30,8 @@ class Estimate:
     error: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} +- {self.error:.1g}"
+        known = math.isfinite(self.value) and math.isfinite(self.error)
+        return f"{self.value:.3g} +- {self.error:.1g}" if known else "-"
 
 
 @dataclass(frozen=True, eq=False)

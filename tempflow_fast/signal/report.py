@@ -13,10 +13,10 @@ from .estimates import Estimate
 from .summary import SettingSignal, SignalReport, StepSignal
 
 SETTING_HEAD = (
-    *("setting", "evaluations", "forward passes", "seconds", "reward", "snr2", "along the first"),
+    *("setting", "evaluations", "passes", "seconds", "reward", "snr2", "along the first"),
     *("relative", "per evaluation", "iterations to tell"),
 )
-STEP_HEAD = ("step", "forward passes", "reward spread", "snr2", "per 100 passes", "cosine with the first")
+STEP_HEAD = ("step", "passes", "reward spread", "snr2", "per 100 passes", "cosine with the first")
 
 
 def as_text(report: SignalReport) -> str:
@@ -25,7 +25,11 @@ def as_text(report: SignalReport) -> str:
     Args:
         report: what was measured.
     """
-    lines = [f"{report.num_iterations} iterations; a number after +- is a standard error", ""]
+    lines = [
+        f"{report.num_iterations} iterations; a number after +- is a standard error. Network evaluations of a rollout,",
+        "and forward passes with training, are those of one prompt.",
+        "",
+    ]
     lines += _table(SETTING_HEAD, [_setting_row(setting) for setting in report.settings])
     for setting in report.settings:
         lines += ["", f"{setting.name}, by branch step:"]
@@ -59,7 +63,7 @@ def signal_plot(path: Path, report: SignalReport) -> None:
             values = [s.snr2.value * scale for s, scale in zip(setting.steps, scales, strict=True)]
             errors = [s.snr2.error * scale for s, scale in zip(setting.steps, scales, strict=True)]
             axes.errorbar(steps, values, errors, marker="o", markersize=4, capsize=3, label=setting.name)
-    for axes, title in zip(panels, ("per iteration", "per 100 forward passes of a trajectory"), strict=True):
+    for axes, title in zip(panels, ("per iteration", "per 100 forward passes of a prompt"), strict=True):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xlabel="branch step", ylabel="|E g|² / variance", title=f"Signal {title}")
         axes.locator_params(axis="x", integer=True)
@@ -87,8 +91,15 @@ def _setting_row(setting: SettingSignal) -> tuple[str, ...]:
 
 def _step_row(step: StepSignal) -> tuple[str, ...]:
     per_cost = Estimate(100 * step.snr2.value / step.cost, 100 * step.snr2.error / step.cost)
-    cosine = "-" if step.cosine is None or math.isnan(step.cosine.value) else str(step.cosine)
-    return str(step.step), f"{step.cost:g}", f"{step.spread:.3f}", str(step.snr2), str(per_cost), cosine
+    cosine = "-" if step.cosine is None else str(step.cosine)
+    return (
+        str(step.step),
+        f"{step.cost:g}",
+        "-" if math.isnan(step.spread) else f"{step.spread:.3f}",
+        str(step.snr2),
+        str(per_cost),
+        cosine,
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,9 @@ def sample(
     acted = act(policy, reward, texts, chosen, config.table(policy), config, seed, shares, Processes(), StageClock())
     gradients = step_gradients(policy, acted, config, sketch)
     rewards = acted.scored.rewards.total
-    return Sample(gradients, _spread(rewards, acted.branches), rewards.mean().item(), time.monotonic() - start)
+    return Sample(
+        gradients, _spread(rewards, acted.images, acted.branches), rewards.mean().item(), time.monotonic() - start
+    )
 
 
 def step_gradients(policy: Policy, acted: Acted, config: GRPOConfig, sketch: Sketch) -> dict[int, Tensor]:
@@ -113,8 +116,10 @@ def _gradients_kept_aside(parameters: Sequence[Parameter]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _spread(rewards: Tensor, branches: Branches) -> dict[int, float]:
-    """The mean standard deviation of the rewards of a pair, by branch step."""
+def _spread(rewards: Tensor, images: Branches, branches: Branches) -> dict[int, float]:
+    """The mean standard deviation of the rewards of a pair, by branch step; NaN where a reward belongs to all steps."""
+    if images is not branches:
+        return dict.fromkeys(branches.steps.unique().tolist(), math.nan)
     spread = torch.empty(branches.num_pairs, dtype=rewards.dtype)
     for rows, groups in same_size(rewards, branches.pair_of_row):
         spread[branches.pair_of_row[rows[:, 0]]] = groups.std(dim=1, correction=0)

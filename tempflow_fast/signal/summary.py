@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class StepSignal:
 
     step: int
     cost: float
-    """Forward passes per trajectory for its branches and its training row, without the trunk."""
+    """Forward passes per prompt for its branches and training rows, without the trunks."""
     spread: float
     """Mean standard deviation of the rewards in a group."""
     snr2: Estimate
@@ -36,11 +37,13 @@ class SettingSignal:
     """One setting; the first one measured is the reference."""
 
     name: str
+    num_seeds: int
+    """Trajectories per prompt."""
     steps: tuple[StepSignal, ...]
     evaluations: float
-    """Network evaluations of the rollout, per trajectory."""
+    """Network evaluations of the rollout, per prompt."""
     cost: float
-    """The same and training, where a row counts as three, in forward passes per trajectory."""
+    """The same and training, where a row counts as three, in forward passes per prompt."""
     seconds: float
     """Of one iteration, mean."""
     reward: float
@@ -70,16 +73,17 @@ class SignalReport:
         """The setting with the most signal per evaluation, and the branch steps of it to use.
 
         Args:
-            budget: the most forward passes that a trajectory may cost; None: the best step per cost.
+            budget: the most forward passes that a prompt may cost; None: the best step per cost.
 
         Returns:
             The name of the setting and the steps.
         """
-        best = max(self.settings, key=lambda setting: setting.per_evaluation.value)
+        known = [setting for setting in self.settings if math.isfinite(setting.per_evaluation.value)]
+        best = max(known or self.settings[:1], key=lambda setting: setting.per_evaluation.value)
         chosen = best_steps(
             [step.snr2.value for step in best.steps],
             [step.cost for step in best.steps],
-            lambda last: best.steps[last].step + 1,
+            lambda last: best.num_seeds * (best.steps[last].step + 1),
             budget,
         )
         return best.name, tuple(best.steps[place].step for place in chosen)
@@ -114,6 +118,7 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
         told = iterations_to_distinguish(per_evaluation, moments.num_iterations)
         return SettingSignal(
             name=name,
+            num_seeds=settings[name].num_seeds,
             steps=tuple(
                 _step(settings[name], place[name, step], step, samples[name], moments, place.get((reference, step)))
                 for step in steps[name]
@@ -143,20 +148,28 @@ def _step(
     reference: int | None,
 ) -> StepSignal:
     """One branch step, whose gradients are a source of `moments`; `reference` is the source to compare it with."""
-    count = dict(config.branch_counts)[step]
-    alone = dataclasses.replace(config, branch_steps=(step,), num_branches=count)
     return StepSignal(
         step=step,
-        cost=_cost(alone)[1] - (step + 1),
+        cost=_step_cost(config, step),
         spread=_mean([one.spread[step] for one in samples]),
         snr2=moments.estimate(lambda m: m.snr2(source)),
         cosine=None if reference is None else moments.estimate(lambda m: m.cosine(source, reference)),
     )
 
 
+def _step_cost(config: GRPOConfig, step: int) -> float:
+    """Forward passes of one branch step per prompt, without trunks; an equal share where steps share all costs."""
+    if config.trunk == "sde":
+        return _cost(config)[1] / len(config.branch_counts)
+    own: dict[str, Any] = {"branch_steps": (step,), "num_branches": dict(config.branch_counts)[step]}
+    own["tail_steps"] = dict(config.tail_lengths)[step] or None
+    alone = dataclasses.replace(config, **own, branches_per_trajectory=None, branch_probabilities=None)
+    return _cost(alone)[1] - config.num_seeds * (step + 1)
+
+
 def _cost(config: GRPOConfig) -> tuple[float, float]:
-    """Network evaluations of the rollout, and forward passes with training, per trajectory."""
-    cost = Geometry(dataclasses.replace(config, num_seeds=1, num_updates=1, group="seed"), 1).costs()[0]
+    """Network evaluations of the rollout, and forward passes with training, per prompt."""
+    cost = Geometry(dataclasses.replace(config, num_updates=1, gate_every=None), 1).costs()[0]
     return cost.rollout, cost.total
 
 

@@ -18,6 +18,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.slow
 def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
     command = ["signal", "--output", str(tmp_path / "signal"), *SHORT]
     assert main([*command, "--iterations", "3"]) == 0
@@ -32,7 +33,7 @@ def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
     assert names == ["num_seeds=2", "branch_steps=[3] num_branches=2", "branch_steps=[2]"]
     # T = 6: the trunk up to the last branch step, and from there the tails, of 4, 3 and 2 steps from steps 1, 2 and 3.
     evaluations = [setting["evaluations"] for setting in report["settings"]]
-    assert evaluations == [4 + 6 * (4 + 3 + 2), 4 + 2 * 2, 3 + 6 * 3]
+    assert evaluations == [2 * (4 + 6 * (4 + 3 + 2)), 2 * (4 + 2 * 2), 2 * (3 + 6 * 3)]
     assert (tmp_path / "signal/signal.png").stat().st_size > 10_000
     assert "Most signal per evaluation" in capsys.readouterr().out
     assert main([*command, "--iterations", "3", "--seed", "1"]) == 2
@@ -56,6 +57,7 @@ def test_settings_that_do_not_exist_are_refused(text, message):
 
 
 def test_values_are_those_of_config_json():
-    config = changed(get_recipe("shapes").grpo, "branch_steps=[1,2] num_branches=[3,4] sampler=flow_sde noise_level=1")
+    text = "branch_steps=[1,2] num_branches=[3,4] sampler=flow_sde noise_level=0.5"
+    config = changed(get_recipe("shapes").grpo, text)
     assert (config.branch_steps, config.num_branches, config.sampler) == ((1, 2), (3, 4), "flow_sde")
-    assert isinstance(config.noise_level, float)
+    assert config.noise_level == 0.5
