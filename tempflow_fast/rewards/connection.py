@@ -36,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
 
     server: RewardServer
     raw_requestline: bytes
+    default_request_version = "HTTP/1.0"
+    """Of a request that names none, or it would be refused without a status."""
 
     def setup(self) -> None:
         """Replaces the connection's reader by one with a deadline."""
@@ -46,7 +48,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def parse_request(self) -> bool:
         """Returns whether the request's head is one that can be answered; otherwise it has been refused."""
-        if len(self.raw_requestline.split()) != 3:  # HTTP/0.9 would be answered without a status
+        words = self.raw_requestline.split()
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):  # HTTP/0.9 would be answered without a status
             self.requestline, self.request_version, self.command = "", "HTTP/1.0", ""
             self.send_error(400, "not a request of HTTP/1")
             return False

@@ -36,10 +36,20 @@ def read_weights(source: str) -> dict[str, Tensor]:
         require(bool(separator), "read_weights", "source", "an existing file or owner/name:file", repr(source))
         path = Path(hf_hub_download(repository, file))
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
-    found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            fail("read_weights", "source", "a whole safetensors file", f"{str(path)!r}: {one_line(error, 120)}")
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the library's many readers
+        fail("read_weights", "source", "a file of tensors", f"{str(path)!r}: {one_line(error, 120)}")
+    require(
+        isinstance(found, Mapping), "read_weights", "source", "names with tensors", f"{type(found).__name__} in {path}"
+    )
     return found.get("state_dict", found)
 
 
@@ -56,7 +66,7 @@ def loaded(network_class: Any, model: str) -> Any:
         ValueError: naming the first weights that are missing.
         OSError: if there is no such model.
     """
-    network, report = network_class.from_pretrained(model, output_loading_info=True)
+    network, report = network_class.from_pretrained(model, output_loading_info=True, use_safetensors=True)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("criterion."))  # of a training loss
     expected = f"one with all weights of {network_class.__name__}"
     require(not missing, "loaded", "model", expected, f"{model!r}, without {missing[:3]}")

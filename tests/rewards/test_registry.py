@@ -69,6 +69,7 @@ def test_the_same_name_and_settings_are_loaded_once():
         ({"shapes": {"cache": 0}}, "num_entries must be >= 1"),
         ({"shapes": {"cache": "many"}}, "num_entries must be an integer, got 'many'"),
         ({"shapes": {"timeout": 0}}, "timeout of shapes must be positive or None, got 0.0"),
+        ({"m": {"reward": f"{HERE}:Slow", "timeout": 3}}, "timeout of m must be named otherwise in .*:Slow"),
         ({"shapes": {"timeout": "soon"}}, "timeout of shapes must be a number, got 'soon'"),
     ],
 )

@@ -35,6 +35,13 @@ class Scaled:
         return self.scale * level(images, prompts, metadata)
 
 
+class Slow(Scaled):
+    """A reward whose setting has the name of one that every reward has."""
+
+    def __init__(self, timeout: float = 1.0) -> None:
+        super().__init__(timeout)
+
+
 def failing_on(row: int, failure):
     """A reward that fails wherever image `row` is among its images."""
 
