@@ -171,6 +171,13 @@ def test_wrong_input_stops_all_processes(results, count):
         assert 'reward "<lambda>" failed on sample 0' in part["errors"]["nan"]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all(results, count):
+    """By DDP and, with two processes, by FSDP2; with AdamW and the fused one, which decides on the device."""
+    for part in results[count]:
+        assert part["spoiled"] == [{"skipped": 2, "same": True}] * (4 if count == 2 else 2)
+
+
 def test_every_process_loads_its_own_text_encoders(results):
     assert {part["loading"] for count in PARTS for part in results[count]} == {"false"}
 

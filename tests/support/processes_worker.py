@@ -162,6 +162,20 @@ def errors(processes: Processes) -> dict[str, str]:
     return texts
 
 
+def spoiled(processes: Processes, **options: bool) -> dict[str, object]:
+    """Two updates with a NaN in the gradient of the last process alone, by AdamW with these options."""
+    policy = TinyPolicy()
+    if processes.index == processes.count - 1:  # before it is wrapped: the gradient is not yet shared
+        policy.network.register_full_backward_pre_hook(lambda _, grads: (grads[0] * torch.nan,))
+    optimizer = processes.prepare(policy, torch.optim.AdamW(policy.parameters(), weight_decay=0.5, **options))
+    before = processes.trained_state(policy.network)
+    config = GRPOConfig(**SMALL, num_seeds=1)
+    metrics = grpo_step(policy, SEVEN, brightness, optimizer, config, processes=processes)
+    after = processes.trained_state(policy.network)
+    same = all(torch.equal(before[name], after[name]) for name in before)
+    return {"skipped": int(metrics["skipped_updates"]), "same": same}
+
+
 def shard(processes: AcceleratedProcesses, policy: str) -> None:
     """From here on `prepare` shards as after `accelerate launch --use_fsdp`."""
     from accelerate import FullyShardedDataParallelPlugin
@@ -216,11 +230,14 @@ def main(directory: Path, *parts: str) -> None:
     cases = CASES | (ADAPTER if "two" in parts else {})
     results = {name: train(processes, *case) for name, case in cases.items()}
     results["errors"] = errors(processes)
+    results["spoiled"] = [spoiled(processes), spoiled(processes, fused=True)]
     results["loading"] = os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
     if "two" in parts:
         for name, case in cases.items():
             shard(processes, "transformer_based_wrap" if name in ADAPTER else "size_based_wrap")
             results[f"sharded {name}"] = train(processes, *case)
+        shard(processes, "no_wrap")
+        results["spoiled"] += [spoiled(processes), spoiled(processes, fused=True)]
         shard(processes, "no_wrap")
         results["changed"] = changed_between_calls(processes)
         if processes.is_main:
