@@ -12,6 +12,7 @@ from ..batching import equal_pieces
 from ..choices import NOISELESS
 from ..errors import instance, integer, require
 from ..ops.schedule import linear_sigmas, step_table
+from ..policies.base import guides
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
 from .draw import draw_line, drawn_branches
@@ -202,9 +203,10 @@ class Geometry:
         c = self.config
         counts = [count for _, count in c.branch_counts]
         each = f"{counts[0]}" if len(set(counts)) == 1 else ", ".join(map(str, counts))
+        some = "" if c.branches_per_trajectory is None else f"{c.branches_per_trajectory} of "
         return (
             f"{self.num_prompts} prompts x {c.num_seeds} seeds = {self.num_trajectories} trajectories, each with "
-            f"{each} branches at {len(counts)} of {c.num_steps} steps; {c.num_updates} updates"
+            f"{each} branches at {some}{len(counts)} of {c.num_steps} steps; {c.num_updates} updates"
         )
 
     def _step_table(self) -> list[str]:
@@ -254,19 +256,25 @@ class Geometry:
         return [*_table(head, rows), *gate, f"a backward pass counts as {BACKWARD} forward passes{self._guidance()}"]
 
     def _guidance(self) -> str:
-        from ..policies.base import guides  # imports torch, for which the command line does not wait
-
-        if not guides(self.config.guidance_scale):
+        c = self.config
+        if not guides(c.guidance_scale):
             return ""
-        where = "every row" if self.config.guided_training else "every row of the rollout"
-        return f"; guidance evaluates {where} twice, unless the model takes it as an input"
+        where = "every row" if c.guided_training else "every row of the rollout"
+        unguided = _num_rows(self._waves, guided=(False,))
+        but = f" but {unguided} of tails" if unguided else ""
+        return f"; guidance evaluates {where}{but} twice, unless the model takes it as an input"
 
 
-def _num_rows(waves: list[Wavefront]) -> int:
-    """Rows in the network calls of all processes."""
+def _num_rows(waves: list[Wavefront], guided: tuple[bool, ...] = (False, True)) -> int:
+    """Rows in the network calls of all processes, of calls that may have guidance or not."""
     least = least_calls(waves)
     rows = {
-        wave: sum(max(len(call), 1) for step, number in enumerate(least) for call in wave.calls(step, number))
+        wave: sum(
+            max(len(call), 1)
+            for step, number in enumerate(least)
+            for call in wave.calls(step, number)
+            if call.mode.guided in guided
+        )
         for wave in set(waves)
     }
     return sum(rows[wave] for wave in waves)

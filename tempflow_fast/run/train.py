@@ -38,6 +38,9 @@ from .trackers import Trackers
 MAX_SKIPPING = 5
 """Iterations in a row with updates that were not finite and so not taken, after which a run ends."""
 
+TAIL_SETTINGS = {"tail_steps", "tail_solver", "tail_precision", "tail_guidance", "gate_bound", "gate_action"}
+"""Settings whose change takes back what a gate has decided."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -158,6 +161,8 @@ class _Loop:
         if self.start.checkpoint is not None:
             load_checkpoint(self.start.checkpoint, self.state)
             self._saved = self.state.num_iterations
+            if self._any(bool(TAIL_SETTINGS & self.start.changed.keys())):
+                self.state.full_tails = False  # the gate has not seen these tails yet
             self._known()  # counts among the evaluations of the run from here on
         if sentence := self.start.sentence():
             self.report(sentence)

@@ -73,6 +73,9 @@ def test_page_names_every_process_and_its_part():
     assert "guidance evaluates every row twice" in page
     assert "guidance" not in str(Geometry(GRPOConfig(num_seeds=1, guidance_scale=0.5), 7, 3))
     assert "and 92 more" in str(Geometry(GRPOConfig(), 7, 100))
+    # Of T = 4 and K = 6, tails have sigma 0.75, 0.5, 0.25; at 0.25 all three branch steps have rows.
+    tails = {"num_steps": 4, "num_seeds": 1, "num_updates": 1, "guidance_scale": 4.5, "tail_guidance": (0.4, 1.0)}
+    assert f"every row but {6 * 3} of tails twice" in str(Geometry(GRPOConfig(**tails), 1))
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,12 @@ def test_blocks_are_compiled_once_for_all_row_counts_and_never_for_training(tmp_
     torch.compiler.reset()
     assert compile_blocks(policy.network) > 1
     config = {**SMALL, "num_updates": 2, "guidance_scale": 3.0, "beta": 0.1}
-    wholes = ({}, {"max_batch": 5}, {"num_branches": 2, "num_seeds": 3})
+    wholes = (
+        {},
+        {"max_batch": 5},
+        {"num_branches": 2, "num_seeds": 3},
+        {"branches_per_trajectory": 2, "tail_steps": 1},
+    )
     counts = [clock.num_compilations]
     with torch.compiler.set_stance("default", force_backend="eager"):
         for settings in (*wholes, {"rollout_precision": "bf16"}):

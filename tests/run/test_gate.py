@@ -30,6 +30,8 @@ def test_below_the_bound_a_run_goes_back_to_full_tails_and_stays_there(tmp_path)
     go(tmp_path / "cut", tiny_config(**settings, num_iterations=2))
     cut, _ = go(tmp_path / "cut", tiny_config(**settings))
     assert untimed(cut) == untimed(whole)
+    go(tmp_path / "cut", tiny_config(**{**settings, "tail_steps": 2}, num_iterations=6))  # longer ones get a chance
+    assert rows_of(cut)[4:] == [trunk + 2 * short + full, trunk + full]
 
 
 def test_a_warning_changes_nothing(tmp_path):
