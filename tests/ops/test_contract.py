@@ -174,12 +174,55 @@ def loss(velocity=V, latents=X, branches=BRANCHES, old=V, advantages=ADVANTAGES,
         (lambda: loss(advantages=None), "policy_loss: advantages must be a tensor, got <class 'NoneType'>"),
         (lambda: loss(clip_range="x"), "policy_loss: clip_range must be a number, got 'x'"),
         (lambda: loss(beta=float("inf"), velocity_ref=V), "policy_loss: beta must be finite, got inf"),
+        (lambda: euler(X.to_sparse()), "euler_step: latents must be a dense tensor, got torch.sparse_coo"),
+        (
+            lambda: euler(velocity=torch.nested.nested_tensor(list(V))),
+            "euler_step: velocity must be a dense tensor, got a nested tensor",
+        ),
+        (
+            lambda: loss(advantages=ADVANTAGES.to_sparse()),
+            "policy_loss: advantages must be a dense tensor, got torch.sparse_coo",
+        ),
+        (
+            lambda: branch(ids=torch.zeros(2, dtype=torch.int64, device="meta")),
+            "branch_step: trajectory_ids must be on cpu, got a meta tensor, which has no values",
+        ),
+        (
+            lambda: ops.log_prob(X, X, V, TABLE, torch.zeros(2, dtype=torch.int64, device="meta")),
+            "log_prob: steps must be on cpu, got a meta tensor, which has no values",
+        ),
+        (
+            lambda: euler(X.new_empty(0, 2**62), X.new_empty(0, 2**62)),
+            "euler_step: latents must be of at most 2^34 elements per row, got 4611686018427387904",
+        ),
+        (
+            lambda: euler(X[:1].expand(2**50, 3, 4), X[:1].expand(2**50, 3, 4)),
+            "euler_step: latents must be of at most 2^44 elements, got",
+        ),
+        (
+            lambda: branch(ids=torch.zeros(1, dtype=torch.int64).expand(2**50)),
+            "branch_step: trajectory_ids must be [2], got [1125899906842624]",
+        ),
+        (lambda: ops.initial_noise((2**35,), 0, [1]), "initial_noise: shape must be of at most 2^34 elements per row"),
+        (lambda: euler(velocity_uncond=V, guidance_scale=1e39), "euler_step: guidance_scale must be finite in float32"),
+        (lambda: loss(beta=10**400, velocity_ref=V), "policy_loss: beta must be finite, got 1000"),
         (lambda: loss(beta=0.1), "policy_loss: beta must be 0, or positive together with velocity_ref, got 0.1"),
     ],
 )
 def test_errors_name_op_argument_expected_and_got(body, call, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         call()
+
+
+def test_zero_rows_of_any_length_give_a_loss_of_0_past_the_checks(body):
+    """The product of these sizes is 2^64, which is 0 in 64 bits, and was divided by."""
+    rows, none = torch.empty(0, 2**62), torch.empty(0)
+    branches, advantages, steps = torch.empty(0, 1, 2**62), torch.empty(0, 1), torch.empty(0, dtype=torch.int64)
+    op = getattr(torch.ops, namespace(torch.float32)).policy_loss
+    got = op(rows, None, rows, branches, rows, None, advantages, ROWS, steps, 1.0, 1e-3, 0.0, False)
+    assert got[0] == 0
+    assert got[1].shape == (0, 1)
+    assert torch.equal(got[4], none)
 
 
 @pytest.mark.parametrize("name", ["euler_step", "branch_step", "log_prob", "policy_loss"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 import torch
-from support.cuda_emulated import Emulator, Zeros, build
+from support.cuda_emulated import Emulator, Zeros, build, results
 from support.marks import DTYPES, GUIDED
+from support.op_bounds import compare
 from support.op_cases import IDS, ROWS, SEED, STEPS, Case, make_case, oracle
+from support.op_draws import OPS, draw_call
 from support.tolerances import assert_near
 from torch import Tensor
 
@@ -70,6 +73,15 @@ def test_moves_and_branches(cuda, dtype, numel, guided):
         assert_same(got, want)
     if guided:
         assert_same(cuda.guided_velocity(*state[1:4]), NATIVE.guided_velocity(*state[1:4]))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_drawn_calls(cuda, op):
+    """Any schedule, layout, size and value, as in test_properties.py."""
+    for seed in range(40):
+        call = draw_call(Random(seed), op)
+        if call.op == "initial_noise" or len(call.arguments["velocity"]):
+            compare(call, results(cuda, call))
 
 
 def test_initial_noise(cuda):

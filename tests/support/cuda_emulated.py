@@ -5,6 +5,7 @@ The methods of an Emulator take and return what the ops of their names do. cuda_
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from support import ROOT
+from support.op_draws import Call
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 KERNEL_THREADS, ACCESS_BYTES = 256, 16
@@ -178,3 +180,47 @@ def rows(tensor: Tensor | Zeros | None) -> tuple[Tensor | Zeros | None, int, int
 def step_of_row(coefficients: Tensor, steps: Tensor) -> tuple[Tensor, int, Tensor]:
     """The tokens of StepOfRow: copies of the coefficients and of the rows' steps, with the number of steps between."""
     return coefficients.clone(), len(coefficients), steps.clone()
+
+
+def results(cuda: Emulator, call: Call) -> dict[str, Tensor]:
+    """What `op_bounds.results` gives for a drawn call, from the CUDA kernels."""
+    rows_by_name = {k: v.flatten(1) for k, v in call.arguments.items() if isinstance(v, Tensor) and v.dim() > 2}
+    named = call.arguments | rows_by_name
+    velocity, uncond, scale = named.get("velocity"), named.get("velocity_uncond"), named.get("guidance_scale", 1.0)
+    if call.op == "guided_velocity":
+        return _shaped(call, {"0": cuda.guided_velocity(velocity, uncond, scale)})
+    key, ids = torch.tensor(named.get("seed", 0)), torch.tensor(named.get("trajectory_ids", []), dtype=torch.int64)
+    if call.op == "initial_noise":
+        shape = named["shape"]
+        return {"0": cuda.initial_noise(ids, key, math.prod(shape)).view(len(ids), *shape)}
+    table, steps = named["table"].coefficients(), torch.tensor(named.get("steps", []), dtype=torch.int64)
+    state = (named["latents"], velocity, uncond, scale, table)
+    if call.op == "euler_step":
+        return _shaped(call, {"0": cuda.euler_step(*state, named["step"])})
+    if call.op == "branch_step":
+        drawn = cuda.branch_step(*state, named["step"], named["num_branches"], key, ids)
+        return _shaped(call, dict(zip("012", drawn, strict=True)))
+    if call.op == "log_prob":
+        inputs = (named["latents_next"], named["latents"], velocity, table, steps)
+        gradient = cuda.log_prob_backward(torch.ones(len(steps)), *inputs)
+        return {"0": cuda.log_prob(*inputs)} | _shaped(call, {"gradient": gradient})
+    branches = call.arguments["branches"].flatten(2)
+    options = (scale, named["clip_range"], named.get("beta", 0.0), True)
+    policies = (named["velocity_old"], named.get("velocity_ref"), call.arguments["advantages"])
+    *statistics, gradient = cuda.policy_loss(
+        velocity, uncond, named["latents"], branches, *policies, table, steps, *options
+    )
+    shares = {"gradient": scale, "uncond_gradient": 1 - scale} if uncond is not None else {"gradient": 1.0}
+    gradients = {name: (gradient * share).to(velocity.dtype) for name, share in shares.items()}
+    return dict(zip(("loss", "log_ratio", "clip_fraction", "kl"), statistics, strict=True)) | _shaped(call, gradients)
+
+
+def _shaped(call: Call, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows [*, D] in the shape of the call's latents; result 2, of branch_step, has no rows."""
+    shape, numel = call.arguments["velocity"].shape[1:], call.arguments["velocity"].shape[1:].numel()
+    wide = {
+        name: value.unflatten(-1, shape)
+        for name, value in found.items()
+        if value.shape[-1:] == (numel,) and name != "2"
+    }
+    return found | wide

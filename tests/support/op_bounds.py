@@ -178,67 +178,73 @@ def _log_prob(arguments: dict[str, Any], got: dict[str, Tensor]) -> dict[str, Bo
 
 
 def _loss(arguments: dict[str, Any], got: dict[str, Tensor]) -> dict[str, Bounded]:
-    guided = arguments.get("velocity_uncond") is not None
-    scale = arguments.get("guidance_scale", 1.0)
+    guided, scale = arguments.get("velocity_uncond") is not None, arguments.get("guidance_scale", 1.0)
     v = arguments["velocity"].detach()
     v = ops.guided_velocity(v, arguments["velocity_uncond"].detach(), scale) if guided else v
     v, old, x = v.double().flatten(1), _rows(arguments, "velocity_old"), _rows(arguments, "latents")
     branches, advantages = arguments["branches"].double().flatten(2), arguments["advantages"].double()
     _, a, b, s, weight = _scalars(arguments)
-    count, numel = max(advantages.numel(), 1), v.shape[1]
-    shift, m_old, m = b * (v - old), a * x + b * old, a * x + b * v
-    ratio, ratio_error = _log_ratio(shift, UNIT * b.abs() * (v.abs() + old.abs()), m_old, branches, s)
-    ref, beta, clip = arguments.get("velocity_ref"), arguments.get("beta", 0.0), arguments["clip_range"]
-    difference = None if ref is None else v - ref.double().flatten(1)
-    kl = (
-        torch.zeros(()).double() if ref is None else ((b / s) ** 2 * difference**2).mean(1).sum() / (2 * max(len(v), 1))
-    )
-    kl_error = (
-        1e-5 * kl.abs()
-        + TINY
-        + (0 if ref is None else ((b / s) ** 2 * UNIT**2 * (v.abs() + ref.double().flatten(1).abs()) ** 2).sum())
-    )
-    kl_error = kl_error if ref is None or difference.square().sum() < 1e37 else torch.tensor(torch.inf).double()
-    found = {"log_ratio": Bounded(ratio, ratio_error), "kl": Bounded(kl, kl_error)}
-    low, high = math.log1p(-clip), math.log1p(clip)
-    nearest = torch.minimum((ratio - low).abs(), (ratio - high).abs())
-    if (nearest <= ratio_error).any() or not ratio_error.isfinite().all():
+    shift, m_old = b * (v - old), a * x + b * old
+    ratio = _log_ratio(shift, UNIT * b.abs() * (v.abs() + old.abs()), m_old, branches, s)
+    kl, difference = _kl(arguments, v, b / s)
+    found = {"log_ratio": ratio, "kl": kl}
+    terms, derivative, relative, outside = _surrogate(ratio, weight * advantages, arguments["clip_range"])
+    if not relative.isfinite().all():
         return found  # which ratios are clipped is within the error
-    above, below = ratio > high, ratio < low
-    flat = (above & (advantages > 0)) | (below & (advantages < 0))
-    bound = torch.where(above, 1 + clip, 1 - clip)
-    terms = -advantages * torch.where(flat, bound, torch.where(flat, 0, ratio).exp())
-    relative = 4 * UNIT + torch.where(flat, 0, ratio_error.expm1().abs() + ratio_error)
-    loss = (weight * terms).sum() / count + beta * kl
-    loss_error = (weight * terms.abs() * relative).sum() / count + beta * kl_error + TINY
-    derivative = torch.where(flat, 0, weight * terms / count)
-    residual, residual_error = (
-        branches - m[:, None],
-        UNIT * (branches.abs() + (a * x).abs()[:, None] + (b * v).abs()[:, None]) + TINY,
-    )
-    factor = b / (s**2 * numel)
-    gradient = factor * (derivative[..., None] * residual).sum(1)
-    size = derivative.abs()[..., None] * (residual_error + (relative + 4 * UNIT)[..., None] * residual.abs())
-    error = factor.abs() * size.sum(1) * 2 + TINY
-    if ref is not None:
-        share = beta * b * factor / max(len(v), 1)
-        gradient = gradient + share * difference
-        error = error + share.abs() * UNIT * 4 * (v.abs() + ref.double().flatten(1).abs())
-    error = error.where(gradient.abs() + error < 1e37, torch.inf)
+    count, beta = max(advantages.numel(), 1), arguments.get("beta", 0.0)
+    loss_error = (terms.abs() * (relative + 4 * UNIT)).sum() / count + beta * kl.error + TINY
+    gradient = _loss_gradient(branches, (a * x, b * v), derivative / count, relative, b / (s**2 * v.shape[1]))
+    share = beta * b**2 / (s**2 * v.shape[1] * max(len(v), 1))
+    want = gradient.want + share * difference.want
+    error = gradient.error + share * difference.error
+    error = error.where(want.abs() + error < 1e37, torch.inf)
+    shares = {"gradient": scale, "uncond_gradient": 1 - scale} if guided else {"gradient": 1.0}
     shape = got["gradient"].shape
-    found |= {
-        "loss": Bounded(loss, loss_error),
-        "clip_fraction": Bounded((above | below).double().sum() / count, torch.tensor(1e-6).double()),
-        "gradient": Bounded(
-            (scale * gradient if guided else gradient).view(shape),
-            (error * (abs(scale) if guided else 1) + TINY).view(shape),
-        ),
+    return found | {
+        "loss": Bounded(terms.sum() / count + beta * kl.want, loss_error),
+        "clip_fraction": Bounded(outside.double().sum() / count, torch.tensor(1e-6).double()),
+        **{n: Bounded((part * want).view(shape), (abs(part) * error + TINY).view(shape)) for n, part in shares.items()},
     }
-    if guided:
-        found["uncond_gradient"] = Bounded(
-            ((1 - scale) * gradient).view(shape), (abs(1 - scale) * error + TINY).view(shape)
-        )
-    return found
+
+
+def _kl(arguments: dict[str, Any], v: Tensor, ratio: Tensor) -> tuple[Bounded, Bounded]:
+    """The KL, and v - v_ref; both 0 without a reference."""
+    if arguments.get("velocity_ref") is None:
+        zero = torch.zeros((), dtype=torch.float64)
+        return Bounded(zero, zero + TINY), Bounded(torch.zeros_like(v), torch.zeros_like(v))
+    ref = _rows(arguments, "velocity_ref")
+    difference, size = v - ref, v.abs() + ref.abs()
+    want = (ratio**2 * difference**2).mean(1).sum() / (2 * max(len(v), 1))
+    error = 1e-5 * want.abs() + (ratio**2 * (UNIT * size) ** 2).sum() + TINY
+    return Bounded(want, error.where(difference.square().sum() < 1e37, torch.inf)), Bounded(difference, 4 * UNIT * size)
+
+
+def _surrogate(ratio: Bounded, weighted: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The terms of the loss, their derivatives, the relative error of both, and which ratios are out of range.
+
+    The error is infinite where it is open whether a ratio is clipped.
+    """
+    low, high = math.log1p(-clip), math.log1p(clip)
+    above, below = ratio.want > high, ratio.want < low
+    flat = (above & (weighted > 0)) | (below & (weighted < 0))
+    inside = torch.where(flat, 0, ratio.want)
+    terms = -weighted * torch.where(flat, torch.where(above, 1 + clip, 1 - clip), inside.exp())
+    open_ = torch.minimum((ratio.want - low).abs(), (ratio.want - high).abs()) <= ratio.error
+    relative = torch.where(flat, 0, ratio.error.expm1() + ratio.error).where(~open_ & ratio.error.isfinite(), torch.inf)
+    return terms, torch.where(flat, 0, terms), relative, above | below
+
+
+def _loss_gradient(
+    branches: Tensor, parts: tuple[Tensor, Tensor], derivative: Tensor, relative: Tensor, factor: Tensor
+) -> Bounded:
+    """The sum over branches of derivative factor (x' - m), with m the sum of two parts."""
+    residual = branches - sum(parts)[:, None]
+    residual_error = UNIT * (branches.abs() + sum(part.abs() for part in parts)[:, None]) + TINY
+    size = derivative.abs()[..., None] * (residual_error + (relative + 8 * UNIT)[..., None] * residual.abs())
+    want = factor * (derivative[..., None] * residual).sum(1)
+    weight = (factor * derivative).abs()[..., None]
+    fits = (weight * residual.abs().clamp_min(1)).sum(1) < 1e37
+    return Bounded(want, (2 * factor.abs() * size.sum(1) + TINY).where(fits, torch.inf))
 
 
 def _log_ratio(shift: Tensor, shift_error: Tensor, m_old: Tensor, branches: Tensor, s: Tensor) -> Bounded:
