@@ -16,8 +16,10 @@ from .commands import COMMANDS, Train
 from .commands.repeated import check_repeated
 from .commands.status import BAD_ARGUMENT, INTERRUPTED
 from .errors import NotFiniteError
+from .text import printable
 from .version import __version__
 
+LESS_MEMORY = "reduce --max-batch or --micro-batch, or name a limit with --memory-limit; --dry-run shows what is needed"
 DESCRIPTION = "TempFlow-GRPO: reinforcement learning for text-to-image flow models. --version prints the version."
 
 
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if isinstance(error, (RewardError, ProcessLostError, NotFiniteError)):
             return _fail(arguments, error)
+        if _is_out_of_memory(error):
+            return _fail(arguments, ValueError(f"{str(error).splitlines()[0]}: {LESS_MEMORY}"))
         raise
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # one of the processes of a launch speaks
@@ -69,9 +73,16 @@ def _check_place() -> None:
         raise ValueError("the working directory does not exist any more: change to another one") from None
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate; on the CPU it raises a plain RuntimeError."""
+    from torch import OutOfMemoryError
+
+    return isinstance(error, OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _fail(arguments: Sequence[str], error: Exception) -> int:
     """Prints one line about the error and returns the exit status."""
-    print(f"tempflow-fast {arguments[0]}: {error}", file=sys.stderr)
+    print(f"tempflow-fast {arguments[0]}: {printable(error)}", file=sys.stderr)
     return BAD_ARGUMENT
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from support import ROOT
+from support.runs import OPTIONS
 
 import tempflow_fast
 from tempflow_fast.cli import _parse, main
@@ -166,6 +167,14 @@ def test_sample_depends_only_on_the_seed(workplace):
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
     assert first.width > 4 * 192
+
+
+@pytest.mark.slow
+def test_an_adapter_of_the_embedded_model_is_trained_and_drawn(workplace, capsys):
+    assert main(["train", "--output", "run", "--lora-rank", "4", "--iterations", "1", *OPTIONS]) == 0
+    assert (workplace / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert main(["sample", "--weights", "run", "--prompt", "x", "--count", "1", "--output", "x.png"]) == 0
+    assert Image.open("x.png").width > 0
 
 
 def test_eval_prints_and_writes_the_table(workplace, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from tempflow_fast.cli import main
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.settings.recipes import get_recipe
+from tempflow_fast.shapes import pipeline_path
 
 TRAP = "trap_of_tests:steal"
 FORMS = {
@@ -86,6 +88,31 @@ def test_rewards_that_are_not_asked_for_are_no_matter(place, capsys):
     assert main(["eval", "--weights", "run", "--rewards", "shapes"]) == 2
     assert main(["sample", "--weights", "run", "--prompt", "x", "--output", "x.png"]) == 2
     assert all("where training has not ended" in line for line in capsys.readouterr().err.splitlines())
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_code_in_a_model_directory_does_not_run(place, capsys, command):
+    """`allow_code` of load_policy is tested with the policies."""
+    shutil.copytree(pipeline_path(), place / "model")
+    index = json.loads((place / "model" / "model_index.json").read_text())
+    changed = {**index, "transformer": ["trap_of_tests", "Transformer"]}
+    (place / "model" / "model_index.json").write_text(json.dumps(changed))
+    for folder in (place / "model", place / "model" / "transformer"):
+        shutil.copy(place / "trap_of_tests.py", folder)
+    output = {"sample": ["--prompt", "x", "--output", "x.png"], "train": ["--output", "out"]}[command]
+    assert main([command, "--model", "model", *output]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "allow_code lets it run" in line
+    assert not (place / "ran").exists()
+
+
+def test_code_in_a_data_set_does_not_run(place, capsys):
+    """Older versions of `datasets` ran the script that has the name of its directory."""
+    (place / "trap_of_tests").mkdir()
+    shutil.copy(place / "trap_of_tests.py", place / "trap_of_tests")
+    assert main(["train", "--output", "out", "--prompts", "hf:trap_of_tests"]) == 2
+    assert "'trap_of_tests'" in capsys.readouterr().err
     assert not (place / "ran").exists()
 
 

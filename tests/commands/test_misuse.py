@@ -162,7 +162,7 @@ PLACES = {
     "a directory of no name": (["train", "--output", ""], "new or empty directory, or that of a run"),
     "a file for a directory": (["train", "--output", "file"], "got 'file', which is not empty"),
     "a directory in a file": (["train", "--output", "file/x"], "file"),
-    "no place for a directory": (["train", "--output", "/proc/x"], "/proc/x"),
+    "no place for a directory": (["train", "--output", "/proc/x"], "/proc"),
     "a name that is too long": (["train", "--output", "x" * 300], "File name too long"),
     "no resuming": (["train", "--output", "used", "--resume", "never"], "got 'used', which is not empty"),
     "no prompt": (["sample", "--output", "out.png"], "--prompt must be given, got none"),
@@ -190,6 +190,8 @@ PLACES = {
     "an option twice": ([*TRAIN, "--seed", "1", "--seed", "2"], "--seed must be given once, got '1' and '2'"),
     "two names of an option": ([*TRAIN, "--iterations", "1", "--num_iterations=2"], "--iterations must be given once"),
     "yes and no": ([*TRAIN, "--dry-run", "--no-dry-run"], "--dry-run must be given once"),
+    "more memory than there is": ([*TRAIN, "--lora-rank", str(2**50)], "reduce --max-batch or --micro-batch"),
+    "controls in a name": ([*DRAW, "--model", "\x1b[31mred"], r"\x1b[31mred"),
     "a served reward misspelt": (["serve-rewards", "shape"], "did you mean shapes"),
 }
 LINES = {
