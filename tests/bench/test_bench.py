@@ -110,3 +110,14 @@ def test_page_holds_goals_against_figures(tmp_path):
     assert lines["two processes on two cores"]["measured"] == "not measured"
     text = page.page(figures, {})
     assert "| fp32, D = 65,536 | 12.0x | 6.0x | 3.0x | 1000.00 ms | 50% | 1.00 ns |" in text
+
+
+@pytest.mark.parametrize("seconds", [None, {"ours": 1.0}], ids=["no row", "nobody to compare with"])
+def test_a_goal_without_a_figure_is_neither_met_nor_missed(tmp_path, seconds):
+    """The ratio to candidates that were not timed is NaN."""
+    rows = [] if seconds is None else [{"extra_info": {"section": "ops", "row": "x", "seconds": seconds}}]
+    data = {"machine_info": {"facts": {}}, "datetime": "2026-01-01", "benchmarks": rows}
+    (tmp_path / "figures.json").write_text(json.dumps(data))
+    goal = goals.Goal("faster", 2.0, lambda measured: measured.row("ops", "x").ratio("theirs"))
+    line = goal.line(Figures(tmp_path / "figures.json"))
+    assert (line["measured"], line["verdict"]) == ("not measured", "-")
