@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from support.runs import go, tiny_config, untimed, wait_for
 
+from tempflow_fast.files import LOCK
 from tempflow_fast.rewards import RewardError
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.numbered import latest_checkpoint
@@ -108,14 +109,20 @@ def test_adapter_and_average_are_what_diffusers_loads(tmp_path):
     assert torch.allclose(tuned.velocity(latents, 0.7, condition)[0], expected, atol=1e-6)
 
 
+def contents(run: RunDirectory) -> dict[str, bytes]:
+    """Every file but the lock, which counts the starts."""
+    files = [path for path in run.path.rglob("*") if path.is_file() and not path.name.startswith(LOCK)]
+    return {path.relative_to(run.path).as_posix(): path.read_bytes() for path in files}
+
+
 def test_changed_settings_are_named(tmp_path):
     run, _ = go(tmp_path / "run", tiny_config(num_iterations=1))
-    left = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    left = contents(run)
     for fixed in ({"seed": 1}, {"lora_rank": 2}, {"ema_decay": None}, {"eval_images": 4}):
         name, value = next(iter(fixed.items()))
         with pytest.raises(ValueError, match=rf"{name}: .* -> {value}: choose another --output"):
             go(run.path, tiny_config(**fixed))
-    assert left == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}, "nothing was touched"
+    assert left == contents(run), "nothing was touched"
     _, said = go(run.path, tiny_config(num_iterations=2, learning_rate=1e-5))
     rate = tiny_config().optimizer.learning_rate
     changed = {"num_iterations": [1, 2], "learning_rate": [rate, 1e-5]}
