@@ -10,10 +10,11 @@ import pytest
 from support.jsonl import write_jsonl
 from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
 
+from tempflow_fast.grpo.geometry import Geometry
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.prepare import prepare_policy, tuned_policy
 from tempflow_fast.run.train import train
-from tempflow_fast.settings.recipes import RECIPES, get_recipe
+from tempflow_fast.settings.recipes import PUBLIC, get_recipe
 from tempflow_fast.shapes.prompts import heldout_prompts, train_prompts
 
 BUILDERS = {"sd35m-geneval": sd3_pipeline, "flux-pickscore": flux_pipeline, "qwen-image-pickscore": qwen_image_pipeline}
@@ -55,7 +56,7 @@ def test_a_recipe_trains_evaluates_and_leaves_an_adapter(tmp_path, name):
     assert sum(parameter.numel() for parameter in tuned_policy(config.policy, run).parameters()) == num_trained
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "shapes"])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_recipes_are_the_public_settings(name):
     """Compared with a table of the authors' settings, not with the recipes themselves."""
     settings = get_recipe(name).flat()
@@ -73,3 +74,13 @@ def test_recipes_are_the_public_settings(name):
         "ema_decay": {"sd35m": 0.9, "flux": 0.9, "qwen": None}[model],
     }
     assert {key: settings[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_fast_form_spends_a_quarter_of_the_evaluations(name):
+    whole, fast = get_recipe(name), get_recipe(f"{name}-fast")
+    changed = {setting for setting, value in fast.flat().items() if value != whole.flat()[setting]}
+    assert changed == {"branch_steps", "tail_steps", "gate_every", "gate_share", "gate_bound", "gate_action"}
+    assert fast.grpo.branch_steps == (1, 2, 3, 4)
+    evaluations = [Geometry(config.grpo, 48).rollout_rows / 192 for config in (whole, fast)]
+    assert evaluations == [279, 5 + 4 * 6 * 3]
