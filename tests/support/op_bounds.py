@@ -18,6 +18,7 @@ from tempflow_fast.ops import noise, reference
 
 UNIT = 2.0**-22  # a few roundings of float32
 TINY = 1e-37  # float32 has no normal numbers below
+SUBNORMAL = 1e-44  # a few times the distance of those that there are
 STORED = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float64: 0.0}
 LEAST = {torch.float32: 1e-44, torch.bfloat16: 1e-40, torch.float16: 6e-8, torch.float64: 0.0}
 
@@ -140,7 +141,7 @@ def _branch(arguments: dict[str, Any], got: dict[str, Tensor]) -> dict[str, Boun
     eps = noise.normals(ids, seed, arguments["step"], arguments["num_branches"], x.shape[1])
     branches = mean[:, None] + s * eps
     z, z_error = eps, 4e-6 + 1e-6 * eps.abs()
-    if got["1"].dtype != torch.float32:
+    if got["1"].dtype in (torch.bfloat16, torch.float16):
         z, z_error = (
             (got["1"].double().flatten(2) - mean[:, None]) / s,
             error / s + UNIT * got["1"].double().flatten(2).abs() / s,
@@ -240,7 +241,9 @@ def _loss_gradient(
     """The sum over branches of derivative factor (x' - m), with m the sum of two parts."""
     residual = branches - sum(parts)[:, None]
     residual_error = UNIT * (branches.abs() + sum(part.abs() for part in parts)[:, None]) + TINY
-    size = derivative.abs()[..., None] * (residual_error + (relative + 8 * UNIT)[..., None] * residual.abs())
+    size = SUBNORMAL * residual.abs() + derivative.abs()[..., None] * (
+        residual_error + (relative + 8 * UNIT)[..., None] * residual.abs()
+    )
     want = factor * (derivative[..., None] * residual).sum(1)
     weight = (factor * derivative).abs()[..., None]
     fits = (weight * residual.abs().clamp_min(1)).sum(1) < 1e37
