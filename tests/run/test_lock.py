@@ -140,15 +140,17 @@ def test_whoever_was_overtaken_while_it_stood_still_stops_before_it_writes(tmp_p
 def test_of_many_starts_at_once_one_wins(tmp_path):
     won: list[int] = []
     lost: list[int] = []
+    over = threading.Event()
 
     def start(index: int) -> None:
         try:
             with DirectoryLock(tmp_path):
                 won.append(index)
-                while len(lost) < 7:
-                    time.sleep(0.01)
+                over.wait(10)
         except ValueError:
             lost.append(index)
+            if len(lost) == 7:
+                over.set()
 
     for _ in range(20):  # the first time in an empty directory, then after a lock that was released
         threads = [threading.Thread(target=start, args=(index,)) for index in range(8)]
@@ -159,6 +161,7 @@ def test_of_many_starts_at_once_one_wins(tmp_path):
         assert (len(won), len(lost)) == (1, 7)
         won.clear()
         lost.clear()
+        over.clear()
 
 
 @pytest.mark.slow
