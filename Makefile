@@ -30,7 +30,7 @@ help:
 	@echo "make check    run the linter and the type checker"
 	@echo "make fuzz     call the ops with random arguments, right and wrong; MINUTES=$(MINUTES)"
 	@echo "make audit    compare the dependencies with the lock and the known advisories; needs no network"
-	@echo "make audit-refresh   write the lock and the advisories in security/ again; needs a network"
+	@echo "make audit-refresh   write the lock and the advisories in tests/audit/ again; needs a network"
 	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
 	@echo "make bench-report   the same and six training runs, half an hour; writes $(REPORT)"
 	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
@@ -60,10 +60,10 @@ fuzz: .venv/.test
 	@$(VENV_PYTHON) tests/faults/fuzz_ops.py --minutes $(MINUTES) $(ARGS)
 
 audit: .venv/.test
-	@$(VENV_PYTHON) -m security.audit
+	@PYTHONPATH=tests $(VENV_PYTHON) -m audit.check
 
 audit-refresh: .venv/.test
-	@$(VENV_PYTHON) -m security.refresh
+	@PYTHONPATH=tests $(VENV_PYTHON) -m audit.refresh
 
 bench: .venv/.test
 	@mkdir -p "$(BENCH)"

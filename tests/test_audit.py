@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from audit.check import ADVISORIES, LOCK, PROJECT, findings, lowest_allowed, main, read_advisories, read_lock
 from support import ROOT
-
-from security.audit import ADVISORIES, LOCK, PROJECT, findings, lowest_allowed, main, read_advisories, read_lock
 
 DATE, KNOWN = read_advisories(ADVISORIES.read_text())
 

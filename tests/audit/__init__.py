@@ -2,6 +2,6 @@
 
 lock.txt           the versions that the tests run with, with the digests of their wheels
 advisories.json    known advisories of these packages
-audit              compares both with what is installed and with what pyproject.toml allows
+check              compares both with what is installed and with what pyproject.toml allows
 refresh            writes both files again; needs a network
 """

@@ -21,7 +21,7 @@ else:
     from pip._vendor import tomli as tomllib
 
 HERE = Path(__file__).parent
-LOCK, ADVISORIES, PROJECT = HERE / "lock.txt", HERE / "advisories.json", HERE.parent / "pyproject.toml"
+LOCK, ADVISORIES, PROJECT = HERE / "lock.txt", HERE / "advisories.json", HERE.parent.parent / "pyproject.toml"
 PINNED = re.compile(r"^(?:# )?([A-Za-z0-9._-]+)==([^\s\\]+)", re.MULTILINE)
 
 

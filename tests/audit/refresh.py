@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .audit import ADVISORIES, LOCK
+from .check import ADVISORIES, LOCK
 
 EXTRAS = ("tensorboard", "datasets", "ocr", "geneval", "quantized")
 """Extras whose libraries are audited, in addition to what every installation has."""
