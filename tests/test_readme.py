@@ -46,7 +46,7 @@ def test_command_succeeds(command, workplace, monkeypatch, capsys):
     if arguments[0] == "train":
         arguments += ["--iterations", "1", *OPTIONS]
     if arguments[0] == "eval":
-        arguments += ["--images", "12"]
+        arguments = [word for word in arguments if word not in ("--images", "600")] + ["--images", "12"]
     assert main(arguments) == 0
     assert capsys.readouterr().out
     for name in re.findall(r"--output (\S+)", command):
