@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempflow_fast import GRPOConfig, group_advantages, ops, rollout
 from tempflow_fast.grpo import gate
-from tempflow_fast.grpo.acting import rollout_precision
+from tempflow_fast.grpo.acting import acting_network
 from tempflow_fast.grpo.update import update
 from tempflow_fast.policies import DiffusersPolicy, guides
 from tempflow_fast.policies.compiled import compile_blocks
@@ -81,7 +81,7 @@ class _Drawn:
         names, ids, scale = [entry["prompt"] for entry in owners], torch.arange(len(owners)), config.guidance_scale
         condition, table = policy.encode(names, guided=guides(scale)), config.table(policy)
         noise = ops.initial_noise(policy.latent_shape, seed, ids, policy.device)
-        with rollout_precision(policy, config):
+        with acting_network(policy, config):
             drawn = rollout(policy, condition, table, noise, config.num_branches, seed, ids, config.max_batch, scale)
         self.latents = drawn.latents
         shape = drawn.latents.shape[:3]

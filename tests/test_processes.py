@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from support import TESTS
 from support.launch import LAUNCH
-from support.processes_worker import ADAPTER, CASES, train
+from support.processes_worker import ADAPTER, CASES, MERGED, train
 from support.tiny import TinyPolicy
 
 from tempflow_fast.processes import Processes, launched
@@ -72,7 +72,7 @@ def alone():
         patch.setitem(sys.modules, "accelerate", None)  # an import would fail
         assert type(launched()) is Processes
         results = {name: train(launched(), *case) for name, case in CASES.items()}
-    return results | {name: train(Processes(), *case) for name, case in ADAPTER.items()}
+    return results | {name: train(Processes(), *case) for name, case in (ADAPTER | MERGED).items()}
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -83,7 +83,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-RUNS = [(count, name, name) for count in PARTS for name in CASES] + [(2, name, name) for name in ADAPTER]
+RUNS = [(count, name, name) for count in PARTS for name in CASES] + [(2, name, name) for name in ADAPTER | MERGED]
 RUNS += [(2, f"sharded {name}", name) for name in CASES | ADAPTER]
 
 
@@ -103,6 +103,11 @@ def test_many_processes_train_as_one_does(results, alone, count, run, case):
     assert relative(flat(weights), flat(want)) < 1e-5
     assert relative(flat(one["start"]), flat(want)) > 1e-3, "training moves the weights"
     compare_metrics(parts[0]["metrics"], one["metrics"])
+
+
+def test_a_sharded_network_refuses_to_merge(results):
+    for part in results[2]:
+        assert part["refused"].startswith("merged_weights: network must be whole in every process")
 
 
 def compare_metrics(many: list[dict[str, float]], alone: list[dict[str, float]]) -> None:

@@ -89,6 +89,9 @@ class _RandomTexts(DiffusersPolicy):
 
     shape: Shape
 
+    def _check_parts(self) -> None:
+        """Nothing: the pipeline is parts without their class."""
+
     def _encode_one(self, prompt: str) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
         tokens, width, pooled = self.shape.text
@@ -124,10 +127,20 @@ def random_policy(
     shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16, lora: bool = True
 ) -> DiffusersPolicy:
     """A policy of that shape, with a LoRA of rank 32 or for full fine-tuning; needs diffusers and peft."""
+    network = _filled(network_without_weights(shape, dtype).to_empty(device=device))
+    return _policy_around(network, shape, lora)
+
+
+def policy_without_weights(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> DiffusersPolicy:
+    """The same on the meta device, with a LoRA of rank 32."""
+    return _policy_around(network_without_weights(shape, dtype), shape, lora=True)
+
+
+def _policy_around(network: nn.Module, shape: Shape, lora: bool) -> DiffusersPolicy:
     import diffusers
 
     pipeline = SimpleNamespace(
-        transformer=_filled(network_without_weights(shape, dtype).to_empty(device=device)),
+        transformer=network,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_NoAutoencoder(),
         vae_scale_factor=8,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from .. import ops
 from ..graphs.replay import graphs_of
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy, guides
+from ..policies.merged import merged_weights, merges
 from ..policies.quantized import quantized
 from ..processes import Processes
 from ..rewards import Scores, WeightedReward
@@ -85,8 +86,9 @@ def act(
     waves = process_waves(branches, shares, tails, config.max_batch, checked)
     with clock.stage("encode"):
         condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
-    with RolloutScorer(policy, reward, texts, metadata, shares, images, checked, processes, clock.stage) as scorer:
-        with clock.stage("rollout"), rollout_precision(policy, config):
+    inputs, limit = (policy, reward, texts, metadata, shares, images, checked, processes), config.decode_batch
+    with RolloutScorer(*inputs, clock.stage, limit) as scorer:
+        with clock.stage("rollout"), acting_network(policy, config):
             start = (policy, condition, table, noise, waves[shares.index].branches, seed, shares.carried)
             common: dict[str, Any] = {
                 "max_batch": config.max_batch,
@@ -126,9 +128,15 @@ def _start(
     return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
 
 
-def rollout_precision(policy: Policy, config: GRPOConfig) -> AbstractContextManager[None]:
-    """Inside this context the network computes in the precision of the rollout."""
-    return computing_in(policy, config.rollout_precision)
+@contextmanager
+def acting_network(policy: Policy, config: GRPOConfig) -> Iterator[None]:
+    """Inside this context the network computes with the weights and in the precision of the rollout."""
+    merged = merges(policy.network, config.rollout_weights)
+    with (
+        merged_weights(policy.network) if merged else nullcontext(),
+        computing_in(policy, config.rollout_precision),
+    ):
+        yield
 
 
 @contextmanager

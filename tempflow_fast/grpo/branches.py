@@ -230,5 +230,7 @@ def same_size(values: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         if size:
             rows = order[starts[sizes == size][:, None] + torch.arange(size)]
             whole = rows.numel() == len(values) and bool((rows.flatten() == torch.arange(len(values))).all())
-            stacks.append((rows, values.unflatten(0, rows.shape) if whole else values[rows.to(values.device)]))
+            stacks.append(
+                (rows, values.unflatten(0, rows.shape) if whole else values[rows.to(values.device, non_blocking=True)])
+            )
     return stacks

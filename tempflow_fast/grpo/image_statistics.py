@@ -5,11 +5,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..processes import Processes
+from .branches import Branches, same_size
+
 DIVERSITY = "image_diversity"
 STATISTICS = (DIVERSITY, "image_saturation", "image_clipped", "image_contrast")
 HALF_LEVEL = 0.5 / 255
 LUMA = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue in brightness (ITU-R BT.709)."""
+
+
+class RunningStatistics:
+    """The statistics of images that come in pieces, without keeping the images of finished groups.
+
+    Args:
+        branches: of all processes. The branches of a pair must follow one another.
+        device: of the images.
+    """
+
+    def __init__(self, branches: Branches, device: torch.device) -> None:
+        self._branches = branches
+        num_groups = int((branches.counts > 1).sum())
+        self._shares = dict.fromkeys(STATISTICS[1:], 1 / branches.num_rows)  # of an image, or of a group
+        if num_groups:
+            self._shares = {DIVERSITY: 1 / num_groups, **self._shares}
+        self._sums = {name: torch.zeros((), device=device) for name in self._shares}
+        self._open: tuple[Tensor, Tensor] | None = None  # images and rows of a group that is not complete
+
+    def add(self, images: Tensor, rows: Tensor) -> None:
+        """Takes images.
+
+        Args:
+            images: [n, 3, H, W].
+            rows: int64 [n] on the host, their branches.
+        """
+        if self._open is not None:
+            images, rows = torch.cat([self._open[0], images]), torch.cat([self._open[1], rows])
+        pairs = self._branches.pair_of_row[rows]
+        num_last = int((pairs == pairs[-1]).sum())
+        whole = len(rows) - (num_last if num_last < self._branches.counts[pairs[-1]] else 0)
+        # A copy: a view would keep the whole piece.
+        self._open = (images[whole:].clone(), rows[whole:]) if whole < len(rows) else None
+        for _, groups in same_size(images[:whole], pairs[:whole].unique_consecutive(return_inverse=True)[1]):
+            for name, mean in image_statistics(groups).items():
+                weight = len(groups) if name == DIVERSITY else groups.shape[:2].numel()
+                self._sums[name] += mean * (weight * self._shares[name])
+
+    def totals(self, processes: Processes) -> dict[str, Tensor]:
+        """The statistics of all images of all processes, of which this one has seen a share.
+
+        Args:
+            processes: who has the others.
+        """
+        return dict(zip(self._sums, processes.sum(torch.stack(list(self._sums.values()))), strict=True))
 
 
 def image_statistics(images: Tensor) -> dict[str, Tensor]:
@@ -57,8 +105,9 @@ def clipped_share(images: Tensor) -> Tensor:
 
 def contrast(images: Tensor) -> Tensor:
     """The standard deviation of brightness over the pixels of images [R, 3, H, W], [R]."""
-    weights = torch.tensor(LUMA, device=images.device).view(3, 1, 1)
-    return _mean_square_deviation((images.float() * weights).sum(1).flatten(1), dim=1).sqrt()
+    red, green, blue = images.float().unbind(1)  # a tensor of the weights would be a copy from the host, which waits
+    brightness = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return _mean_square_deviation(brightness.flatten(1), dim=1).sqrt()
 
 
 def _mean_square_deviation(values: Tensor, dim: int) -> Tensor:

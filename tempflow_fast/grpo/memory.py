@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..policies.base import Condition, Policy, guides
 from ..policies.compiled import uncompiled
+from ..policies.merged import merges, num_merged_bytes
 from ..settings.iteration import GRPOConfig
 
 GIB = 2**30
@@ -34,7 +35,7 @@ class Memory:
     """
 
     weights: int
-    """Parameters and buffers of the network."""
+    """Parameters and buffers of the network, and the copies with a merged adapter."""
     state: int
     """Gradients and AdamW's moments of the parameters that training changes."""
     trajectory: int
@@ -86,9 +87,10 @@ def measure(policy: Policy, config: GRPOConfig) -> Memory:
     with torch.no_grad(), uncompiled():
         # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
         policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)
+    merged = num_merged_bytes(policy.network) if merges(policy.network, config.rollout_weights) else 0
     text = _num_bytes(list(condition.tensors.values()))  # gathered for every row of a call
     return Memory(
-        weights=_num_bytes([*parameters, *policy.network.buffers()]),
+        weights=_num_bytes([*parameters, *policy.network.buffers()]) + merged,
         state=_num_bytes(trained) + ADAM_BYTES * sum(parameter.numel() for parameter in trained),
         trajectory=_trajectory_bytes(policy, condition, config),
         training_row=_row_bytes(policy, condition, config.training_guidance, with_gradient=True),

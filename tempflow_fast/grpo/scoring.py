@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batching import equal_pieces
 from ..errors import NotFiniteError
 from ..policies.base import Policy
 from ..policies.finite import finite_rows, require_finite
 from ..processes import Processes
 from ..rewards import BackgroundScorer, RewardError, Scores, WeightedReward
-from .branches import Branches, same_size
+from .branches import Branches
 from .gate import checked_rows
-from .image_statistics import DIVERSITY, STATISTICS, image_statistics
+from .image_statistics import RunningStatistics
 from .shares import Shares
 
 FAILURES = (RewardError, NotFiniteError)
@@ -61,7 +62,8 @@ class RolloutScorer:
         branches: of all N trajectories.
         checked: int64 [C], the branches of all processes that are also finished by the full tail, in ascending order.
         processes: who shares the iteration.
-        stage: times the stages `decode` and `reward`, the second being the wait at the end.
+        stage: times the stages `decode` and `reward`, the second being the wait for scores.
+        decode_batch: the most images in one decoding call and one call of the reward; None: those of a network call.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class RolloutScorer:
         checked: Tensor,
         processes: Processes,
         stage: Stage,
+        decode_batch: int | None = None,
     ) -> None:
         self._policy, self._reward, self._processes, self._stage = policy, reward, processes, stage
         self._prompts, self._metadata, self._shares, self._branches = prompts, metadata, shares, branches
@@ -85,9 +88,9 @@ class RolloutScorer:
         mine = own[checked_rows(branches, shares.own, checked)]
         self._places = torch.cat([own, padding, branches.num_rows + torch.searchsorted(checked, mine)])
         self._scorer = BackgroundScorer(reward)
-        self._images: list[Tensor] = []
         self._scored: list[Tensor] = []  # places
-        self._shown: list[Tensor] = []  # places of the images that are kept
+        self._decode_batch = decode_batch
+        self._statistics = RunningStatistics(branches, policy.device)
         self._error: RewardError | NotFiniteError | None = None
 
     def __enter__(self) -> RolloutScorer:
@@ -110,7 +113,14 @@ class RolloutScorer:
         if not mine.all():
             latents = latents[mine.nonzero().flatten().to(latents.device, non_blocking=True)]
         places = self._places[rows[mine]]
+        for piece in equal_pieces(len(places), self._decode_batch):
+            self._score(latents[piece], places[piece])
+
+    def _score(self, latents: Tensor, places: Tensor) -> None:
+        """Decodes one piece and hands it to the reward."""
         owners = self._branches.trajectories[self._branches.pair_of_row[self._sources[places]]].tolist()
+        with self._stage("reward"):
+            self._scorer.make_room()
         with self._stage("decode"), torch.autocast(self._policy.device.type, enabled=False):
             images = self._policy.decode(latents)
             prompts, entries = [self._prompts[n] for n in owners], [self._metadata[n] for n in owners]
@@ -119,18 +129,18 @@ class RolloutScorer:
             finite, numbers = finite_rows(latents, images), range(first, first + len(images))
             check = functools.partial(require_finite, self._policy, finite, prompts, numbers)
             self._scored.append(places)
-            self._keep(images, places)
+            self._measure(images, places)
             try:
                 self._scorer.submit(images, prompts, entries, check)
             except FAILURES as failure:
                 self._error = failure
 
-    def _keep(self, images: Tensor, places: Tensor) -> None:
-        """Keeps images for the statistics, but those of a second tail."""
-        kept = places < self._branches.num_rows
-        if kept.any():
-            self._images.append(images if kept.all() else images[kept.nonzero().flatten().to(images.device)])
-            self._shown.append(places[kept])
+    def _measure(self, images: Tensor, places: Tensor) -> None:
+        """Takes the statistics of images, but for those of a second tail."""
+        first = places < self._branches.num_rows
+        if first.any():
+            there = None if first.all() else first.nonzero().flatten().to(images.device, non_blocking=True)
+            self._statistics.add(images if there is None else images[there], places[first])
 
     def collect(self) -> Scored:
         """Scores and statistics of all branches of all processes.
@@ -148,24 +158,7 @@ class RolloutScorer:
             except FAILURES as failure:
                 self._error = failure
         rewards, checks = self._gathered(scores)
-        return Scored(rewards, checks, self._statistics(), self._scorer.seconds_busy)
-
-    def _statistics(self) -> dict[str, Tensor]:
-        """The statistics of all images, of which this process has a share; diversity, of all groups of two or more."""
-        device, counts = self._policy.device, self._branches.counts
-        num_groups = int((counts > 1).sum())
-        names = [name for name in STATISTICS if num_groups or name != DIVERSITY]
-        mine = torch.zeros(len(names), device=device)
-        if self._images:
-            # The branches of a pair are finished one after the other.
-            pairs = self._branches.pair_of_row[torch.cat(self._shown)].unique_consecutive(return_inverse=True)[1]
-            for rows, images in same_size(torch.cat(self._images), pairs):
-                shares = dict.fromkeys(names, rows.numel() / self._branches.num_rows)
-                if num_groups:
-                    shares[DIVERSITY] = len(rows) / num_groups
-                found = image_statistics(images)
-                mine = mine + torch.stack([shares[name] * found.get(name, mine.new_zeros(())) for name in names])
-        return dict(zip(names, self._processes.sum(mine), strict=True))
+        return Scored(rewards, checks, self._statistics.totals(self._processes), self._scorer.seconds_busy)
 
     def _gathered(self, scores: Scores | None) -> tuple[Scores, Scores]:
         """The scores of all processes, [R] and [C]; a failure travels as NaN, so that all stop together."""

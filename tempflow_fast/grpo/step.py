@@ -46,9 +46,9 @@ def grpo_step(
         policy: changed in place through `optimizer`.
         prompts: P prompts, the same in all processes; each gets `config.num_seeds` trajectories.
         reward_fn: anything that `get_reward` takes. It is called in a thread with pieces of at most `config.max_batch`
-            images (all at once if None) on the policy's device, while later pieces are still computed. Images are in
-            the order in which they are finished: by branch step, then trajectory, then branch, so that the branches of
-            a seed group follow one another. A process without trajectories does not call it.
+            and `config.decode_batch` images (all at once if None) on the policy's device, while later pieces are still
+            computed. Images are in the order in which they are finished: by branch step, then trajectory, then branch,
+            so that the branches of a seed group follow one another. A process without trajectories does not call it.
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.

@@ -14,6 +14,7 @@ Plumbing:
     schedule        noise levels of a pipeline's scheduler
     prompt_cache    encoded prompts, limited in bytes
     lora            adapters
+    merged          adapters merged into the weights for the rollout
     lora_file       their files
     model_files     the parts of a pipeline's directory
     weight_files    safetensors, and what is none

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import fail, finite, integer, require
 
@@ -128,7 +128,7 @@ def has_adapter(network: nn.Module) -> bool:
     Args:
         network: in any wrapper.
     """
-    return bool(_adapter_layers(network))
+    return bool(adapter_layers(network))
 
 
 def described(network: nn.Module) -> str | None:
@@ -137,7 +137,7 @@ def described(network: nn.Module) -> str | None:
     Args:
         network: in any wrapper.
     """
-    layers = [layer for layer in _adapter_layers(network) if ADAPTER in getattr(layer, "r", {})]
+    layers = [layer for layer in adapter_layers(network) if ADAPTER in getattr(layer, "r", {})]
     if not layers:
         return None
     ranks, alphas = [layer.r[ADAPTER] for layer in layers], [layer.lora_alpha[ADAPTER] for layer in layers]
@@ -150,9 +150,15 @@ def adapters_disabled(network: nn.Module) -> Iterator[None]:
 
     Args:
         network: in any wrapper.
+
+    Raises:
+        ValueError: inside `merged_weights`.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    layers = _adapter_layers(network)
+    layers = adapter_layers(network)
+    # peft would subtract what it believes it has added.
+    apart = not any(layer.merged for layer in layers)
+    require(apart, "reference", "network", "one whose adapter is not merged into its weights", "one where it is")
     for layer in layers:
         layer.enable_adapters(False)
     for parameter in trained:
@@ -177,18 +183,30 @@ def merged(network: ModelMixin) -> ModelMixin:
         A network of the same class without an adapter, which computes what `network` does. It shares the weights that
         are not adapted.
     """
-    deltas, adapted = {}, set(_adapter_layers(network))
+    deltas, adapted = {}, set(adapter_layers(network))
     for name, layer in network.named_modules():
         if layer in adapted:
-            weight = layer.get_base_layer().weight
-            delta = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
-            deltas[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
+            deltas[f"{name}.weight"] = torch.empty_like(layer.get_base_layer().weight, requires_grad=False)
+            with torch.no_grad():
+                write_merged(layer, deltas[f"{name}.weight"])
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in network.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if ".lora_" not in name} | deltas
     with torch.device("meta"):
         plain = type(network).from_config(network.config)
     plain.load_state_dict(state, assign=True)
     return plain
+
+
+def write_merged(layer: Any, out: Tensor) -> None:
+    """Writes W + s B A of one layer, with the bits of peft's own merge in place.
+
+    Args:
+        layer: of peft.
+        out: like the layer's weight.
+    """
+    out.copy_(layer.get_base_layer().weight)
+    for adapter in layer.active_adapters:
+        out += layer.get_delta_weight(adapter)  # rounded once where the adapter has more bits than the weight
 
 
 def check_plain(function: str, network: nn.Module) -> None:
@@ -204,8 +222,12 @@ def check_plain(function: str, network: nn.Module) -> None:
     require(not has_adapter(network), function, "network", "without an adapter", "one that has an adapter")
 
 
-def _adapter_layers(network: nn.Module) -> list[Any]:
-    """peft's layers in `network`, in any wrapper."""
+def adapter_layers(network: nn.Module) -> list[Any]:
+    """peft's layers in a network.
+
+    Args:
+        network: in any wrapper.
+    """
     if "peft" not in sys.modules:  # then there is none, and the import would take seconds
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -19,7 +19,7 @@ MULTIPLE = 16
 """Both sides of a layer's weight must be multiples of it for the 8-bit matrix kernels of GPUs."""
 
 _frozen = WeakTensorKeyDictionary()
-"""Parameter -> kind -> its quantized form: weights that are not trained are quantized once."""
+"""Parameter -> kind -> the version that was quantized, and its form: weights that do not change are quantized once."""
 
 
 @contextmanager
@@ -82,14 +82,12 @@ def _layers(network: nn.Module) -> list[nn.Linear]:
 
 
 def _in_8_bits(weight: Parameter, kind: str) -> Parameter:
-    known = _frozen.get(weight, {})
-    if kind not in known:
+    version, made = _frozen.get(weight, {}).get(kind, (None, None))
+    if version != weight._version:  # merged weights are written anew in every iteration
         made = _quantize(weight, kind)
-        if weight.requires_grad:
-            return made
-        known = _frozen.setdefault(weight, {})
-        known[kind] = made
-    return known[kind]
+        if not weight.requires_grad:
+            _frozen.setdefault(weight, {})[kind] = weight._version, made
+    return made
 
 
 def _quantize(weight: Parameter, kind: str) -> Parameter:

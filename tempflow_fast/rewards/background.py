@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,13 @@ from ..errors import require
 from .base import RewardError, Scores
 from .deadline import DaemonThread
 from .weighted import WeightedReward
+
+WAITING_BYTES = 2**28
+"""Images that may wait for their scores before nothing more is decoded; a piece that is larger waits alone."""
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+"""The stream of the rewards on each device: one for all iterations, since allocators and libraries keep blocks and
+workspaces for every stream that they have seen."""
 
 
 class BackgroundScorer:
@@ -40,7 +47,7 @@ class BackgroundScorer:
         self._thread = DaemonThread("reward")
         self._pieces: list[tuple[int, Future[Scores]]] = []
         self._num_images = 0
-        self._stream: torch.cuda.Stream | None = None
+        self._waiting: list[tuple[int, Future[Scores]]] = []  # bytes of the images of a piece without scores
 
     def submit(
         self,
@@ -68,7 +75,15 @@ class BackgroundScorer:
             made = torch.cuda.current_stream(images.device).record_event()
         piece = self._thread.submit(self._score, images, prompts, metadata, check, made)
         self._pieces.append((self._num_images, piece))
+        self._waiting.append((images.nbytes, piece))
         self._num_images += len(images)
+
+    def make_room(self) -> None:
+        """Waits until the images that have no scores yet take little memory: where rewards are slower than all that
+        makes images, these would pile up."""
+        self._waiting = [(size, piece) for size, piece in self._waiting if not piece.done()]
+        while sum(size for size, _ in self._waiting) > WAITING_BYTES:
+            wait([self._waiting.pop(0)[1]])
 
     def collect(self) -> Scores:
         """Waits for the scores of all pieces since the last call.
@@ -122,10 +137,12 @@ class BackgroundScorer:
         if made is None:
             yield
             return
-        self._stream = self._stream or torch.cuda.Stream(images.device)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(made)
-            images.record_stream(self._stream)
+        if images.device not in _streams:
+            _streams[images.device] = torch.cuda.Stream(images.device)
+        stream = _streams[images.device]
+        with torch.cuda.stream(stream):
+            stream.wait_event(made)
+            images.record_stream(stream)
             yield
 
     @staticmethod

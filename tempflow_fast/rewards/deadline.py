@@ -92,9 +92,18 @@ class DaemonThread:
             self._thread.join()
 
     def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            future, call = task
-            try:
-                future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
+        while self._run(self._tasks.get()):
+            pass
+
+    @staticmethod
+    def _run(task: tuple[Future[Any], Callable[[], Any]] | None) -> bool:
+        """Makes one call; None ends the thread. A function of its own, so that the thread does not hold on to the
+        arguments of the last call while it waits for the next."""
+        if task is None:
+            return False
+        future, call = task
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+        return True

@@ -59,6 +59,9 @@ def check_run(config: TrainConfig, processes: Processes) -> None:
         if kind in EIGHT_BITS:
             require(not processes.shards, "check_run", name, "None or 'bf16' where FSDP shards the network", repr(kind))
             check_quantizable(kind, device)
+    merged = config.grpo.rollout_weights == "merged" and processes.shards
+    expected = "None or 'as trained' where FSDP shards the network"
+    require(not merged, "check_run", "rollout_weights", expected, "'merged'")
     find_task(config.task)
     if config.policy.compile_blocks:
         _check_compiler(device)

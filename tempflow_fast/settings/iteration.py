@@ -23,6 +23,7 @@ BranchDraw = Literal["weighted", "rotating"]
 GateAction = Literal["warn", "full"]
 TailSolver = Literal["euler", "ab2", "dpmpp_2m"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
+RolloutWeights = Literal["as trained", "merged"]
 
 
 @documented
@@ -109,7 +110,10 @@ class GRPOConfig:
     """Maximum number of (trajectory, branch step) pairs in one training call of one process; None: all its pairs of an
     update."""
     max_batch: int | None = None
-    """Maximum number of rows in one rollout or decoding call of one process; None: no limit."""
+    """Maximum number of rows in one rollout call of one process; None: no limit."""
+    decode_batch: int | None = None
+    """Maximum number of images in one decoding call, and in one call of the reward, of one process; None: those of a
+    rollout call."""
     cuda_graphs: bool = False
     """On a CUDA device, capture the rollout's network calls once per shape as CUDA graphs and replay them. The bits are
     the same, without the Python overhead between kernels. A network that cannot be captured runs as usual, with a
@@ -118,12 +122,17 @@ class GRPOConfig:
     """Precision of the rollout's network calls: "bf16", by autocast; "int8" or "fp8", which are bf16 with the linear
     layers of the blocks in 8 bits, by torchao; None: the precision of training. Ratios do not depend on it: training
     evaluates the old policy again in its own precision."""
+    rollout_weights: RolloutWeights | None = None
+    """Weights of the rollout's network calls: "as trained", with the adapter next to them; or "merged", where each
+    iteration adds the adapter to a copy of the weights that it adapts, so that a call costs what that of the bare
+    network does. None: merged where the network has fewer bits than its adapter and FSDP does not shard it. Ratios do
+    not depend on it: training evaluates the old policy again."""
     max_grad_norm: float = 1.0
     """Maximum norm of the gradient; a larger one is scaled down. Infinity turns this off."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("num_steps", "num_seeds", "num_updates", "micro_batch", "max_batch"):
+        for name in ("num_steps", "num_seeds", "num_updates", "micro_batch", "max_batch", "decode_batch"):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, ">= 1")
         if isinstance(self.num_branches, int):

@@ -15,7 +15,7 @@ from torch import nn
 import tempflow_fast as tff
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.graphs.replay import CudaGraphs
-from tempflow_fast.grpo.acting import rollout_precision
+from tempflow_fast.grpo.acting import acting_network
 from tempflow_fast.grpo.advantages import group_advantages
 from tempflow_fast.grpo.memory import measure
 from tempflow_fast.grpo.objective import MicroBatch, micro_batch_loss
@@ -122,7 +122,7 @@ def test_low_precision_is_near_and_leaves_noise_and_densities(seen):
     table, noise = tff.step_table(policy.sigmas(4)), torch.randn(3, 3, 2, 2)
 
     def draw(config):
-        with rollout_precision(policy, config):
+        with acting_network(policy, config):
             return tff.rollout(policy, policy.encode(PROMPTS), table, noise, 3)
 
     full, low = draw(GRPOConfig()), draw(GRPOConfig(rollout_precision="bf16"))
@@ -160,7 +160,7 @@ def test_captured_low_precision_calls_see_the_weights_as_they_are(tmp_path):
     table, noise = tff.step_table(policy.sigmas(3)), torch.randn(2, *policy.latent_shape)
 
     def draw(graphs):
-        with rollout_precision(policy, GRPOConfig(rollout_precision="bf16")):
+        with acting_network(policy, GRPOConfig(rollout_precision="bf16")):
             return tff.rollout(policy, policy.encode(PROMPTS[:2]), table, noise, 2, graphs=graphs).latents
 
     for _ in range(3):

@@ -1,6 +1,7 @@
 """Several rewards in an iteration: pieces scored during decoding, sums of rewards or of advantages, what is logged."""
 
 import time
+import weakref
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from tempflow_fast.grpo import step as grpo
 from tempflow_fast.grpo.advantages import group_advantages
 from tempflow_fast.grpo.branches import Branches
 from tempflow_fast.grpo.image_statistics import STATISTICS, image_statistics
+from tempflow_fast.grpo.memory import LiveBytes
 from tempflow_fast.grpo.scoring import RolloutScorer, Scored
 from tempflow_fast.grpo.shares import Shares
 from tempflow_fast.processes import Processes
-from tempflow_fast.rewards import RewardError, WeightedReward
+from tempflow_fast.rewards import RewardError, WeightedReward, background
+from tempflow_fast.rewards.deadline import DaemonThread
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
@@ -30,14 +33,17 @@ BOTH = WeightedReward(
 )
 
 
-def score(policy, latents, reward, processes, num_trajectories=2, max_batch=None, clock=None) -> Scored:
+def score(
+    policy, latents, reward, processes, num_trajectories=2, max_batch=None, clock=None, decode_batch=None
+) -> Scored:
     """Scores latents [n, B, K, *shape] piece by piece, in the order [B, n, K]."""
     clock, shares = clock or grpo.StageClock(), Shares(num_trajectories, 1, processes.count, processes.index)
     num_steps, count = latents.shape[1:3]
     branches = Branches.everywhere(num_trajectories, dict.fromkeys(range(num_steps), count))
     order = torch.arange(latents.shape[:3].numel()).view(latents.shape[:3]).transpose(0, 1).flatten()
-    flat, prompts, metadata = latents.flatten(0, 2), list("abc")[:num_trajectories], [{}] * num_trajectories
-    with RolloutScorer(policy, reward, prompts, metadata, shares, branches, NOTHING, processes, clock.stage) as scorer:
+    flat, prompts, metadata = latents.flatten(0, 2), list("abcdefgh")[:num_trajectories], [{}] * num_trajectories
+    inputs = (policy, reward, prompts, metadata, shares, branches, NOTHING, processes, clock.stage, decode_batch)
+    with RolloutScorer(*inputs) as scorer:
         for piece in equal_pieces(len(flat), max_batch):
             scorer.finish(flat[order[piece]], order[piece])
         return scorer.collect()
@@ -196,3 +202,56 @@ def test_a_failure_here_is_told_to_the_others_before_it_is_raised():
     with pytest.raises(RewardError, match="KeyError: 'nothing'"):
         score(TinyPolicy(), latents, reward, Listening([torch.zeros(2)]))
     assert told[0].isnan().flatten().tolist() == [False, True]
+
+
+class LargeImages(TinyPolicy):
+    """Its images are of 48 KiB, which latents are not."""
+
+    def decode(self, latents):
+        return latents.sigmoid().repeat(1, 1, 32, 32).contiguous()
+
+
+IMAGE = 4 * 3 * 64 * 64
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["fast reward", "slow reward"])
+def test_images_never_pile_up(monkeypatch, slow):
+    """240 images of an iteration: as many are alive at once as one call makes and a few wait for their scores."""
+    monkeypatch.setattr(background, "WAITING_BYTES", 12 * IMAGE)
+    num_seen = []
+
+    def reward(images, prompts, metadata):
+        num_seen.append(len(images))
+        time.sleep(0.02 * slow)
+        return brightness(images, prompts, metadata)
+
+    latents = torch.randn(8, 5, 6, 3, 2, 2)
+    with LiveBytes() as bytes_:
+        score(LargeImages(), latents, WeightedReward({"red": reward}, {"red": 1.0}), Processes(), 8, decode_batch=10)
+    assert sum(num_seen) == 240
+    assert max(num_seen) == 10
+    # Those that wait, one piece that is decoded, and what the statistics take.
+    assert bytes_.peak < (12 + 20 + 80) * IMAGE + latents.nbytes * 4
+
+
+def test_statistics_do_not_depend_on_the_pieces():
+    latents, reward = torch.randn(3, 4, 5, 3, 2, 2), WeightedReward({"red": brightness}, {"red": 1.0})
+    whole, *cut = (
+        score(TinyPolicy(), latents, reward, Processes(), 3, decode_batch=batch).statistics for batch in (None, 1, 3, 7)
+    )
+    assert set(STATISTICS) == set(whole)
+    for statistics in cut:
+        assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
+            {name: value.item() for name, value in whole.items()}, rel=1e-5
+        )
+
+
+def test_a_thread_that_waits_holds_no_images():
+    images, thread = torch.zeros(1, 3, 2, 2), DaemonThread("reward")
+    kept = weakref.ref(images)
+    assert thread.submit(len, images).result() == 1
+    del images
+    time.sleep(0.1)
+    gone = kept() is None
+    thread.close(wait=True)
+    assert gone

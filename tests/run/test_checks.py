@@ -13,6 +13,7 @@ from support.runs import OPTIONS, go, tiny_config
 
 from tempflow_fast.cli import main
 from tempflow_fast.policies import DiffusersPolicy
+from tempflow_fast.processes import Processes
 from tempflow_fast.run import checks
 from tempflow_fast.run.lock import DirectoryLock
 
@@ -150,6 +151,13 @@ def test_a_compiler_that_fails_is_noticed_before_the_model_is_loaded(workplace, 
         checks._check_compiler.cache_clear()
     assert "compile_blocks must be False where torch.compile does not work, got True (" in capsys.readouterr().err
     assert not Path("run").exists()
+
+
+def test_merged_weights_of_a_sharded_network_are_refused():
+    processes = Processes()
+    processes.shards = True
+    with pytest.raises(ValueError, match="rollout_weights must be None or 'as trained' where FSDP shards the network"):
+        checks.check_run(tiny_config().with_settings(rollout_weights="merged"), processes)
 
 
 def test_every_optional_library_has_a_case():

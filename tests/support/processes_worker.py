@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -94,7 +95,10 @@ def coarse_brightness(images, prompts, metadata):
     return brightness(images, prompts, metadata).mul(1e4).round().div(1e4)
 
 
-ADAPTER = {"adapter": (adapted, PROMPTS, coarse_brightness, GRPOConfig(**SMALL, num_seeds=1, **GUIDED))}
+# As trained, so that sharded and whole networks compute the same.
+AS_TRAINED = GRPOConfig(**SMALL, num_seeds=1, **GUIDED, rollout_weights="as trained")
+ADAPTER = {"adapter": (adapted, PROMPTS, coarse_brightness, AS_TRAINED)}
+MERGED = {"merged": (adapted, PROMPTS, coarse_brightness, replace(AS_TRAINED, rollout_weights="merged"))}
 
 
 def train(processes: Processes, make_policy, prompts: list[str], reward_fn, config: GRPOConfig) -> dict:
@@ -206,6 +210,16 @@ def changed_between_calls(processes: AcceleratedProcesses) -> dict[str, bool]:
     return {"seen": torch.equal(*velocities), "whole": same, "sharded again": torch.equal(after, velocities[1])}
 
 
+def refusal_of_merging(processes: Processes) -> str:
+    """What a sharded network says to weights that are to be merged."""
+    shard(processes, "transformer_based_wrap")
+    try:
+        train(processes, *MERGED["merged"])
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def die(processes: Processes, directory: Path) -> None:
     """The last process is killed while it scores its images."""
     # The launcher ends the survivors as soon as it sees the dead one; here they are to finish their sentence.
@@ -228,7 +242,8 @@ def die(processes: Processes, directory: Path) -> None:
 def main(directory: Path, *parts: str) -> None:
     processes = launched(cpu=True)
     cases = CASES | (ADAPTER if "two" in parts else {})
-    results = {name: train(processes, *case) for name, case in cases.items()}
+    whole = cases | (MERGED if "two" in parts else {})
+    results = {name: train(processes, *case) for name, case in whole.items()}
     results["errors"] = errors(processes)
     results["spoiled"] = [spoiled(processes), spoiled(processes, fused=True)]
     results["loading"] = os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
@@ -236,6 +251,7 @@ def main(directory: Path, *parts: str) -> None:
         for name, case in cases.items():
             shard(processes, "transformer_based_wrap" if name in ADAPTER else "size_based_wrap")
             results[f"sharded {name}"] = train(processes, *case)
+        results["refused"] = refusal_of_merging(processes)
         shard(processes, "no_wrap")
         results["spoiled"] += [spoiled(processes), spoiled(processes, fused=True)]
         shard(processes, "no_wrap")
