@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tempflow_fast.batching import equal_pieces, rounded_counts
+from tempflow_fast.batching import bucket, equal_pieces, rounded_counts
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,10 @@ def test_pieces_may_outnumber_the_rows():
     assert [piece.stop - piece.start for piece in equal_pieces(2, 1, at_least=4)] == [0, 1, 0, 1]
     assert equal_pieces(5, 2, at_least=2) == equal_pieces(5, 2)
     assert [piece.stop - piece.start for piece in equal_pieces(0, None, at_least=2)] == [0, 0]
+
+
+def test_buckets_add_at_most_a_quarter_and_are_few():
+    rounded = [bucket(count) for count in range(1, 1025)]
+    assert rounded[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12]
+    assert all(count <= size <= 1.25 * count for count, size in enumerate(rounded, start=1))
+    assert len(set(rounded)) == 8 + 4 * 7
