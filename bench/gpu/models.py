@@ -103,11 +103,12 @@ class _RandomTexts(DiffusersPolicy):
 
 
 class _RandomSD3(_RandomTexts, SD3Policy):
-    pass
+    def _check_parts(self) -> None:
+        """There is no pipeline, and nothing of it is used but the network and the schedule."""
 
 
 class _RandomFlux(_RandomTexts, FluxPolicy):
-    pass
+    _check_parts = _RandomSD3._check_parts
 
 
 class _NoAutoencoder(nn.Module):

@@ -117,8 +117,8 @@ def _checked_inputs(
     metadata: Sequence[dict[str, Any]] | None,
 ) -> tuple[StepTable, list[str], list[dict[str, Any]]]:
     """The step table, and the prompt and metadata of each of the N = P S trajectories."""
-    _check_surroundings(policy)
     check_policy("grpo_step", policy, "encode", "velocity", "decode", "sigmas", "parameters", "latent_shape")
+    _check_surroundings(policy)
     check_training("grpo_step", optimizer, config)
     if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
         fail("grpo_step", "prompts", "a list of at least one text", repr(prompts))

@@ -40,7 +40,6 @@ def test_an_epoch_sees_every_prompt_once_in_its_own_order(tmp_path):
     assert all(set(epoch) == {"é " + name for name in NAMES} - set(heldout) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
     # From the middle, as after a resume, in a set that was read again.
-    get_prompts.cache_clear()
     again = get_prompts(str(tmp_path / "prompts.txt"))
     assert texts(again.training(17, 5, seed=4)) == seen[85:90]
     assert texts(again.training(17, 5, seed=5)) != seen[85:90]

@@ -162,7 +162,7 @@ def test_the_real_classes_score_images_in_every_form_and_detect_them_once(homes)
     hook = detector.network.register_forward_pre_hook(lambda module, inputs: calls.append(1))
     scores = reward.score(images, [""] * 3, metadata)
     assert len(calls) == 2  # batches of at most two images; three forms of the reward
-    reward.score(images.clone(), [""] * 3, metadata)
+    reward.score(1 - images, [""] * 3, metadata)
     assert len(calls) == 4
     hook.remove()
     assert all(set(scores.parts[name].tolist()) <= {0.0, 1.0} for name in ("geneval", "geneval_strict"))

@@ -14,6 +14,7 @@ from support.runs import OPTIONS, go, tiny_config
 from tempflow_fast.cli import main
 from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.processes import Processes
+from tempflow_fast.rewards.ocr import _reader
 from tempflow_fast.run import checks
 from tempflow_fast.run.lock import DirectoryLock
 
@@ -112,6 +113,7 @@ def files() -> dict[Path, int]:
 @pytest.mark.usefixtures("nothing_loads")
 def test_it_is_refused_before_the_model_is_loaded(workplace, capsys, monkeypatch, case):
     options, words, *missing = case
+    _reader.cache_clear()  # another test may have loaded the engine
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     assert words in refusal(options, capsys)

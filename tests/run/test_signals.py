@@ -155,8 +155,12 @@ def test_a_launch_ends_as_one(workplace):
 
 
 def raised(number: int) -> StopRequest:
-    with StopRequest(speaks=False) as stop, stop.deferred():
-        signal.raise_signal(number)
+    before = signal.signal(number, signal.SIG_DFL)  # a process in the background may have begun with ignored ones
+    try:
+        with StopRequest(speaks=False) as stop, stop.deferred():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
     return stop
 
 
