@@ -16,8 +16,8 @@ PACKAGE = ROOT / "tempflow_fast"
 LAYERS = (
     ("choices", "errors", "interruption", "quiet", "text", "version"),
     ("geneval",),
-    ("batching", "files", "kernels", "shapes"),
-    ("checksums",),
+    ("batching", "files", "kernels", "shapes", "weight_files"),
+    ("checksums", "convert"),
     ("ops",),
     ("policies", "rewards"),
     ("processes", "prompts", "settings", "graphs"),

@@ -17,7 +17,6 @@ Plumbing:
     merged          adapters merged into the weights for the rollout
     lora_file       their files
     model_files     the parts of a pipeline's directory
-    weight_files    safetensors, and what is none
     compiled        torch.compile, block by block
     quantized       linear layers in 8 bits
     sharding        weights that FSDP divides among processes

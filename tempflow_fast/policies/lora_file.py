@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..errors import fail, require
+from ..weight_files import opened_safetensors
 from .lora import ADAPTER, INITS, Size, attach, check_plain, has_adapter
-from .weight_files import opened_safetensors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin

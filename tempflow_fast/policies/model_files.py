@@ -15,7 +15,7 @@ from ..errors import fail, require
 from ..files import read_json
 from ..quiet import quiet
 from ..text import shortened
-from .weight_files import opened_safetensors
+from ..weight_files import conversion, opened_safetensors
 
 LIBRARIES = ("diffusers", "transformers")
 """Where the classes of a pipeline's parts come from; a class of any other library is code that the model names."""
@@ -207,7 +207,10 @@ class _Part:
         files = sorted(self.directory.glob("*.safetensors"))
         if not files:
             others = [file for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in self.directory.glob(kind)]
-            got = f"{str(others[0])!r}, which could hold code" if others else f"{str(self.directory)!r} without any"
+            got = f"{str(self.directory)!r} without any"
+            for file in others[:1]:
+                new = self.directory / f"{file.stem.removeprefix('pytorch_')}.safetensors"
+                got = f"{str(file)!r}, which could hold code{conversion(str(file), str(new))}"
             fail(self.function, "model", "one with weights in safetensors files", got)
         for file in self.directory.glob("*.safetensors.index.json"):
             weights = _json_object(self.function, file).get("weight_map")

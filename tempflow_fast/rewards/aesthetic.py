@@ -14,6 +14,9 @@ from .clip_model import ClipModel
 from .pixels import clip_pixels
 from .weights import fill, read_weights, score_head
 
+PUBLISHED, HEAD = "trl-lib/ddpo-aesthetic-predictor:aesthetic-model.pth", "aesthetic-model.safetensors"
+"""A pickle on the hub, and the file that `tempflow_fast.convert` makes of it."""
+
 
 class Aesthetic:
     """How well people like an image, about 1 to 10; the prompt plays no part.
@@ -26,7 +29,7 @@ class Aesthetic:
 
     def __init__(
         self,
-        head: str = "trl-lib/ddpo-aesthetic-predictor:aesthetic-model.pth",
+        head: str = HEAD,
         model: str = "openai/clip-vit-large-patch14",
         dtype: str = "float32",
         batch_size: int = 64,
@@ -34,7 +37,7 @@ class Aesthetic:
         """Loads the head and CLIP.
 
         Args:
-            head: "owner/name:file" on the hub, or a file such as sac+logos+ava1-l14-linearMSE.pth.
+            head: a safetensors file, or "owner/name:file" on the hub.
             model: the CLIP model, a directory or hub name.
             dtype: float32, bfloat16 or float16, of CLIP.
             batch_size: images per call of CLIP.
@@ -43,9 +46,10 @@ class Aesthetic:
             ValueError: if the head does not fit.
             OSError: if something cannot be loaded.
         """
+        weights = read_weights(head, PUBLISHED)
         self.clip, self.batch_size = ClipModel(model, dtype), batch_size
         self.head = score_head(self.clip.network.config.projection_dim).eval().requires_grad_(False)
-        fill(self.head, {name.removeprefix("layers."): value for name, value in read_weights(head).items()}, head)
+        fill(self.head, {name.removeprefix("layers."): value for name, value in weights.items()}, head)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:

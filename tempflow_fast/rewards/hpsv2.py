@@ -17,7 +17,8 @@ from .pickscore import PROCESSOR
 from .pixels import CLIP_MEAN, CLIP_STD, normalized, quantized
 from .weights import fill, read_weights
 
-WEIGHTS = "xswu/HPSv2:HPS_v2.1_compressed.pt"
+PUBLISHED, WEIGHTS = "xswu/HPSv2:HPS_v2.1_compressed.pt", "HPS_v2.1_compressed.safetensors"
+"""A pickle on the hub, and the file that `tempflow_fast.convert` makes of it."""
 PARTS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -49,7 +50,7 @@ class HPSv2(Clip):
         """Loads the published weights.
 
         Args:
-            weights: published checkpoint, a file or "owner/name:file" on the hub; "" if `model` already has them.
+            weights: a safetensors file, or "owner/name:file" on the hub; "" if `model` already has them.
             model: directory or hub name of the CLIP model that they are a version of, in the layout of transformers.
             dtype: float32, bfloat16 or float16.
             batch_size: images, or texts, per call.
@@ -73,8 +74,9 @@ class HPSv2(Clip):
             return ClipModel(model, dtype)
         from transformers import CLIPConfig, CLIPModel
 
+        weights = dict(renamed(read_weights(self.weights, PUBLISHED)))
         network = CLIPModel(CLIPConfig.from_pretrained(model))
-        fill(network, dict(renamed(read_weights(self.weights))), self.weights)
+        fill(network, weights, self.weights)
         return ClipModel(network, dtype, tokenizer=model)
 
     def pixels(self, images: Tensor) -> Tensor:

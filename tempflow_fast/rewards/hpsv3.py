@@ -87,7 +87,7 @@ class HPSv3:
 
         Args:
             instruction: a text file with the authors' instruction, including `{text_prompt}` and `<|Reward|>`.
-            weights: a file, or "owner/name:file" on the hub.
+            weights: a safetensors file, or "owner/name:file" on the hub.
             model: directory or hub name of the Qwen2-VL that they are a version of, for its settings and tokenizer.
             dtype: bfloat16, as published, float32 or float16.
             batch_size: images per call.

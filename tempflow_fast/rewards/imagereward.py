@@ -19,7 +19,8 @@ from .clip_model import dtype_named
 from .pixels import clip_pixels
 from .weights import fill, read_weights, score_head
 
-WEIGHTS = "THUDM/ImageReward:ImageReward.pt"
+PUBLISHED, WEIGHTS = "THUDM/ImageReward:ImageReward.pt", "ImageReward.safetensors"
+"""A pickle on the hub, and the file that `tempflow_fast.convert` makes of it."""
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 """Mean and standard deviation of the raw scores over the authors' prompts."""
 MAX_TOKENS = 35
@@ -98,7 +99,7 @@ class ImageReward:
         """Loads the published weights.
 
         Args:
-            weights: a file, or "owner/name:file" on the hub.
+            weights: a safetensors file, or "owner/name:file" on the hub.
             tokenizer: BERT's, a directory or hub name.
             dtype: float32, bfloat16 or float16.
             batch_size: images per call.
@@ -112,8 +113,9 @@ class ImageReward:
         from transformers import AutoTokenizer
 
         self.dtype, self.batch_size, self.image_size = dtype_named(dtype), batch_size, vision["image_size"]
+        published = renamed(read_weights(weights, PUBLISHED))
         self.network = BlipScorer(vision, text)
-        fill(self.network, renamed(read_weights(weights)), weights)
+        fill(self.network, published, weights)
         self.network.to(self.dtype).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
 

@@ -1,4 +1,4 @@
-"""Published weights as tensors: from a file or the hub, as safetensors or as a pickle of tensors."""
+"""Published weights as tensors, from safetensors files or the hub."""
 
 from __future__ import annotations
 
@@ -7,50 +7,39 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import fail, require
+from ..weight_files import HUB_FILE, conversion, from_hub, opened_safetensors
 from .base import one_line
 
 
-def read_weights(source: str) -> dict[str, Tensor]:
-    """The tensors of a file.
+def read_weights(source: str, published: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; no other kind of file is opened.
 
     Args:
-        source: a path, or "owner/name:file" on the hub. Files without the suffix `.safetensors` are read as pickles
-            that may hold tensors and containers, but no code.
+        source: a path, or "owner/name:file.safetensors" on the hub.
+        published: "owner/name:file" on the hub, from which `tempflow_fast.convert` makes the file; None: unknown.
 
     Returns:
         Name -> tensor, on the host.
 
     Raises:
-        ValueError: if the source is neither an existing file nor of the hub's form.
+        ValueError: if the source is neither an existing file nor of the hub's form, or is no safetensors file, with the
+            command that makes one.
         OSError: if the hub has no such file.
     """
     path = Path(source)
     if not path.is_file():
-        from huggingface_hub import hf_hub_download
-
-        repository, separator, file = source.rpartition(":")
-        require(bool(separator), "read_weights", "source", "an existing file or owner/name:file", repr(source))
-        path = Path(hf_hub_download(repository, file))
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            fail("read_weights", "source", "a whole safetensors file", f"{str(path)!r}: {one_line(error, 120)}")
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the library's many readers
-        fail("read_weights", "source", "a file of tensors", f"{str(path)!r}: {one_line(error, 120)}")
-    require(
-        isinstance(found, Mapping), "read_weights", "source", "names with tensors", f"{type(found).__name__} in {path}"
-    )
-    return found.get("state_dict", found)
+        on_hub = HUB_FILE.fullmatch(source) is not None
+        fits = on_hub and path.suffix == ".safetensors"
+        expected = "an existing safetensors file, or owner/name:file.safetensors on the hub"
+        origin, output = (source, f"{path.stem.rpartition(':')[2]}.safetensors") if on_hub else (published, source)
+        advice = conversion(origin, output) if origin else ""
+        require(fits, "read_weights", "source", expected, f"{source!r}{advice}")
+        path = from_hub(source)
+    with opened_safetensors("read_weights", "source", path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
 
 
 def loaded(network_class: Any, model: str) -> Any:

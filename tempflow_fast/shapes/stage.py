@@ -53,7 +53,7 @@ class Stage:
         self.average = {key: value.clone() for key, value in parts.state_dict().items()}
         self._rates = [group["lr"] for group in self._groups()]
         if self.path.exists():
-            saved = torch.load(self.path)
+            saved = torch.load(self.path, weights_only=True)
             parts.load_state_dict(saved["parts"])
             for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)

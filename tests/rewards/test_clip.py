@@ -54,16 +54,16 @@ def test_the_aesthetic_score_is_its_head_on_an_embedding_of_length_one(clip, tmp
     ).eval()  # fmt: skip
     weights = {f"layers.{name}": value for name, value in published.state_dict().items()}
     save_file(weights, tmp_path / "head.safetensors")
-    torch.save(weights, tmp_path / "head.pth")
     images = photographs(3, 40, 40)
     with torch.no_grad():
         seen = model.get_image_features(pixel_values=clip_pixels(images, 32)).pooler_output
         expected = published(seen / seen.norm(dim=1, keepdim=True))[:, 0].double()
-    for file in ("head.safetensors", "head.pth"):
-        reward = get_reward({"aesthetic": {"head": str(tmp_path / file), "model": directory}})
-        assert torch.allclose(reward(images, TEXTS, NO_METADATA), expected, atol=1e-5)
+    reward = get_reward({"aesthetic": {"head": str(tmp_path / "head.safetensors"), "model": directory}})
+    assert torch.allclose(reward(images, TEXTS, NO_METADATA), expected, atol=1e-5)
     for dtype in ("bfloat16", "float16"):
-        half = get_reward({"aesthetic": {"head": str(tmp_path / "head.pth"), "model": directory, "dtype": dtype}})
+        half = get_reward(
+            {"aesthetic": {"head": str(tmp_path / "head.safetensors"), "model": directory, "dtype": dtype}}
+        )
         assert 0 < (half(images, TEXTS, NO_METADATA) - expected).abs().max() < 0.01
     save_file({**weights, "layers.7.bias": torch.zeros(2)}, tmp_path / "wide.safetensors")
     with pytest.raises(ValueError, match=r"weights must be .*wide.safetensors: .*size mismatch for 7.bias"):

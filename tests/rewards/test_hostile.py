@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import socket
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +17,6 @@ from tempflow_fast.rewards import server as servers
 from tempflow_fast.rewards.http import RefusalError, exchange
 from tempflow_fast.rewards.remote import Remote
 from tempflow_fast.rewards.server import RewardServer
-from tempflow_fast.rewards.weights import read_weights
 from tempflow_fast.rewards.wire import unpack_range, unpack_scores
 
 DEEP = b"[" * 100_000
@@ -138,15 +136,3 @@ def test_a_server_that_serves_something_else_ends_the_run():
         with pytest.raises(RefusalError, match="it now serves shapes=1; this run began with numbered=1"):
             remote.ask(server.url, BODY, len(TEXTS))
         assert exchange(server.url + "/health", None, 5.0)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("a.pt", pickle.dumps(print)), ("a.pt", b"text"), ("a.safetensors", b"text")],
-    ids=["pickle", "text", "no safetensors"],
-)
-def test_weights_that_are_none_are_named(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"read_weights: source must be a .*{name}"):
-        read_weights(str(tmp_path / name))

@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import tiny_rewards
 from support.tiny_rewards import NO_METADATA, TEXTS, photographs
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
+from tempflow_fast.convert import convert
 from tempflow_fast.rewards import get_reward
 from tempflow_fast.rewards.pixels import CLIP_MEAN, CLIP_STD
 
@@ -91,7 +93,8 @@ def test_hpsv2_reads_the_published_layout_and_fits_images_into_black_squares(cli
     assert json.loads((home / "config.json").read_text())["vision_config"]["hidden_act"] == "gelu"
     weights = open_clip_weights(words=len(tokenizer))
     torch.save({"state_dict": {**weights, "attn_mask": torch.zeros(20, 20)}}, tmp_path / "HPS.pt")
-    reward = get_reward({"hpsv2": {"weights": str(tmp_path / "HPS.pt"), "model": str(home)}})
+    convert(str(tmp_path / "HPS.pt"), tmp_path / "HPS.safetensors")
+    reward = get_reward({"hpsv2": {"weights": str(tmp_path / "HPS.safetensors"), "model": str(home)}})
     images = photographs(3, 20, 40)
     square = torch.zeros(3, 3, 40, 40)
     square[:, :, 10:30] = images
@@ -105,9 +108,9 @@ def test_hpsv2_reads_the_published_layout_and_fits_images_into_black_squares(cli
     assert torch.allclose(reward(images, TEXTS, NO_METADATA), expected, atol=1e-4)
     assert expected.std() > 1e-3
     for dtype in ("bfloat16", "float16"):
-        half = get_reward({"hpsv2": {"weights": str(tmp_path / "HPS.pt"), "model": str(home), "dtype": dtype}})
+        half = get_reward({"hpsv2": {"weights": str(tmp_path / "HPS.safetensors"), "model": str(home), "dtype": dtype}})
         assert 0 < (half(images, TEXTS, NO_METADATA) - expected).abs().max() < 0.1
     del weights["visual.proj"]
-    torch.save({"state_dict": weights}, tmp_path / "short.pt")
+    save_file(weights, tmp_path / "short.safetensors")
     with pytest.raises(ValueError, match=r"those of the module, got .*, without \['visual_projection.weight'\]"):
-        get_reward({"hpsv2": {"weights": str(tmp_path / "short.pt"), "model": str(home)}})
+        get_reward({"hpsv2": {"weights": str(tmp_path / "short.safetensors"), "model": str(home)}})

@@ -6,6 +6,7 @@ from support.tiny_rewards import NO_METADATA, TEXTS, photographs
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
+from tempflow_fast.convert import convert
 from tempflow_fast.rewards import get_reward
 from tempflow_fast.rewards.pixels import clip_pixels
 
@@ -73,12 +74,13 @@ def test_imagereward_reads_the_published_layout_and_looks_at_image_and_prompt(tm
     weights = published_names(network.state_dict())
     assert all(name.startswith(("blip.visual_encoder.", "blip.text_encoder.", "mlp.layers.")) for name in weights)
     torch.save({**weights, "blip.text_encoder.embeddings.position_ids": torch.arange(512)[None]}, tmp_path / "IR.pt")
+    convert(str(tmp_path / "IR.pt"), tmp_path / "IR.safetensors")
     images = photographs(3, 40, 40)
     pixels = clip_pixels(images, 32)
     expected = blip_vision(weights, pixels, heads=2)
     assert torch.allclose(network.vision(pixel_values=pixels).last_hidden_state, expected, atol=1e-4)
 
-    settings = {"weights": str(tmp_path / "IR.pt"), "tokenizer": str(tmp_path / "bert"), "batch_size": 2}
+    settings = {"weights": str(tmp_path / "IR.safetensors"), "tokenizer": str(tmp_path / "bert"), "batch_size": 2}
     reward = get_reward({"imagereward": {**settings, "vision": vision, "text": text}})
     scores = reward(images, TEXTS, NO_METADATA)
     tokens = BertTokenizer.from_pretrained(tmp_path / "bert")(TEXTS, padding=True, return_tensors="pt")
