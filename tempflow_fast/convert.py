@@ -46,7 +46,7 @@ def convert(source: str, output: Path) -> int:
     except Exception as error:  # of the library's many readers
         reason = printable(" ".join(str(error).split())[:120])
         fail("convert", "source", "a file of tensors", f"{source!r}: {reason}")
-    tensors = found.get("state_dict", found) if isinstance(found, Mapping) else None
+    tensors: Any = found.get("state_dict", found) if isinstance(found, Mapping) else None
     are_tensors = isinstance(tensors, Mapping) and all(isinstance(value, torch.Tensor) for value in tensors.values())
     require(are_tensors, "convert", "source", "a file of names with tensors", f"{type(found).__name__} in {source!r}")
     with written_aside(output) as aside:

@@ -128,6 +128,8 @@ class Evaluate:
         from ..evaluation.result import Noise
 
         store = self._directory()
+        if store is None or not store.is_complete():
+            self._check_rewards(config)
         if store is None:
             return evaluate(config, self.source.load(config, processes.device), self._measure(config), processes)
         other = None if self.compare is None else EvaluationDirectory(self.compare).evaluation()
@@ -147,6 +149,20 @@ class Evaluate:
             evaluate(config, policy, measure, processes, store)
         return store.evaluation() if processes.is_main else None
 
+    def _check_rewards(self, config: TrainConfig) -> None:
+        """Loads the rewards and asks them about the prompts, before the model is loaded and anything is written."""
+        from ..evaluation.evaluate import heldout
+        from ..rewards import get_reward
+        from ..run.checks import check_entries
+
+        _, entries = heldout(config)
+        for spec in self._rewards(config):
+            check_entries(get_reward(spec), entries)
+
+    def _rewards(self, config: TrainConfig) -> list[str]:
+        """The descriptions of the rewards that score."""
+        return [self.rewards] if self.rewards else [s for s in (config.task.accuracy, config.task.reward) if s]
+
     def _directory(self) -> EvaluationDirectory | None:
         from ..evaluation.directory import EvaluationDirectory
 
@@ -160,7 +176,7 @@ class Evaluate:
 
         settings, tuned = config.flat(), self.source.tuned_files()
         weights = None if tuned is None else f"{tuned} ({content_of(tuned) or digests.of(tuned)})"
-        specs = [self.rewards] if self.rewards else [s for s in (config.task.accuracy, config.task.reward) if s]
+        specs = self._rewards(config)
         return {
             "weights": weights,
             "rewards": ", ".join(specs),

@@ -31,6 +31,10 @@ class PromptSet(Protocol):
     digest: str
     """Of all prompts with their metadata: two sets with equal digests draw the same prompts."""
 
+    def everything(self) -> tuple[list[Entry], list[Entry]]:
+        """Every prompt to train on, and every held-out one."""
+        ...
+
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
         """The prompts of one iteration.
 
@@ -65,6 +69,10 @@ class ListedPrompts:
         self.tasks = tuple(dict.fromkeys(entry[TASK] for entry in self._heldout))
         self.digest = digest_of([self._train, self._heldout])
         self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def everything(self) -> tuple[list[Entry], list[Entry]]:
+        """Every prompt to train on, and every held-out one."""
+        return self._train, self._heldout
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
         """The next `count` prompts; an iteration may end one epoch and begin another.
@@ -110,6 +118,10 @@ class ShapesPrompts:
         self._source = prompts
         self.tasks: tuple[str, ...] = prompts.TASKS
         self.digest = digest_of([prompts.train_prompts(), prompts.heldout_prompts()])
+
+    def everything(self) -> tuple[list[Entry], list[Entry]]:
+        """Every prompt to train on, and every held-out one."""
+        return list(self._source.train_prompts()), list(self._source.heldout_prompts())
 
     def training(self, iteration: int, count: int, seed: int) -> list[Entry]:
         """A separate draw for every iteration.

@@ -16,8 +16,8 @@ from ..text import printable
 class Reward(Protocol):
     """Scores images; higher is better. Any callable of this signature is one.
 
-    It may have two attributes: `name`, for messages and logs, and `range`, the lowest and the highest score that it can
-    give (see `range_of`).
+    It may have three attributes: `name`, for messages and logs; `range`, the lowest and the highest score that it can
+    give (see `range_of`); and `check_prompts`, which refuses prompts before a run (see `check_prompts`).
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], /) -> Tensor:
@@ -120,17 +120,39 @@ def name_of(reward: Reward) -> str:
     return getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
 
 
-def declared(low: float, high: float) -> Callable[[Reward], Reward]:
+PromptsCheck = Callable[[Sequence[str], Sequence[dict[str, Any]]], None]
+"""Takes R prompts and their metadata; raises a ValueError for one that no image can be scored by."""
+
+
+def check_prompts(reward: Reward, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+    """Asks a reward that can tell whether it can score images of these prompts; no image is needed.
+
+    Args:
+        reward: any reward.
+        prompts: R texts.
+        metadata: R entries of the prompt set.
+
+    Raises:
+        ValueError: from the reward, for a prompt that it cannot score.
+    """
+    check: PromptsCheck | None = getattr(reward, "check_prompts", None)
+    if check is not None:
+        check(prompts, metadata)
+
+
+def declared(low: float, high: float, check: PromptsCheck | None = None) -> Callable[[Reward], Reward]:
     """Decorates a reward function with its range.
 
     Args:
         low: the lowest score.
         high: the highest score.
+        check: its `check_prompts`; None: it takes any prompts.
     """
 
     def decorate(reward: Reward) -> Reward:
         marked: Any = reward
         marked.range = (low, high)
+        marked.check_prompts = check
         return reward
 
     return decorate

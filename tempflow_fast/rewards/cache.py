@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import integer, require
-from .base import FinalError, Metadata, Reward, range_of
+from .base import FinalError, Metadata, Reward, check_prompts, range_of
 
 
 class CachedReward:
@@ -60,6 +60,18 @@ class CachedReward:
             known |= {keys[row]: score for row, score in zip(rows, new.tolist(), strict=True)}
         self._remember({key: known[key] for key in keys})
         return torch.tensor([known[key] for key in keys], dtype=torch.float64)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Asks the reward whether it can score these prompts.
+
+        Args:
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+
+        Raises:
+            ValueError: from the reward.
+        """
+        check_prompts(self.reward, prompts, metadata)
 
     def _remember(self, scores: dict[bytes, float]) -> None:
         for key, score in scores.items():

@@ -52,9 +52,21 @@ class Ocr:
         Raises:
             ValueError: if a prompt asks for no text.
         """
-        wanted = [wanted_text(prompt, entry) for prompt, entry in zip(prompts, metadata, strict=True)]
+        wanted = _wanted_texts(prompts, metadata)
         scores = [accuracy(self.read(image), text) for image, text in zip(as_bytes(images).cpu(), wanted, strict=True)]
         return torch.tensor(scores, dtype=torch.float64)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Refuses prompts that ask for no text.
+
+        Args:
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+
+        Raises:
+            ValueError: naming the first one.
+        """
+        _wanted_texts(prompts, metadata)
 
     def read(self, image: Tensor) -> str:
         """The text in an image, its lines from top to bottom without breaks.
@@ -84,6 +96,10 @@ def wanted_text(prompt: str, metadata: Metadata) -> str:
     expected = 'one that quotes a text in "..." or has one in its metadata'
     require(bool(normalized(text)), "ocr", "prompt", expected, repr(prompt))
     return text
+
+
+def _wanted_texts(prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[str]:
+    return [wanted_text(prompt, entry) for prompt, entry in zip(prompts, metadata, strict=True)]
 
 
 def accuracy(read: str, wanted: str) -> float:

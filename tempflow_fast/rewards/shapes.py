@@ -15,7 +15,16 @@ from ..geneval import NUMBERS, check_entry
 from .base import declared
 
 
-@declared(0.0, 1.0)
+def _check(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses metadata that the judge does not know; the prompts play no part."""
+    for entry in metadata:
+        check_entry("shapes", entry, SHAPES, COLORS, max(NUMBERS) + 1)
+        counts = [item["count"] for item in entry["include"]]
+        fits = len(counts) == 1 or counts == [1, 1]  # what the judge can assign to the objects of an image
+        require(fits, "shapes", "include", "one shape and its number, or one each of two", entry["include"])
+
+
+@declared(0.0, 1.0, _check)
 def partial(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
     """The training reward, float32 [R]: half for a strict match, half partial credit.
 
@@ -27,11 +36,11 @@ def partial(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str,
     Raises:
         ValueError: if the metadata ask for anything but one or more of a shape, or one each of two.
     """
-    _check(metadata)
+    _check(prompts, metadata)
     return checker.reward(images, prompts, metadata)
 
 
-@declared(0.0, 1.0)
+@declared(0.0, 1.0, _check)
 def strict(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
     """1 if an image is exactly what its metadata asks for, else 0: float32 [R].
 
@@ -43,13 +52,5 @@ def strict(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, 
     Raises:
         ValueError: as `partial`.
     """
-    _check(metadata)
+    _check(prompts, metadata)
     return checker.strict(images, metadata).float()
-
-
-def _check(metadata: Sequence[Mapping[str, Any]]) -> None:
-    for entry in metadata:
-        check_entry("shapes", entry, SHAPES, COLORS, max(NUMBERS) + 1)
-        counts = [item["count"] for item in entry["include"]]
-        fits = len(counts) == 1 or counts == [1, 1]  # what the judge can assign to the objects of an image
-        require(fits, "shapes", "include", "one shape and its number, or one each of two", entry["include"])

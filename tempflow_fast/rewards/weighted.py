@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import finite, require
-from .base import Reward, RewardError, Scores, range_of
+from .base import Reward, RewardError, Scores, check_prompts, range_of
 from .checked import checked_scores
 
 TIMEOUT = 1200.0
@@ -51,6 +51,19 @@ class WeightedReward:
         counted = {name: weight for name, weight in self.weights.items() if weight}
         ends = [sorted(weight * end for end in range_of(self.rewards[name])) for name, weight in counted.items()]
         return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Asks every reward whether it can score these prompts; one of weight 0 would end the run as well.
+
+        Args:
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+
+        Raises:
+            ValueError: from the first reward that cannot.
+        """
+        for reward in self.rewards.values():
+            check_prompts(reward, prompts, metadata)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Scores:
         """The scores of every reward.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -23,6 +23,7 @@ from ..ops.schedule import linear_sigmas, step_table
 from ..policies import DiffusersPolicy
 from ..policies.quantized import check_quantizable
 from ..processes import Processes
+from ..prompts.entries import PROMPT, Entry
 from ..prompts.sets import PromptSet, get_prompts
 from ..rewards import WeightedReward, get_reward
 from ..rewards.base import Reward
@@ -119,13 +120,30 @@ def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
 
     Raises:
         ValueError: for prompts or rewards, including those of evaluation, that do not exist, cannot be loaded or cannot
-            be called as rewards are.
+            be called as rewards are, and for a prompt that a reward cannot score.
     """
     prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
     rewards = [get_reward(reward) for reward in (task.accuracy, task.reward) if reward is not None]
     for reward in rewards:
         _check_signatures(reward.rewards)
+    train, heldout = prompts.everything()
+    check_entries(rewards[-1], train)
+    for reward in rewards:
+        check_entries(reward, heldout)
     return prompts, rewards[-1]
+
+
+def check_entries(reward: WeightedReward, entries: Sequence[Entry]) -> None:
+    """Refuses prompts that a reward can never score.
+
+    Args:
+        reward: the reward.
+        entries: prompts with their metadata.
+
+    Raises:
+        ValueError: from the reward, for the first such prompt.
+    """
+    reward.check_prompts([entry[PROMPT] for entry in entries], entries)
 
 
 class _EvenLevels:

@@ -157,6 +157,8 @@ def test_the_real_classes_score_images_in_every_form_and_detect_them_once(homes)
     ]
     settings = {**homes, "shorter_side": 64, "batch_size": 2}
     reward = get_reward({name: settings for name in ("geneval", "geneval_strict", "geneval_partial")})
+    with pytest.raises(ValueError, match=r"geneval: .*'sofa'"):
+        reward.check_prompts([""], [{"tag": "single_object", "include": [{"class": "sofa", "count": 1}]}])
     detector = reward.rewards["geneval"]._eyes.detector
     calls = []
     hook = detector.network.register_forward_pre_hook(lambda module, inputs: calls.append(1))

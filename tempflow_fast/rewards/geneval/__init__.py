@@ -65,6 +65,19 @@ class GenEval:
         verdicts = self.verdicts(images, metadata)
         return torch.tensor([self.score(verdict) for verdict in verdicts], dtype=torch.float64)
 
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Refuses metadata that are not of GenEval's form or that no image can satisfy.
+
+        Args:
+            prompts: R texts, which play no part.
+            metadata: R entries of GenEval's JSONL.
+
+        Raises:
+            ValueError: naming the field, and the nearest class or colour.
+        """
+        for entry in metadata:
+            check(entry)
+
     def score(self, verdict: Verdict) -> float:
         """The reward of a verdict.
 
@@ -83,8 +96,7 @@ class GenEval:
         Raises:
             ValueError: if the metadata have another form.
         """
-        for entry in metadata:
-            check(entry)  # before anything is detected
+        self.check_prompts((), metadata)  # before anything is detected
         found = self._eyes.detections(images)
         return [
             judged(seen, entry, functools.partial(self._eyes.name_colors, image), self.exact)
