@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from ..policies.sharding import is_sharded
 
 Result = TypeVar("Result")
+
+
+SYNC = "called a synchronizing"
+"""Words of CUDA's warning about a host that waits."""
 
 
 class Capturer(Protocol):
@@ -84,10 +89,22 @@ class CudaCapturer:
                         cause = error
                         raise
             except Exception as error:  # this one only says that the capture did not end; the cause says why
+                _end_allocation(self._pool)
                 raise cause or error from None
             finally:
                 torch.cuda.set_stream(current)  # a capture that fails leaves the side stream current
         return graph.replay, result
+
+
+def _end_allocation(pool: Any) -> None:
+    """Ends the allocator's part of a failed capture on the current device.
+
+    torch up to 2.12 leaves it under way, and blocks that another stream has used would never be freed again.
+    """
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is not None:
+        with suppress(RuntimeError):  # torch itself has ended it
+            end(torch.cuda.current_device(), pool)
 
 
 @contextmanager
@@ -98,16 +115,26 @@ def host_syncs() -> Iterator[list[str]]:
         A list that is complete after the context: "file:line" of each wait.
     """
     places: list[str] = []
-    usual = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
+    caught: list[warnings.WarningMessage] = []
+    own, usual, show = threading.get_ident(), torch.cuda.get_sync_debug_mode(), warnings.showwarning
+
+    def catch(message: Warning | str, *details: Any, **more: Any) -> None:
+        # The mode and the filters are those of all threads, and a reward in another one may well wait.
+        if threading.get_ident() == own:
+            caught.append(warnings.WarningMessage(message, *details, **more))
+        elif SYNC not in str(message):
+            show(message, *details, **more)
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.showwarning = catch
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield places
         finally:
             torch.cuda.set_sync_debug_mode(usual)
     for warning in caught:
-        if "called a synchronizing" in str(warning.message):
+        if SYNC in str(warning.message):
             places.append(f"{warning.filename}:{warning.lineno}")
         elif "Synchronization debug mode" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

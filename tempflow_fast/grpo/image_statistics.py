@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..processes import Processes
-from .branches import Branches, same_size
+from .branches import Branches
 
 DIVERSITY = "image_diversity"
 STATISTICS = (DIVERSITY, "image_saturation", "image_clipped", "image_contrast")
@@ -30,7 +30,7 @@ class RunningStatistics:
         if num_groups:
             self._shares = {DIVERSITY: 1 / num_groups, **self._shares}
         self._sums = {name: torch.zeros((), device=device) for name in self._shares}
-        self._open: tuple[Tensor, Tensor] | None = None  # images and rows of a group that is not complete
+        self._open: tuple[Tensor, int] | None = None  # images and pair of a group that is not complete
 
     def add(self, images: Tensor, rows: Tensor) -> None:
         """Takes images.
@@ -40,16 +40,21 @@ class RunningStatistics:
             rows: int64 [n] on the host, their branches.
         """
         if self._open is not None:
-            images, rows = torch.cat([self._open[0], images]), torch.cat([self._open[1], rows])
-        pairs = self._branches.pair_of_row[rows]
-        num_last = int((pairs == pairs[-1]).sum())
-        whole = len(rows) - (num_last if num_last < self._branches.counts[pairs[-1]] else 0)
-        # A copy: a view would keep the whole piece.
-        self._open = (images[whole:].clone(), rows[whole:]) if whole < len(rows) else None
-        for _, groups in same_size(images[:whole], pairs[:whole].unique_consecutive(return_inverse=True)[1]):
-            for name, mean in image_statistics(groups).items():
-                weight = len(groups) if name == DIVERSITY else groups.shape[:2].numel()
-                self._sums[name] += mean * (weight * self._shares[name])
+            rest = int((self._branches.pair_of_row[rows] == self._open[1]).sum())
+            self._add_group(torch.cat([self._open[0], images[:rest]]), self._open[1])
+            images, rows = images[rest:], rows[rest:]
+        pairs, counts = self._branches.pair_of_row[rows].unique_consecutive(return_counts=True)
+        for pair, group in zip(pairs.tolist(), images.split(counts.tolist()), strict=True):
+            self._add_group(group, pair)
+
+    def _add_group(self, images: Tensor, pair: int) -> None:
+        """Takes a group; one that is not complete is kept for the next piece."""
+        self._open = None
+        if len(images) < self._branches.counts[pair]:
+            self._open = images.clone(), pair  # a view would keep the whole piece
+            return
+        for name, mean in image_statistics(images[None]).items():
+            self._sums[name] += mean * (self._shares[name] * (1 if name == DIVERSITY else len(images)))
 
     def totals(self, processes: Processes) -> dict[str, Tensor]:
         """The statistics of all images of all processes, of which this one has seen a share.

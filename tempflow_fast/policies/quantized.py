@@ -26,7 +26,8 @@ _frozen = WeakTensorKeyDictionary()
 def quantized(network: nn.Module, kind: str) -> Iterator[None]:
     """Inside this context the linear layers of the network's blocks multiply in 8 bits, weights and activations.
 
-    Weights have one scale per row, activations one per token (torchao's dynamic quantization). Trained weights are
+    With int8, weights have one scale per row and activations one per token; with fp8, one per tensor (the defaults of
+    torchao's dynamic quantization). Trained weights are
     quantized again at every entry. Adapters, embeddings, norms, and the layers before and after the blocks keep their
     precision.
 

@@ -17,8 +17,8 @@ from .base import RewardError, Scores
 from .deadline import DaemonThread
 from .weighted import WeightedReward
 
-WAITING_BYTES = 2**28
-"""Images that may wait for their scores before nothing more is decoded; a piece that is larger waits alone."""
+WAITING_BYTES = 2**26
+"""Images that may wait for their scores before nothing more is decoded; one piece may, however large it is."""
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 """The stream of the rewards on each device: one for all iterations, since allocators and libraries keep blocks and
@@ -82,7 +82,7 @@ class BackgroundScorer:
         """Waits until the images that have no scores yet take little memory: where rewards are slower than all that
         makes images, these would pile up."""
         self._waiting = [(size, piece) for size, piece in self._waiting if not piece.done()]
-        while sum(size for size, _ in self._waiting) > WAITING_BYTES:
+        while len(self._waiting) > 1 and sum(size for size, _ in self._waiting) > WAITING_BYTES:
             wait([self._waiting.pop(0)[1]])
 
     def collect(self) -> Scores:

@@ -59,7 +59,7 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
         num_processes: how many processes share the run.
 
     Returns:
-        The settings, with `micro_batch` and `max_batch` reduced if necessary, and a report on memory.
+        The settings, with `micro_batch`, `max_batch` and `decode_batch` reduced if necessary, and a report on memory.
 
     Raises:
         ValueError: if calls with one row exceed the limit.
@@ -68,14 +68,16 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
     geometry = Geometry(grpo, config.task.prompts_per_iteration, num_processes)
     num_trajectories = max(work.num_carried for work in geometry.work)
     training, rollout = max(max(work.pairs) for work in geometry.work), max(work.most_rows for work in geometry.work)
-    most = (grpo.micro_batch or training, grpo.max_batch or rollout)
+    images = max(work.num_images for work in geometry.work)
+    decoded = grpo.decode_batch or min(grpo.max_batch or rollout, images)
+    most = (grpo.micro_batch or training, grpo.max_batch or rollout, decoded)
     if config.policy.memory_limit is not None:
         fitting = memory.fitting(config.policy.memory_limit * GIB, num_trajectories)
-        most = (min(most[0], fitting[0]), min(most[1], fitting[1]))
-        config = config.with_settings(micro_batch=most[0], max_batch=most[1])
+        most = (min(most[0], fitting[0]), min(most[1], fitting[1]), min(most[2], fitting[2]))
+        config = config.with_settings(micro_batch=most[0], max_batch=most[1], decode_batch=most[2])
     total = memory.total(num_trajectories, *most) / GIB
-    calls = f"at most {most[0]} rows per training call and {most[1]} per rollout call"
-    return config, f"{memory}\nabout {total:.3g} in total, with {calls}"
+    rows = f"at most {most[0]} rows per training call, {most[1]} per rollout call and {most[2]} per decoding call"
+    return config, f"{memory}\nabout {total:.3g} in total, with {rows}"
 
 
 def tuned_policy(

@@ -52,8 +52,8 @@ class PolicyConfig:
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU except while new prompts are encoded."""
     memory_limit: float | None = None
-    """Memory limit of a process in GiB: `micro_batch` and `max_batch` are reduced to fit, see --dry-run. None: no
-    limit."""
+    """Memory limit of a process in GiB: `micro_batch`, `max_batch` and `decode_batch` are reduced to fit, see
+    --dry-run. None: no limit."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ class FakeCuda:
     """The part of torch.cuda that `CudaCapturer` calls; it records the calls in order."""
 
     def __init__(self):
-        self.events, self.now, self.graph_arguments = [], "main", []
+        self.events, self.now, self.graph_arguments, self.has_ended = [], "main", [], False
 
     def Stream(self, device):  # noqa: N802  torch's name
         return FakeStream(self, "side")
@@ -53,6 +54,14 @@ class FakeCuda:
     def CUDAGraph(self):  # noqa: N802
         return SimpleNamespace(replay=lambda: self.events.append("replay"))
 
+    def current_device(self):
+        return 0
+
+    def _cuda_endAllocateToPool(self, device, pool):  # noqa: N802
+        self.events.append(f"allocations to the pool end on {device}")
+        if self.has_ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
     def get_sync_debug_mode(self):
         return 0
 
@@ -71,7 +80,7 @@ class FakeStream:
 @pytest.fixture
 def cuda(monkeypatch):
     fake = FakeCuda()
-    monkeypatch.setattr(capture, "torch", SimpleNamespace(cuda=fake))
+    monkeypatch.setattr(capture, "torch", SimpleNamespace(cuda=fake, _C=fake))
     return fake
 
 
@@ -102,3 +111,28 @@ def test_captures_share_a_pool_and_a_side_stream_and_leave_both_when_they_fail(c
     with pytest.raises(ZeroDivisionError):
         capturer.capture(lambda: 1 / 0)
     assert cuda.now == "main"
+
+
+@pytest.mark.parametrize("has_ended", [False, True], ids=["torch 2.12", "torch 2.13"])
+def test_a_failed_capture_ends_the_allocators_part_and_tells_its_own_cause(cuda, has_ended):
+    cuda.has_ended = has_ended
+    with pytest.raises(ZeroDivisionError):
+        capture.CudaCapturer("cuda:0").capture(lambda: 1 / 0)
+    assert cuda.events == ["pool", "allocations to the pool end on 0"]
+
+
+def test_waits_of_other_threads_do_not_count_and_their_warnings_arrive(cuda):
+    def elsewhere():
+        warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        warnings.warn("a reward's own", UserWarning, stacklevel=1)
+
+    def watched():
+        with capture.host_syncs() as places:
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+        return places
+
+    with pytest.warns(UserWarning, match="a reward's own") as seen:
+        assert watched() == []
+    assert len(seen) == 1

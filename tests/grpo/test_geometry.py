@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.processes_worker import CASES
@@ -10,6 +12,7 @@ from support.tiny import PROMPTS, TinyPolicy, brightness
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.grpo.geometry import Geometry
 from tempflow_fast.grpo.memory import GIB, Memory, measure
+from tempflow_fast.rewards.background import WAITING_BYTES
 
 
 @pytest.mark.parametrize(
@@ -123,16 +126,20 @@ def test_memory_of_a_perceptron():
     assert memory.training_row == pytest.approx(3 * 4 * width, rel=0.02)
     # Two steps: trunk, two states, four branches as drawn and finished, each of 12 numbers; a text of four.
     assert memory.trajectory == 4 * 12 * (1 + 2 + 4 + 4) + 4 * 4
+    image = 4 * 12
+    assert (memory.images, memory.decoded_row, memory.frozen) == (4 * image, 5 * image, 0)
     assert all(parameter.grad is None and type(parameter) is torch.nn.Parameter for parameter in policy.parameters())
     guided = measure(policy, GRPOConfig(num_steps=3, guidance_scale=2.0))
     assert guided.training_row == pytest.approx(4 * 4 * width, rel=0.02), "the second call keeps its values, too"
 
 
 def test_rows_that_fit():
-    memory = Memory(weights=GIB, state=GIB, trajectory=GIB // 4, training_row=GIB // 2, rollout_row=GIB // 8)
-    rows = memory.fitting(5 * GIB, num_trajectories=4)
-    assert rows == (4, 16)
-    assert memory.total(4, *rows) == 5 * GIB
+    rows = {"training_row": GIB // 2, "rollout_row": GIB // 8, "decoded_row": GIB // 4}
+    memory = Memory(weights=GIB // 2, frozen=GIB // 2, state=GIB, trajectory=GIB // 4, images=0, **rows)
+    fitting = memory.fitting(5 * GIB, num_trajectories=4)
+    assert fitting == (4, 16, 8)
+    assert memory.total(4, *fitting) == 5 * GIB
+    assert replace(memory, images=GIB).total(4, *fitting) == 5 * GIB + WAITING_BYTES
     with pytest.raises(ValueError, match=r"limit must be at least 3.50 GiB, got 3.25 GiB"):
         memory.fitting(3.25 * GIB, num_trajectories=4)
-    assert "network 1, gradients and optimizer 1" in str(memory)
+    assert "network 0.5, text encoders and autoencoder 0.5, gradients and optimizer 1" in str(memory)

@@ -204,34 +204,43 @@ def test_a_failure_here_is_told_to_the_others_before_it_is_raised():
     assert told[0].isnan().flatten().tolist() == [False, True]
 
 
-class LargeImages(TinyPolicy):
-    """Its images are of 48 KiB, which latents are not."""
+class PipelineShapes(TinyPolicy):
+    """Latents and images in the proportions of SD3.5 Medium, `side` pixels; its network is a constant."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.latent_shape, self.side = (16, side // 8, side // 8), side
+
+    def velocity(self, latents, sigma, condition, guidance_scale=1.0):
+        return 0.1 * latents + self.network[0].bias[0], None
 
     def decode(self, latents):
-        return latents.sigmoid().repeat(1, 1, 32, 32).contiguous()
+        return latents[:, :3].sigmoid().repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
-IMAGE = 4 * 3 * 64 * 64
-
-
-@pytest.mark.parametrize("slow", [False, True], ids=["fast reward", "slow reward"])
-def test_images_never_pile_up(monkeypatch, slow):
-    """240 images of an iteration: as many are alive at once as one call makes and a few wait for their scores."""
-    monkeypatch.setattr(background, "WAITING_BYTES", 12 * IMAGE)
+def peak_of_an_iteration(monkeypatch, side, seconds):
+    """Most bytes alive at once while an iteration of 24 trajectories and 1296 images is drawn, scored and trained."""
+    monkeypatch.setattr(background, "WAITING_BYTES", background.WAITING_BYTES * side**2 // 512**2)
     num_seen = []
 
     def reward(images, prompts, metadata):
         num_seen.append(len(images))
-        time.sleep(0.02 * slow)
-        return brightness(images, prompts, metadata)
+        time.sleep(seconds)
+        return images[:, 0].mean((1, 2))
 
-    latents = torch.randn(8, 5, 6, 3, 2, 2)
+    policy = PipelineShapes(side)
+    config = GRPOConfig(max_batch=24, micro_batch=4, decode_batch=24)
     with LiveBytes() as bytes_:
-        score(LargeImages(), latents, WeightedReward({"red": reward}, {"red": 1.0}), Processes(), 8, decode_batch=10)
-    assert sum(num_seen) == 240
-    assert max(num_seen) == 10
-    # Those that wait, one piece that is decoded, and what the statistics take.
-    assert bytes_.peak < (12 + 20 + 80) * IMAGE + latents.nbytes * 4
+        grpo_step(policy, list("abcdef"), reward, torch.optim.SGD(policy.parameters(), lr=0.0), config)
+    assert sum(num_seen) == 1296
+    assert max(num_seen) == 24
+    return bytes_.peak
+
+
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.02, marks=pytest.mark.slow)], ids=["fast", "slow"])
+def test_images_never_pile_up(monkeypatch, seconds):
+    """All 1296 images would be 3.8 GiB at 512 px; an iteration holds 1 GiB with its latents. Here, 1/64 of both."""
+    assert peak_of_an_iteration(monkeypatch, 64, seconds) <= 2**30 / 64
 
 
 def test_statistics_do_not_depend_on_the_pieces():

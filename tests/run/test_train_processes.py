@@ -109,14 +109,16 @@ def test_dry_run_of_a_recipe_needs_neither_model_nor_data(capsys):
 def test_a_memory_limit_cuts_the_calls(capsys):
     arguments = ["train", "--output", "unused", "--dry-run", "--memory-limit"]
     rows, needed = [], []
-    for limit in ("1", "0.06"):
+    for limit in ("1", "0.07"):
         assert main([*arguments, limit]) == 0
         text = capsys.readouterr().out
-        training, rollout = map(int, re.search(r"at most (\d+) rows per training call and (\d+) per", text).groups())
+        counts = r"at most (\d+) rows per training call, (\d+) per rollout call and (\d+) per decoding call"
+        training, rollout, decoded = map(int, re.search(counts, text).groups())
         assert 1 <= rollout <= 64, "the recipe's own limit"
+        assert 1 <= decoded <= 64
         rows.append(training)
         needed.append(float(re.search(r"about ([\d.]+) in total", text)[1]))
     assert 1 <= rows[1] < rows[0]
-    assert needed[1] <= 0.06 < needed[0]
+    assert needed[1] <= 0.07 < needed[0]
     assert main([*arguments, "0.001"]) == 2
     assert "limit must be at least" in capsys.readouterr().err
