@@ -33,6 +33,7 @@ DECIDED_HERE = {
     "ACCELERATE_USE_MEGATRON_LM": ("false", "FSDP2 shards weights"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "FSDP2 shards weights"),
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": ("0", "--precision decides"),
+    "NVIDIA_TF32_OVERRIDE": ("0", "--precision decides"),
 }
 """Variables that would change the numbers of a run without a trace in its settings, most of them set by accelerate's
 launcher from its config file: the one value that is allowed, and what decides instead."""

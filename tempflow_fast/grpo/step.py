@@ -105,6 +105,8 @@ def _check_surroundings(policy: Policy) -> None:
     require(gradients, "grpo_step", "gradient mode", "on around it", "off, by torch.no_grad or inference_mode")
     autocast = torch.is_autocast_enabled(policy.device.type)
     require(not autocast, "grpo_step", "autocast", "off around it: the policy decides its own precision", "on")
+    dtype = torch.get_default_dtype()
+    require(dtype == torch.float32, "grpo_step", "torch's default dtype", "float32: the policy decides its own", dtype)
     device = torch.get_default_device()
     require(device.type == "cpu", "grpo_step", "torch's default device", "the CPU, where rewards are compared", device)
 

@@ -92,7 +92,9 @@ def test_prompts_that_quote_no_text(workplace, capsys, name, form):
 
 def test_accuracy_is_asked_about_held_out_prompts(workplace, capsys):
     words = [*TRAIN, "--reward", "jpeg_compressibility", "--accuracy", "shapes_strict", "--prompts", "quoted.txt"]
-    assert "got 9" in refusal([*words, "--eval-prompts", "many.jsonl"], capsys)
+    assert "from 1 to 5, got {'class': 'circle', 'count': 9}" in refusal(
+        [*words, "--eval-prompts", "many.jsonl"], capsys
+    )
 
 
 @pytest.mark.parametrize("arguments", [TRAIN, EVAL], ids=["train", "eval"])

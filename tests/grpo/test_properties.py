@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
+from support import TESTS
 from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
 from torch import nn
 
@@ -58,6 +62,31 @@ def test_an_update_does_not_depend_on_the_order_of_trajectories():
         update(policy, drawn, advantages, sgd(policy), GRPOConfig(num_updates=1, beta=0.1))
         results.append(torch.cat([parameter.detach().flatten() for parameter in policy.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-13)
+
+
+THREADS = """
+import hashlib, torch
+from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
+from tempflow_fast import GRPOConfig, grpo_step
+policy = TinyPolicy(width=512)
+grpo_step(policy, PROMPTS, brightness, sgd(policy), GRPOConfig(num_steps=4, num_seeds=4, num_branches=8))
+weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+print(torch.get_num_threads(), weights.double().abs().sum().item(), *weights[::97].tolist())
+"""
+
+
+def test_an_iteration_hardly_depends_on_the_number_of_threads():
+    """Sums of matrix products may be taken in another order, hence not to the bit."""
+    found = {}
+    for count in ("1", "2"):
+        surroundings = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+        done = subprocess.run(
+            [sys.executable, "-c", THREADS], env=surroundings, cwd=TESTS, text=True, capture_output=True, check=True
+        )
+        threads, *numbers = done.stdout.split()
+        assert threads == count
+        found[count] = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+    torch.testing.assert_close(found["1"], found["2"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 7, 50])

@@ -32,6 +32,18 @@ def test_modes_around_an_iteration_are_refused_before_it(context, message):
     assert not policy.calls
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_is_refused_before_the_iteration(dtype):
+    policy = TinyPolicy()
+    torch.set_default_dtype(dtype)
+    try:
+        with pytest.raises(ValueError, match=f"grpo_step: torch's default dtype must be float32: .*, got {dtype}"):
+            grpo_step(policy, PROMPTS, brightness, sgd(policy), GRPOConfig(**SMALL))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not policy.calls
+
+
 @pytest.mark.parametrize("name", DECIDED_HERE)
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_variables_that_would_change_the_numbers_are_refused(monkeypatch, name, count):
