@@ -15,15 +15,15 @@ from ..ops.schedule import linear_sigmas, step_table
 from ..policies.base import guides
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
-from .draw import draw_line, drawn_branches
+from .budget import BACKWARD, FLOOR, mixed_sizes
+from .draw import Line, draw_line, drawn_branches
 from .gate import gated_trajectories
+from .meter import check_halves
 from .shares import Shares
 from .tails import Tails, tails_of
-from .update import training_plan
+from .update import training_plans
 from .wavefront import Wavefront, least_calls, process_waves
 
-BACKWARD = 2
-"""Cost of a backward pass, in forward passes."""
 SHOWN = 8
 """Most processes that are listed one by one."""
 
@@ -83,6 +83,7 @@ class Geometry:
             require(integer("Geometry", name, getattr(self, name)) >= 1, "Geometry", name, ">= 1", getattr(self, name))
         num_updates, limit = self.config.num_updates, self.num_trajectories
         require(num_updates <= limit, "Geometry", "num_updates", f"at most the {limit} trajectories", num_updates)
+        check_halves("Geometry", self.config, self.num_prompts)
 
     @property
     def num_trajectories(self) -> int:
@@ -169,10 +170,7 @@ class Geometry:
     def training_calls(self) -> tuple[int, ...]:
         """Forward and backward calls of each update, in every process: as many as the fullest one needs."""
         has_signal = torch.ones(self.branches.num_pairs, dtype=torch.bool)
-        arguments = (has_signal, self.branches, self.shares[0])
-        return tuple(
-            len(training_plan(*arguments, number, self.config.micro_batch)) for number in range(self.config.num_updates)
-        )
+        return tuple(map(len, training_plans(has_signal, self.branches, self.shares[0], self.config)))
 
     def costs(self) -> tuple[Cost, Cost, Cost]:
         """This package, the same iteration as its authors' scripts run it, and Flow-GRPO with groups of S K images."""
@@ -216,12 +214,32 @@ class Geometry:
         head = ("per trajectory, on average", "drawn", "branches", "tail", "evaluations", "images", "trained")
         columns = zip(c.branch_counts, c.tail_lengths, shares, strict=True)
         rows = [(step, p, k, length, p * k * length, p * k, p) for (step, k), (_, length), p in columns]
-        steps = [step for step, _ in c.branch_counts]
-        trunk = sum(p * (1 + max(steps[place] for place in places)) for p, places in self._draws)
+        trunk = self._trunk(self._draws)
         sums = [sum(row[column] for row in rows) for column in (4, 5, 6)]
         lines = [(f"branch step {step}", *rest) for step, *rest in rows]
         lines += [("trunk", "", "", "", trunk, "", ""), ("all", "", "", "", trunk + sums[0], *sums[1:])]
-        return _table(head, [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in line] for line in lines])
+        table = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in line] for line in lines]
+        return [*_table(head, table), *self._adaptive_range()]
+
+    def _trunk(self, draws: Sequence[tuple[float, tuple[int, ...]]]) -> float:
+        """Network evaluations of a trunk, on average over draws."""
+        return sum(p * (1 + max(self.config.branch_counts[place][0] for place in places)) for p, places in draws)
+
+    def _adaptive_range(self) -> list[str]:
+        """How far an adaptive budget can move the evaluations: to the m shortest tails, or to the m longest."""
+        c, m = self.config, self.config.branches_per_trajectory
+        if c.branch_budget is None or m is None:
+            return []
+        tails = [k * length for (_, k), (_, length) in zip(c.branch_counts, c.tail_lengths, strict=True)]
+        order = sorted(range(len(tails)), key=tails.__getitem__)
+        found = []
+        for places in (order[:m], order[-m:]):
+            wishes = [float(place in places) for place in range(len(tails))]
+            line = Line.of_sizes(mixed_sizes(draw_line(c, m).probabilities, wishes, FLOOR), m)
+            evaluations = sum(p * tail for p, tail in zip(line.probabilities, tails, strict=True))
+            found.append(evaluations + self._trunk(line.possible()))
+        least, most = sorted(found)
+        return [f"these are the first iteration's; later ones have about {least:.4g} to {most:.4g} evaluations"]
 
     @property
     def _draws(self) -> list[tuple[float, tuple[int, ...]]]:

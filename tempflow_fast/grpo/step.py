@@ -20,6 +20,7 @@ from ..rewards.registry import Spec
 from ..settings.iteration import GRPOConfig
 from .acting import act
 from .branches import Branches, same_size
+from .meter import check_halves
 from .rollout import Rollout
 from .shares import Shares
 from .stage_clock import StageClock
@@ -63,7 +64,8 @@ def grpo_step(
         `image_statistics` of all images, signal_fraction (share of trained pairs), loss and grad_norm (means over
         updates), kl, clip_fraction and log_ratio_rms (means over trained pairs), skipped_updates (those that were not
         finite, and not taken; the means are without them), num_calls (of one process) and num_row_evaluations (of all)
-        in the rollout. An iteration with a gate also has what `gate_metrics` finds.
+        in the rollout. An iteration with a gate also has what `gate_metrics` finds, and one with
+        `branch_budget` what `StepMeter.metrics` finds.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, not counting stages
         nested inside; queued work of an accelerator counts for the stage that waits for it. `seconds_reward` is the
         part of `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that
@@ -136,6 +138,7 @@ def _checked_inputs(
     require(
         config.num_updates <= limit, "grpo_step", "num_updates", f"at most the {limit} trajectories", config.num_updates
     )
+    check_halves("grpo_step", config, len(prompts))
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in policy.parameters()):
         fail("grpo_step", "optimizer", "one that holds parameters of the policy", "one that holds none of them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..processes import Processes
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
 from .finite_step import step_if_finite
+from .meter import StepMeter, measured_groups
 from .objective import current_velocity, gather, micro_batch_loss
 from .rollout import Rollout
 from .shares import Shares
@@ -52,7 +53,8 @@ def update(
     Returns:
         Scalar tensors, equal in all processes: loss and grad_norm (means over updates), kl, clip_fraction and
         log_ratio_rms (means over the pairs that were run), all without skipped updates and NaN if there are no others;
-        signal_fraction (the share of pairs that were run), skipped_updates (their number).
+        signal_fraction (the share of pairs that were run), skipped_updates (their number). With `branch_budget`, what
+        `StepMeter.metrics` finds.
 
     Raises:
         ValueError: if the rollout does not hold the trajectories of `shares`, or the advantages do not fit `branches`.
@@ -70,9 +72,8 @@ def update(
     if len(flat) != branches.num_rows:
         fail("update", "advantages", f"of {branches.num_rows} branches", list(advantages.shape))
     has_signal = pairs_with_signal(flat, branches)
-    plans = [
-        training_plan(has_signal, branches, shares, number, config.micro_batch) for number in range(config.num_updates)
-    ]
+    plans = training_plans(has_signal, branches, shares, config)
+    meter = None if config.branch_budget is None else StepMeter(policy.parameters(), branches, config)
     local = flat[branches.rows_of(shares.carried)]
     velocities_old = _old_velocities(policy, rollout, local, plans, config)
     totals, grad_norms, num_trained = [], [], []
@@ -87,7 +88,7 @@ def update(
         optimizer.zero_grad(set_to_none=True)
         for call, velocity_old in zip(plan, velocities, strict=True):
             batch = gather(rollout, local, call.pairs)
-            with nullcontext() if call is plan[-1] else processes.accumulating(policy.network):
+            with nullcontext() if call.ends_group else processes.accumulating(policy.network):
                 out = micro_batch_loss(
                     policy, batch, velocity_old, config.clip_range, config.beta, config.training_guidance
                 )
@@ -95,12 +96,15 @@ def update(
                 processes.backward(loss * _nan_unless_finite(loss))
             per_pair = torch.stack([out.kl, out.clip_fraction, out.log_ratio.square().mean()])
             statistics.append(torch.cat([loss.detach().view(1), per_pair * call.num_rows_in_loss]))
+            if meter is not None and call.ends_group:
+                meter.note(number, call.group)
         totals.append(torch.stack(statistics).sum(dim=0))
         grad_norms.append(processes.clip_grad_norm(policy.parameters(), config.max_grad_norm))
         step_if_finite(optimizer, grad_norms[-1])
     optimizer.zero_grad(set_to_none=True)
     sums = processes.sum(torch.stack(totals))
-    return _metrics(sums, torch.stack(grad_norms), torch.tensor(num_trained), has_signal.numel())
+    metrics = _metrics(sums, torch.stack(grad_norms), torch.tensor(num_trained), has_signal.numel())
+    return metrics if meter is None else {**metrics, **meter.metrics()}
 
 
 def check_training(function: str, optimizer: object, config: object) -> None:
@@ -131,6 +135,10 @@ class TrainingCall:
     """Positions in the rollout's list of pairs, int64 [R]; all with the same K and weight."""
     num_rows_in_loss: int
     """R; 0 for a dummy row, run only to match the calls of other processes: collectives need all of them."""
+    group: int = 0
+    """Whose gradient it belongs to, where the gradients of groups of pairs are measured."""
+    ends_group: bool = False
+    """Whether all processes sum their gradients after it."""
 
     def __len__(self) -> int:
         return self.num_rows_in_loss
@@ -171,6 +179,29 @@ def training_plan(
             TrainingCall(piece if len(piece) else torch.zeros(1, dtype=torch.int64), len(piece)) for piece in pieces
         ]
     return calls
+
+
+def training_plans(
+    has_signal: Tensor, branches: Branches, shares: Shares, config: GRPOConfig
+) -> list[list[TrainingCall]]:
+    """The calls of this process in every update, one group of pairs after the other.
+
+    Args:
+        has_signal: bool [G], the pairs to run.
+        branches: of all processes.
+        shares: which trajectories are this process's.
+        config: the settings; with `branch_budget`, the groups are those of `measured_groups`, else there is one.
+    """
+    plans = []
+    for number in range(config.num_updates):
+        everything = [torch.ones_like(has_signal)]
+        groups = everything if config.branch_budget is None else measured_groups(branches, config, number)
+        plan = []
+        for index, group in enumerate(groups):
+            calls = training_plan(has_signal & group, branches, shares, number, config.micro_batch)
+            plan += [replace(call, group=index, ends_group=call is calls[-1]) for call in calls]
+        plans.append(plan)
+    return plans
 
 
 def _old_velocities(

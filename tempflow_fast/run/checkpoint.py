@@ -17,7 +17,7 @@ still what was written is checked before it is used.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from ..checksums import write_checksums
 from ..errors import NotFiniteError, fail
 from ..files import remove, written_aside
+from ..grpo.budget import BranchBudget
 from ..policies.base import Policy
 from ..policies.finite import all_finite
 from ..processes import Processes
@@ -60,6 +61,8 @@ class TrainingState:
     """Wall time of these iterations, in seconds."""
     full_tails: bool = False
     """Whether the run has gone back to full tails, see `gate_action`."""
+    budget: BranchBudget = field(default_factory=BranchBudget)
+    """What is known about the branch steps, see `branch_budget`."""
 
 
 def save_checkpoint(
@@ -130,6 +133,7 @@ def _write(
         "num_iterations": state.num_iterations,
         "seconds": state.seconds,
         "full_tails": state.full_tails,
+        "budget": state.budget.as_json(),
         "optimizer": scalars,
         "average": state.average.counts() if state.average else None,
         "random": random_scalars,
@@ -167,6 +171,7 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
         random_state.restore(load_file(path / "random.safetensors"), facts["random"])
         state.num_iterations, state.seconds = int(facts["num_iterations"]), float(facts["seconds"])
         state.full_tails = bool(facts.get("full_tails", False))  # older checkpoints have no tails but full ones
+        state.budget = BranchBudget.from_json(facts["budget"]) if "budget" in facts else BranchBudget()
     except MALFORMED as error:
         if isinstance(error, ValueError) and str(error).startswith("load_checkpoint"):
             raise

@@ -253,17 +253,20 @@ class _Loop:
         rate = learning_rate(config.optimizer, index, fraction)
         set_learning_rate(self.state.optimizer, rate)
         metadata = self.prompts.training(index, task.prompts_per_iteration, task.seed)
+        grpo = self.state.budget.applied(config.grpo.with_full_tails() if self.state.full_tails else config.grpo)
         metrics = grpo_step(
             self.policy,
             [entry["prompt"] for entry in metadata],
             self.reward,
             self.state.optimizer,
-            config.grpo.with_full_tails() if self.state.full_tails else config.grpo,
+            grpo,
             seed=(task.seed << 32) + index,
             metadata=metadata,
             processes=self.processes,
         )
-        return {"learning_rate": rate, **{name: float(value) for name, value in metrics.items()}}
+        found = {name: float(value) for name, value in metrics.items()}
+        self.state.budget.note(grpo, found)
+        return {"learning_rate": rate, **found}
 
     def _note_skipped(self, num_skipped: int) -> None:
         """Ends a run whose updates are not finite again and again."""

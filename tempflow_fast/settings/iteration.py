@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Trunk = Literal["ode", "sde"]
 Aggregate = Literal["rewards", "advantages"]
 BranchDraw = Literal["weighted", "rotating"]
+BranchBudget = Literal["adaptive"]
 GateAction = Literal["warn", "full"]
 TailSolver = Literal["euler", "ab2", "dpmpp_2m"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
@@ -65,6 +66,12 @@ class GRPOConfig:
     branch_probabilities: tuple[float, ...] | None = None
     """With weighted draws, how often each branch step is drawn, in proportion to these numbers, one per branch step;
     None: all alike."""
+    branch_budget: BranchBudget | None = None
+    """With weighted draws, whether the probabilities stay as they are (None), or a run measures the gradient of each
+    branch step and moves them to where the update has the least variance for its cost ("adaptive"). They start as
+    `branch_probabilities`; the metrics have signal_step_<i> and noise_step_<i>."""
+    budget_memory: float = 20.0
+    """With an adaptive budget, the number of iterations after which a measurement counts 1 / e."""
     tail_steps: int | tuple[int, ...] | None = None
     """Network calls after a branch step: at most this many, or one number per branch step; None: the rest of the
     schedule. A shorter tail goes from the branch's sigma to 0 in levels that are uniform in the schedule; 1 is the
@@ -185,12 +192,15 @@ class GRPOConfig:
             fits = 1 <= m <= len(counts)
             expected = f"in 1..{len(counts)}, the number of branch steps with branches"
             self._require(fits, "branches_per_trajectory", expected)
+        weighted = m is not None and self.branch_draw == "weighted"
+        only = "None without weighted draws of branches_per_trajectory"
+        self._require(self.branch_budget is None or weighted, "branch_budget", only)
+        self._require(0 < self.budget_memory < math.inf, "budget_memory", "positive and finite")
         if sizes is None:
             return
         positive = all(0 < size < math.inf for _, size in self.per_step("branch_probabilities"))
         self._require(positive, "branch_probabilities", "positive at each branch step with branches")
-        weighted = m is not None and self.branch_draw == "weighted"
-        self._require(weighted, "branch_probabilities", "None without weighted draws of branches_per_trajectory")
+        self._require(weighted, "branch_probabilities", only)
 
     def _check_tails(self) -> None:
         """Checks the settings of tails."""

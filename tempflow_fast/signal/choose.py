@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from ..errors import require
+from ..grpo.budget import least_variance
 
 
 def best_steps(
@@ -43,9 +43,7 @@ def best_steps(
 def inclusion_probabilities(second_moments: Sequence[float], costs: Sequence[float], budget: float) -> list[float]:
     """Probabilities with which to branch at each step, so that a budget gives the least variance.
 
-    A step that is taken with probability p and weighted by 1 / p leaves the expected gradient as it is. The variance of
-    the sum is then the sum of E |g|^2 / p, plus a constant; under the cost, the sum of p c, it is least for p in
-    proportion to sqrt(E |g|^2 / c), capped at 1 (Neyman allocation).
+    They are in proportion to `least_variance`, capped at 1.
 
     Args:
         second_moments: E |g|^2 of each step.
@@ -56,7 +54,7 @@ def inclusion_probabilities(second_moments: Sequence[float], costs: Sequence[flo
         One probability in [0, 1] per step; a step whose gradient is always 0 gets 0.
     """
     require(budget > 0, "inclusion_probabilities", "budget", "positive", budget)
-    wishes = [math.sqrt(max(q, 0.0) / c) for q, c in zip(second_moments, costs, strict=True)]
+    wishes = least_variance(second_moments, costs)
     capped: set[int] = set()
     while True:
         rest = budget - sum(costs[i] for i in capped)

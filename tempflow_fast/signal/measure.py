@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import fail, instance, integer, integers, require
+from ..grpo.sketch import SKETCH_SIZE, Sketch
 from ..policies.base import Policy, check_policy
 from ..rewards import get_reward
 from ..rewards.registry import Spec
 from ..settings.iteration import GRPOConfig
 from .estimates import MIN_ITERATIONS
 from .sample import Sample, sample
-from .sketch import Sketch
 from .store import SampleStore
 from .summary import SignalReport, summarised
 
-SKETCH_SIZE = 1 << 18
-"""Elements kept of a gradient; inner products of sketches differ by 0.3 % of the product of the norms."""
 ALL = "as set"
 """Name of a single setting."""
 

@@ -18,12 +18,12 @@ from ..grpo.acting import Acted, act
 from ..grpo.branches import Branches, same_size
 from ..grpo.objective import gather, micro_batch_loss
 from ..grpo.shares import Shares
+from ..grpo.sketch import Sketch
 from ..grpo.stage_clock import StageClock
 from ..policies.base import Policy
 from ..processes import Processes
 from ..rewards import WeightedReward
 from ..settings.iteration import GRPOConfig
-from .sketch import Sketch
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def step_gradients(policy: Policy, acted: Acted, config: GRPOConfig, sketch: Ske
                 batch = gather(acted.rollout, acted.advantages, pairs)
                 out = micro_batch_loss(policy, batch, None, config.clip_range, config.beta, config.training_guidance)
                 (out.loss * (batch.weight * len(batch) / branches.num_pairs)).backward()
-            found[step] = sketch(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+            found[step] = sketch((torch.zeros_like(p) if p.grad is None else p.grad).cpu() for p in parameters)
             _clear(parameters)
     return found
 

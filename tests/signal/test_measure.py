@@ -11,10 +11,10 @@ from torch import nn
 
 import tempflow_fast as tff
 from tempflow_fast import GRPOConfig
+from tempflow_fast.grpo.sketch import Sketch
 from tempflow_fast.policies import Condition, NetworkPolicy
 from tempflow_fast.rewards import get_reward
 from tempflow_fast.signal.sample import sample
-from tempflow_fast.signal.sketch import Sketch
 
 SHAPE = (3, 2, 2)
 SIZE = 12

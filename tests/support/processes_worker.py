@@ -76,6 +76,13 @@ CASES = {
             gate_share=0.3,
         ),
     ),
+    # Gradients summed after each group of pairs, to be measured.
+    "measured": (
+        TinyPolicy,
+        SEVEN,
+        brightness,
+        GRPOConfig(**SMALL, num_seeds=1, branches_per_trajectory=2, branch_budget="adaptive", micro_batch=2),
+    ),
     # Signal in one trajectory alone, so that all other processes only keep step.
     "silent": (
         TinyPolicy,

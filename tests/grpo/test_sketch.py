@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tempflow_fast.signal.sketch import CHUNK, Sketch, _signs
+from tempflow_fast.grpo.sketch import CHUNK, Sketch, _signs
 
 
 def gradients(num=2, size=20_000):

@@ -1,0 +1,135 @@
+"""Probabilities of branch steps that follow what is measured."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
+
+from tempflow_fast import GRPOConfig, grpo_step
+from tempflow_fast.grpo.budget import FLOOR, BranchBudget
+from tempflow_fast.grpo.draw import draw_line
+from tempflow_fast.grpo.geometry import Geometry
+
+SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3, "branches_per_trajectory": 1, "branch_budget": "adaptive"}
+# Tails of 3, 2 and 1 calls for three branches each, and three passes of the training row.
+COSTS = (3 * 3 + 3, 3 * 2 + 3, 3 * 1 + 3)
+
+
+def probabilities(config):
+    return draw_line(config, config.branches_per_trajectory).probabilities
+
+
+def measured(*seconds, signal=0.0):
+    rows = {f"noise_step_{step}": second - signal for step, second in enumerate(seconds)}
+    return rows | {f"signal_step_{step}": signal for step in range(len(seconds))}
+
+
+def noted(config, *rows, times=1):
+    budget = BranchBudget()
+    for row in rows:
+        for _ in range(times):
+            budget.note(config, row)
+    return budget
+
+
+class OneStep(TinyPolicy):
+    """A policy whose weights have an effect at one step alone, so that the others have no gradient."""
+
+    step = 1
+
+    def velocity(self, latents, sigma, condition, guidance_scale=1.0):
+        velocity, none = super().velocity(latents, sigma, condition, guidance_scale)
+        here = torch.as_tensor(sigma).expand(len(latents)) == torch.tensor(self.sigmas(4)[self.step])
+        return torch.where(here.view(-1, 1, 1, 1), velocity, velocity.detach()), none
+
+
+def test_probabilities_move_to_the_one_step_with_signal():
+    policy, budget = OneStep(), BranchBudget()
+    config = GRPOConfig(**SMALL, budget_memory=5)
+    for seed in range(20):
+        now = budget.applied(config)
+        metrics = grpo_step(policy, PROMPTS, brightness, sgd(policy, 1e-3), now, seed)
+        budget.note(now, metrics)
+    assert probabilities(config) == pytest.approx((1 / 3,) * 3)
+    assert probabilities(budget.applied(config)) == pytest.approx((FLOOR / 3, 1 - FLOOR * 2 / 3, FLOOR / 3), rel=1e-4)
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.5])
+def test_they_give_the_least_variance_for_the_cost(signal):
+    config = GRPOConfig(**SMALL)
+    budget = noted(config, measured(9.0, 24.0, 3.0, signal=signal), times=1000)
+    wishes = [math.sqrt(second / cost) for second, cost in zip((9, 24, 3), COSTS, strict=True)]
+    want = [FLOOR / 3 + (1 - FLOOR) * wish / sum(wishes) for wish in wishes]
+    assert probabilities(budget.applied(config)) == pytest.approx(want, rel=1e-4)
+
+
+def test_the_first_measurements_move_them_little():
+    config = GRPOConfig(**SMALL, branch_probabilities=(1.0, 1.0, 2.0))
+    budget = noted(config, measured(1.0, 0.0, 0.0))
+    share = math.exp(-1 / 20)
+    assert probabilities(budget.applied(config)) == pytest.approx(
+        (1 - share + share / 4, share / 4, share / 2), rel=1e-4
+    )
+    assert BranchBudget().applied(config) is config
+
+
+def test_old_measurements_are_forgotten():
+    config = GRPOConfig(**SMALL, budget_memory=10)
+    budget = noted(config, measured(1.0, 0.0, 0.0), measured(0.0, 1.0, 0.0), times=30)
+    assert budget.moments == pytest.approx({0: math.exp(-3) * (1 - math.exp(-3)) / (1 - math.exp(-6)),
+                                            1: (1 - math.exp(-3)) / (1 - math.exp(-6)), 2: 0.0})  # fmt: skip
+
+
+def test_what_is_not_finite_or_never_measured_moves_nothing():
+    config = GRPOConfig(**SMALL)
+    budget = noted(config, measured(1.0, 2.0, 3.0))
+    before = budget.as_json()
+    budget.note(config, measured(math.nan, 2.0, 3.0))
+    assert budget.as_json() == before
+    assert probabilities(noted(config, measured(0.0, 0.0, 0.0)).applied(config)) == pytest.approx((1 / 3,) * 3)
+    other = GRPOConfig(**{**SMALL, "num_steps": 5})
+    assert budget.applied(other) is other, "measured at other steps"
+
+
+def test_a_table_with_steps_that_have_no_branches():
+    config = GRPOConfig(**{**SMALL, "num_branches": (3, 0, 3), "branch_steps": (2, 1, 0)})
+    budget = BranchBudget(1000, {0: 0.0, 2: 1.0})
+    assert probabilities(budget.applied(config)) == pytest.approx((FLOOR / 2, 1 - FLOOR / 2))
+
+
+def test_a_budget_that_was_saved_is_the_same():
+    budget = noted(GRPOConfig(**SMALL), measured(0.1, 1 / 3, 3e-20))
+    assert BranchBudget.from_json(budget.as_json()) == budget
+
+
+def test_without_a_budget_nothing_is_noted():
+    config = GRPOConfig(**{**SMALL, "branch_budget": None})
+    budget = noted(config, {})
+    assert budget == BranchBudget()
+    assert BranchBudget(5, {0: 1.0, 1: 2.0, 2: 3.0}).applied(config) is config
+
+
+def test_the_page_has_the_range_of_costs():
+    config = GRPOConfig(**SMALL)
+    (line,) = [line for line in str(Geometry(config, 2)).splitlines() if "later ones" in line]
+    low, high = FLOOR / 3, 1 - FLOOR * 2 / 3
+    costs = [first * (1 + 9) + low * (2 + 6) + last * (3 + 3) for first, last in ((low, high), (high, low))]
+    assert f"about {min(costs):.4g} to {max(costs):.4g} evaluations" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"branches_per_trajectory": None}, "branch_budget must be None without weighted draws"),
+        ({"branch_draw": "rotating"}, "branch_budget must be None without weighted draws"),
+        ({"branch_budget": "fixed"}, "branch_budget must be one of"),
+        ({"budget_memory": 0.0}, "budget_memory must be positive and finite"),
+        ({"budget_memory": math.inf}, "budget_memory must be positive and finite"),
+    ],
+)
+def test_impossible_budgets_are_named(settings, message):
+    with pytest.raises(ValueError, match=f"GRPOConfig: {message}"):
+        GRPOConfig(**{**SMALL, **settings})
