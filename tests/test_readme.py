@@ -47,6 +47,8 @@ def test_command_succeeds(command, workplace, monkeypatch, capsys):
         arguments += ["--iterations", "1", *OPTIONS]
     if arguments[0] == "eval":
         arguments = [word for word in arguments if word not in ("--images", "600")] + ["--images", "12"]
+    if arguments[0] == "signal":
+        arguments = ["3" if word == "12" else word for word in arguments] + ["--prompts-per-iteration", "2"]
     assert main(arguments) == 0
     assert capsys.readouterr().out
     for name in re.findall(r"--output (\S+)", command):
