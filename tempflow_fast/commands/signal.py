@@ -83,7 +83,10 @@ class Signal:
                 on_iteration=lambda done: bar.update(done - bar.n),
             )
         name, steps = report.recommended(self.budget)
-        text = f"{as_text(report)}\n\nMost signal per evaluation: {name}; of its branch steps, {list(steps)}.\n"
+        best = (
+            f"\nMost signal per evaluation: {name}; of its branch steps, {list(steps)}.\n" if report.is_resolved else ""
+        )
+        text = f"{as_text(report)}\n{best}"
         write_text(self.output / "report.md", text)
         write_json(self.output / "report.json", as_json(report))
         signal_plot(self.output / "signal.png", report)

@@ -16,6 +16,10 @@ SETTING_HEAD = (
     *("setting", "evaluations", "passes", "seconds", "reward", "snr2", "along the first"),
     *("relative", "per evaluation", "iterations to tell"),
 )
+UNRESOLVED = (
+    "The signal of the first setting is not above 0 by two standard errors, so the ratios to it mean nothing yet: "
+    "use more --iterations or more prompts."
+)
 STEP_HEAD = ("step", "passes", "reward spread", "snr2", "per 100 passes", "cosine with the first")
 
 
@@ -34,6 +38,8 @@ def as_text(report: SignalReport) -> str:
     for setting in report.settings:
         lines += ["", f"{setting.name}, by branch step:"]
         lines += _table(STEP_HEAD, [_step_row(step) for step in setting.steps])
+    if not report.is_resolved:
+        lines += ["", UNRESOLVED]
     return "\n".join(lines)
 
 

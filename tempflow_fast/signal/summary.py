@@ -16,6 +16,9 @@ from .choose import best_steps
 from .estimates import Estimate, GradientMoments, iterations_to_distinguish
 from .sample import Sample
 
+RESOLVED = 2.0
+"""Standard errors by which a signal has to be above 0."""
+
 
 @dataclass(frozen=True)
 class StepSignal:
@@ -68,6 +71,12 @@ class SignalReport:
     settings: tuple[SettingSignal, ...]
     correlations: tuple[tuple[float, ...], ...]
     """Of the noise of the reference's branch steps, [B][B]."""
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the signal of the reference stands out from its error; without that, ratios to it mean nothing."""
+        own = self.settings[0].snr2
+        return own.value > RESOLVED * own.error
 
     def recommended(self, budget: float | None = None) -> tuple[str, tuple[int, ...]]:
         """The setting with the most signal per evaluation, and the branch steps of it to use.

@@ -14,6 +14,7 @@ from tempflow_fast import GRPOConfig
 from tempflow_fast.grpo.sketch import Sketch
 from tempflow_fast.policies import Condition, NetworkPolicy
 from tempflow_fast.rewards import get_reward
+from tempflow_fast.signal.report import as_text
 from tempflow_fast.signal.sample import sample
 
 SHAPE = (3, 2, 2)
@@ -79,6 +80,21 @@ def test_the_parts_add_up_to_the_gradient_of_training():
     tff.grpo_step(policy, PROMPTS, brightness, sgd(policy, 1.0), config, seed=5)
     after = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
     torch.testing.assert_close(sum(found.values()), before - after, atol=1e-6, rtol=1e-4)
+
+
+def test_a_signal_within_its_error_is_said_to_be_unresolved():
+    rng = torch.Generator().manual_seed(0)
+
+    def noise(images, prompts, metadata):
+        return torch.rand(len(images), generator=rng)
+
+    config = GRPOConfig(num_steps=4, num_seeds=1, num_updates=1)
+    report = tff.measure_signal(TinyPolicy(), PROMPTS, noise, config, 6)
+    assert not report.is_resolved
+    assert "mean nothing yet" in as_text(report)
+    sure = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, config, 30)
+    assert sure.is_resolved
+    assert "mean nothing yet" not in as_text(sure)
 
 
 def test_gradients_that_were_there_are_kept():
