@@ -11,6 +11,7 @@ from .. import interruption, ops
 from ..batching import equal_pieces
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy, guides
+from ..policies.evaluated import evaluated
 from ..policies.finite import finite_rows, require_finite
 
 FIRST_TRAJECTORY = 1 << 40
@@ -65,7 +66,7 @@ def _solve(policy: Policy, latents: Tensor, condition: Condition, table: StepTab
     """Moves latents [R, *shape] from the first sigma to the last by Euler steps."""
     for step, sigma in enumerate(table.sigma.tolist()):
         interruption.before_call()
-        velocity, uncond = policy.velocity(latents, sigma, condition, guidance_scale)
+        velocity, uncond = evaluated(policy, latents, sigma, condition, guidance_scale)
         scale = 1.0 if uncond is None else guidance_scale
         latents = ops.euler_step(latents, velocity, table, step, uncond, scale)
     return latents

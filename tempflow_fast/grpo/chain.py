@@ -14,6 +14,7 @@ from ..ops import checks
 from ..ops.reference import compute_dtype
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy
+from ..policies.evaluated import evaluated
 from .branches import Branches
 from .rollout import OnFinished, Rollout
 
@@ -63,7 +64,7 @@ def chain_rollout(
             interruption.before_call()
             x = latents[rows]
             sigma = table.sigma[step].to(x.device, x.dtype, non_blocking=True).expand(len(x))
-            velocity, uncond = policy.velocity(x, sigma, condition[rows], guidance_scale)
+            velocity, uncond = evaluated(policy, x, sigma, condition[rows], guidance_scale)
             guidance: dict[str, Any] = {}
             if uncond is not None:
                 guidance = {"velocity_uncond": uncond, "guidance_scale": guidance_scale}

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy
+from ..policies.evaluated import evaluated
 from .rollout import Rollout
 
 
@@ -72,7 +73,7 @@ def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
 @torch.no_grad()
 def current_velocity(policy: Policy, batch: MicroBatch, guidance_scale: float) -> Tensor:
     """The guided velocity [R, *shape] of the policy as it is now, without a graph."""
-    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
+    velocity, uncond = evaluated(policy, batch.latents, batch.sigma, batch.condition, guidance_scale)
     return _guided(velocity, uncond, guidance_scale)
 
 
@@ -100,7 +101,7 @@ def micro_batch_loss(
     if beta > 0:
         with policy.reference():
             velocity_ref = current_velocity(policy, batch, guidance_scale)
-    velocity, uncond = policy.velocity(batch.latents, batch.sigma, batch.condition, guidance_scale)
+    velocity, uncond = evaluated(policy, batch.latents, batch.sigma, batch.condition, guidance_scale)
     if velocity_old is None:
         velocity_old = _guided(velocity.detach(), None if uncond is None else uncond.detach(), guidance_scale)
     return ops.policy_loss(

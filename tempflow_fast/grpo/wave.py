@@ -16,6 +16,7 @@ from ..graphs.replay import MAX_ROW_COUNTS, CudaGraphs, Segment, Tensors
 from ..ops.reference import compute_dtype
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy
+from ..policies.evaluated import evaluated
 from .branches import Branches
 from .tails import Tails
 from .wavefront import Call, NumCalls, Wavefront
@@ -177,7 +178,7 @@ def _segment(policy: Policy, guidance_scale: float) -> Segment:
 
     def evaluate(inputs: Tensors) -> tuple[Tensor, ...]:
         named = {name.removeprefix(CONDITION): part for name, part in inputs.items() if name.startswith(CONDITION)}
-        velocity, uncond = policy.velocity(inputs["latents"], inputs["sigma"], Condition(named), guidance_scale)
+        velocity, uncond = evaluated(policy, inputs["latents"], inputs["sigma"], Condition(named), guidance_scale)
         return (velocity,) if uncond is None else (velocity, uncond)
 
     return evaluate
