@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate")
 TOOLS = (
     *("pytest", "pytest-benchmark", "hypothesis", "cmake", "ninja", "setuptools>=77"),
-    *("scipy", "datasets", "tensorboard"),
+    *("scipy", "datasets", "tensorboard", "rapidocr", "onnxruntime", "torchao"),
 )
 TESTED = ("ops", "grpo", "graphs", "policies", "settings", "signal", "run", "test_processes.py")
 """Folders and files of tests/ that depend on the libraries' versions."""
@@ -76,13 +77,27 @@ def versions(python: Path) -> dict[str, str]:
     return json.loads(subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
+def tree(python: Path) -> Path:
+    """A copy of the committed files with the library that the environment has built: tests run programs in it."""
+    place = python.parent.parent / "tree"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    files = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-x"], cwd=place, input=files, check=True)
+    (installed,) = python.parent.parent.glob("lib/python*/site-packages/tempflow_fast")
+    for built in ("_C.so", "_build.json"):
+        if (installed / built).exists():
+            shutil.copy(installed / built, place / "tempflow_fast")
+    return place
+
+
 def tested(python: Path, arguments: list[str]) -> Result:
-    """Runs the tests against the installed package, not against this tree."""
-    report = python.parent.parent / "junit.xml"
+    """Runs the tests in an environment."""
+    report, place = python.parent.parent / "junit.xml", tree(python)
     start = time.monotonic()
-    places = [str(ROOT / "tests" / place) for place in TESTED]
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *places, *arguments]
-    subprocess.run(command, cwd=ROOT / "tests", env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    tests = [f"tests/{name}" for name in TESTED]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests, *arguments]
+    subprocess.run(command, cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     counts = ElementTree.parse(report).getroot()[0].attrib
     failed, skipped = int(counts["failures"]) + int(counts["errors"]), int(counts["skipped"])
     native = subprocess.run(
