@@ -103,7 +103,7 @@ CASES: dict[str, list[tuple[Callable[[], object], str]]] = {
     ],
     "load_policy": [
         *((lambda wrong=wrong: tff.load_policy(wrong), "model") for wrong in (None, 5, "", "nope", [], b"embedded")),
-        *((lambda wrong=wrong: tff.load_policy("embedded", wrong), "device") for wrong in (5.5, "gpu", [])),
+        *((lambda wrong=wrong: tff.load_policy("embedded", wrong), "device") for wrong in (None, 5, 5.5, "gpu", [])),
         *((lambda wrong=wrong: tff.load_policy("embedded", dtype=wrong), "dtype") for wrong in ("x", torch.int64)),
         *(
             (lambda wrong=wrong: tff.load_policy("embedded", resolution=wrong), "resolution")

@@ -233,6 +233,7 @@ def usable_device(function: str, device: torch.device | str) -> torch.device:
     Raises:
         ValueError: torch cannot use it.
     """
+    require(isinstance(device, str | torch.device), function, "device", "a device or its name", repr(device))
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

@@ -60,6 +60,8 @@ def read_index(function: str, source: str | Path) -> dict[str, Any]:
     """
     from diffusers import DiffusionPipeline
 
+    is_path = isinstance(source, str | Path)
+    require(is_path, function, "model", "a directory or a name on the hub", type(source).__name__)
     file = Path(source) / INDEX
     if file.is_file():
         index = _json_object(function, file)

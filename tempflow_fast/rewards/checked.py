@@ -54,6 +54,8 @@ def checked_scores(
     if wrong.any():
         sample = int(wrong.nonzero()[0])
         reason = f"score must be finite and in {low}..{high}, got {scores[sample].item()}"
+        if scores[sample].isinf():
+            reason += " (float32 holds nothing above 3e38)"
         raise RewardError(name, sample, prompts[sample], reason)
     return scores
 

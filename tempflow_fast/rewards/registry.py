@@ -163,12 +163,26 @@ def _load(target: str, settings: str) -> Reward:
     if not isinstance(found, type):
         require(not options, "get_reward", f"settings of {target}", "none", ", ".join(options))
         return found
+    _require_settings(target, found, options)
     try:
         return found(**options)
     except ValueError:  # the reward has refused a setting, by name
         raise
     except (Exception, SystemExit) as error:
         _refuse_to_load(target, error)
+
+
+def _require_settings(target: str, kind: type, options: Mapping[str, Any]) -> None:
+    """Refuses a reward that is named without the settings that it cannot do without."""
+    try:
+        parameters = inspect.signature(kind).parameters
+    except ValueError:  # a class of C says itself what it lacks
+        return
+    for name, parameter in parameters.items():
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and parameter.default is parameter.empty and name not in options:
+            form = json.dumps({target: {name: "..."}})
+            fail("get_reward", f"settings of {target}", f"given as in {form}", f"no {name!r}")
 
 
 def _imported(target: str) -> Callable[..., Any]:

@@ -122,7 +122,10 @@ REWARDS = {
     **{"odd:number": "a callable or a class of one", "odd:Wrong": "odd:Wrong: KeyError: 'k'", "odd:nope": "'nope'"},
     **{"nowhere:f": "No module named 'nowhere'", ":": '"module:function"', ":f": '"module:function"'},
     **{"odd:": '"module:function"', ".odd:number": '"module:function"', "os:path.join": '"module:function"'},
-    **{"remote": "remote", DEAD: "reward servers that are up, got http://127.0.0.1:9: "},
+    **{
+        "remote": 'given as in {"remote": {"urls": "..."}}',
+        DEAD: "reward servers that are up, got http://127.0.0.1:9: ",
+    },
     **{'{"a": {"reward": 5}}': "reward of a must be a name", '{"shapes": []}': "weight of shapes", "{" * 3000: "JSON"},
     **{
         '{"shapes": {"nope": 1}}': "settings of shapes must be none",

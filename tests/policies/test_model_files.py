@@ -286,3 +286,10 @@ def test_arguments_of_a_wrong_kind_are_named(saved, name, value, expected):
 def test_a_model_that_is_no_name_is_named():
     with pytest.raises(ValueError, match="load_policy: model must be a name or a path, got None"):
         load_policy(None)
+
+
+@pytest.mark.parametrize("source", [None, 5])
+@pytest.mark.parametrize("kind", [SD3Policy, FluxPolicy, QwenImagePolicy])
+def test_a_source_that_is_no_path_is_named(kind, source):
+    with pytest.raises(ValueError, match=r"model must be a directory or a name on the hub, got (NoneType|int)"):
+        kind.from_pretrained(source)
