@@ -24,16 +24,19 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate")
 TOOLS = (
     *("pytest", "pytest-benchmark", "hypothesis", "cmake", "ninja", "setuptools>=77"),
-    *("scipy", "datasets", "tensorboard", "rapidocr", "onnxruntime", "torchao"),
+    *("scipy", "datasets", "tensorboard", "rapidocr", "onnxruntime"),
 )
 TESTED = ("ops", "grpo", "graphs", "policies", "settings", "signal", "run", "test_processes.py")
 """Folders and files of tests/ that depend on the libraries' versions."""
-OLD = ("diffusers==0.40.0", "transformers==5.0.*", "peft==0.18.0", "accelerate==1.10.0")
+OLD = ("diffusers==0.40.0", "transformers==5.0.*", "peft==0.18.0", "accelerate==1.10.0", "torchao==0.15.0")
 VERSIONS = {
     "no C++ kernels": ("torch==2.9.1", *OLD),
     "oldest": ("torch==2.10.0", *OLD),
-    "middle": ("torch==2.12.0", "diffusers==0.41.0", "transformers==5.0.*", "peft==0.18.0", "accelerate==1.12.0"),
-    "newest": ("torch", "diffusers", "transformers", "peft", "accelerate"),
+    "middle": (
+        *("torch==2.12.0", "diffusers==0.41.0", "transformers==5.0.*", "peft==0.18.0"),
+        *("accelerate==1.12.0", "torchao==0.17.0"),
+    ),
+    "newest": ("torch", "diffusers", "transformers", "peft", "accelerate", "torchao"),
 }
 """Name -> what is installed before the package."""
 

@@ -144,7 +144,9 @@ def _checked_inputs(
         fail("grpo_step", "optimizer", "one that holds parameters of the policy", "one that holds none of them")
     texts = [prompt for prompt in prompts for _ in range(config.num_seeds)]
     extras = [entry for entry in metadata for _ in range(config.num_seeds)]
-    return config.table(policy), texts, extras
+    table = config.table(policy)
+    require(bool(table.branch_steps), "grpo_step", "table", "one with a branch step", "none")
+    return table, texts, extras
 
 
 def _check_agreement(processes: Processes, texts: list[str], config: GRPOConfig, seed: int) -> None:
