@@ -109,14 +109,15 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         compiler, problem = find_compiler()
         if compiler is None:
-            self.leave_out(ext, problem)
+            self.leave_out(ext, problem, "no C++ compiler")
             return
         torch = find_torch()
         if torch is None:
             raise SystemExit(f"tempflow_fast: torch was not found: install torch>={_written(OLDEST_TORCH)} first")
         version = torch_versions(torch)[0]
         if tuple(map(int, version.split(".")[:2])) < OLDEST_TORCH:
-            self.leave_out(ext, f"torch {version} is older than {_written(OLDEST_TORCH)}, which the C++ kernels need")
+            needed = _written(OLDEST_TORCH)
+            self.leave_out(ext, f"torch {version} is older than {needed}, which they need", "torch is too old")
             return
         with_cuda, why = cuda_decision(torch)
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -136,11 +137,11 @@ class CMakeBuild(build_ext):
         self.record = {"cpu": f"built with {compiler}", "cuda": f"{'built' if with_cuda else 'not built'}: {why}"}
         say(f"built {out / '_C.so'}")
 
-    def leave_out(self, ext: Extension, problem: str) -> None:
+    def leave_out(self, ext: Extension, problem: str, short: str) -> None:
         """Goes on without the library, and remembers why."""
         ext.optional = True  # setuptools then accepts that there is no file
         Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build in the same tree
-        self.record = {"cpu": f"not built: {problem}", "cuda": f"not built: {problem}"}
+        self.record = {"cpu": f"not built: {problem}", "cuda": f"not built: {short}"}
         say(f"C++ kernels {self.record['cpu']}")
 
     def cmake(self, torch: Path, with_cuda: bool, out: Path) -> None:

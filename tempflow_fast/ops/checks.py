@@ -52,7 +52,7 @@ def _flattened(op: str, name: str, tensor: Tensor, num_leading: int) -> Tensor:
     if not numel:
         fail(op, name, "of at least one element per row", list(tensor.shape))
     amount(op, name, math.prod(tensor.shape[:num_leading]), numel)
-    if tensor.is_neg():  # PyTorch negates it in a layout of its own
+    if not torch.compiler.is_compiling() and tensor.is_neg():  # PyTorch negates it in a layout of its own
         tensor = tensor.resolve_neg().contiguous()
     return tensor.flatten(num_leading)
 
