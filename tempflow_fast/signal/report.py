@@ -61,7 +61,7 @@ def signal_plot(path: Path, report: SignalReport) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 4.2 + 0.2 * len(report.settings)), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2)
     for setting in report.settings:
         steps = [step.step for step in setting.steps]
@@ -69,12 +69,12 @@ def signal_plot(path: Path, report: SignalReport) -> None:
             values = [s.snr2.value * scale for s, scale in zip(setting.steps, scales, strict=True)]
             errors = [s.snr2.error * scale for s, scale in zip(setting.steps, scales, strict=True)]
             axes.errorbar(steps, values, errors, marker="o", markersize=4, capsize=3, label=setting.name)
-    for axes, title in zip(panels, ("per iteration", "per 100 forward passes of a prompt"), strict=True):
+    for axes, title in zip(panels, ("per iteration", "per 100 forward passes"), strict=True):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xlabel="branch step", ylabel="|E g|² / variance", title=f"Signal {title}")
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     with written_aside(path) as aside:
         figure.savefig(aside, format="png")
 
