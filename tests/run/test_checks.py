@@ -15,6 +15,7 @@ from tempflow_fast.cli import main
 from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.processes import Processes
 from tempflow_fast.rewards.ocr import _reader
+from tempflow_fast.rewards.registry import _load
 from tempflow_fast.run import checks
 from tempflow_fast.run.lock import DirectoryLock
 
@@ -113,7 +114,8 @@ def files() -> dict[Path, int]:
 @pytest.mark.usefixtures("nothing_loads")
 def test_it_is_refused_before_the_model_is_loaded(workplace, capsys, monkeypatch, case):
     options, words, *missing = case
-    _reader.cache_clear()  # another test may have loaded the engine
+    for cached in (_load, _reader):  # another test may have loaded the engine
+        cached.cache_clear()
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     assert words in refusal(options, capsys)
