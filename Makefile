@@ -14,6 +14,7 @@ CUDA_TORCH ?= torch>=2.10
 KILLS ?= 300
 ARGS ?=
 MINUTES ?= 60
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, len(os.sched_getaffinity(0))))" 2>/dev/null || echo 1)
 
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
@@ -25,7 +26,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests in JOBS=$(JOBS) processes"
 	@echo "make faults   kill runs KILLS=$(KILLS) times and fill their disks, an hour; docs/reliability.md has the figures"
 	@echo "make check    run the linter and the type checker"
 	@echo "make fuzz     call the ops with random arguments, right and wrong; MINUTES=$(MINUTES)"
@@ -46,8 +47,8 @@ demo: $(STAMP)
 	@$(VENV_PYTHON) -m tempflow_fast train --recipe shapes --seed $(SEED) --output "$(OUTPUT)" $(ARGS)
 
 test: .venv/.test
-	@echo "== running the tests"
-	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+	@echo "== running the tests in $(JOBS) processes"
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 faults: .venv/.test
 	@KILLS=$(KILLS) $(VENV_PYTHON) -m pytest -q tests/faults $(ARGS)

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIBRARIES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate")
 TOOLS = (
-    *("pytest", "pytest-benchmark", "hypothesis", "cmake", "ninja", "setuptools>=77"),
+    *("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "cmake", "ninja", "setuptools>=77"),
     *("scipy", "datasets", "tensorboard", "rapidocr", "onnxruntime"),
 )
 TESTED = ("ops", "grpo", "graphs", "policies", "settings", "signal", "run", "test_processes.py")
