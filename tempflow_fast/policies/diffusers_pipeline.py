@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,15 +19,15 @@ from . import lora, lora_file
 from .base import Condition, guides
 from .model_files import LIBRARIES, load_pipeline, read_index
 from .network import NetworkPolicy
+from .offload import ALIGNMENT, HostCopies
 from .prompt_cache import PromptCache, Row
 from .schedule import check_scheduler, pipeline_sigmas
+from .vae import Bf16Decoder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from typing_extensions import Self
 
-ALIGNMENT = 64
-"""In bytes: what PyTorch's own allocators give."""
 LORA_TARGETS = (
     *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
     *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
@@ -85,7 +85,9 @@ class DiffusersPolicy(NetworkPolicy):
         super().__init__(_aligned(pipeline.transformer.requires_grad_(True).eval()))
         for name in self._idle_modules:
             self.network.get_submodule(name).requires_grad_(False)
-        self._cache, self._offload = PromptCache(), False
+        self._cache = PromptCache()
+        self._encoders_at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._decoder_in_use: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @classmethod
     def check_text_length(cls, length: int | None) -> None:
@@ -265,23 +267,16 @@ class DiffusersPolicy(NetworkPolicy):
         return known
 
     def offload_text_encoders(self) -> None:
-        """From now on the text encoders stay in host memory, and move to the device only for new prompts."""
-        self._offload = True
-        self._move_encoders("cpu")
+        """From now on the text encoders stay in host memory, and are copied to the device only for new prompts."""
+        self._encoders_at_hand = HostCopies(self._encoders, self.device).on_device
 
-    @contextmanager
-    def _encoders_at_hand(self) -> Iterator[None]:
-        if self._offload:
-            self._move_encoders(self.device)
-        try:
-            yield
-        finally:
-            if self._offload:
-                self._move_encoders("cpu")
+    def decode_in_bf16(self) -> None:
+        """From now on the VAE decodes in bf16, but for its last block, with a copy of its weights.
 
-    def _move_encoders(self, device: torch.device | str) -> None:
-        for encoder in self._encoders:
-            encoder.to(device)
+        Raises:
+            ValueError: if its decoder has no blocks.
+        """
+        self._decoder_in_use = Bf16Decoder(self.pipeline.vae).active
 
     def velocity(
         self, latents: Tensor, sigma: float | Tensor, condition: Condition, guidance_scale: float = 1.0
@@ -327,7 +322,7 @@ class DiffusersPolicy(NetworkPolicy):
         Returns:
             Images [R, 3, H, W], float32 in [0, 1].
         """
-        with torch.autocast(latents.device.type, enabled=False):
+        with torch.autocast(latents.device.type, enabled=False), self._decoder_in_use():
             pixels = self._decode(latents.to(self.pipeline.vae.dtype))
         # The library clamps, and an overflow would pass for white or black.
         pixels = pixels.masked_fill(pixels.isinf(), torch.nan)

@@ -141,6 +141,8 @@ def _loaded(
     )
     if config.offload_text_encoders:
         policy.offload_text_encoders()
+    if config.vae_precision == "bf16":
+        policy.decode_in_bf16()
     if not frozen and dtype != torch.float32:
         compute_in(policy.network, dtype)
     return policy

@@ -31,6 +31,8 @@ class PolicyConfig:
     """Device of the model: cpu, cuda, cuda:1, ...; auto: the GPU of this process, or the CPU if there is no GPU."""
     precision: Literal["fp32", "bf16"] = fixed("fp32", scores=True)
     """Precision of the network. Frozen weights are stored in it; trained weights and latents stay in fp32."""
+    vae_precision: Literal["fp32", "bf16"] = fixed("fp32", scores=True)
+    """Precision in which the VAE decodes. With bf16 its last block stays in fp32, and images differ by about 0.001."""
     resolution: int | tuple[int, int] | None = fixed(None, scores=True)
     """Side of square images in pixels, or height and width; None: the resolution that the model was trained for."""
     max_text_length: int | None = fixed(None, scores=True)
@@ -50,7 +52,7 @@ class PolicyConfig:
     """Compile every block of the network with torch.compile, for all calls outside training. The first rollout on a
     machine takes about a minute longer; later ones are faster."""
     offload_text_encoders: bool = False
-    """Keep the text encoders on the CPU except while new prompts are encoded."""
+    """Keep the text encoders in host memory (pinned, on a GPU) except while new prompts are encoded."""
     memory_limit: float | None = None
     """Memory limit of a process in GiB: `micro_batch`, `max_batch` and `decode_batch` are reduced to fit, see
     --dry-run. None: no limit."""

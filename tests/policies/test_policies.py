@@ -137,19 +137,6 @@ def test_measuring_memory_leaves_the_policy_as_it_is(tmp_path, name):
     assert torch.equal(velocity(policy, latents)[0], velocity(make(name, tmp_path), latents)[0])
 
 
-def test_text_encoders_wait_in_host_memory(policy):
-    moves, encoder = [], policy.pipeline.text_encoder
-    move = encoder.to
-    encoder.to = lambda device: moves.append(str(device)) or move(device)
-    start = policy.encode(PROMPTS)
-    policy.offload_text_encoders()
-    assert moves == ["cpu"]
-    assert torch.equal(policy.encode(PROMPTS).tensors["text"], start.tensors["text"])
-    assert moves == ["cpu"]  # known prompts need no encoder
-    policy.encode(["a new one", "another"])
-    assert moves == ["cpu", str(policy.device), "cpu"]
-
-
 def test_printing_a_policy_says_what_it_trains(policy):
     total = sum(parameter.numel() for parameter in policy.network.parameters())
     where = "latent_shape=(4, 8, 8), dtype=torch.float32, device=cpu"
