@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,10 +26,9 @@ _frozen = WeakTensorKeyDictionary()
 def quantized(network: nn.Module, kind: str) -> Iterator[None]:
     """Inside this context the linear layers of the network's blocks multiply in 8 bits, weights and activations.
 
-    With int8, weights have one scale per row and activations one per token; with fp8, one per tensor (the defaults of
-    torchao's dynamic quantization). Trained weights are
-    quantized again at every entry. Adapters, embeddings, norms, and the layers before and after the blocks keep their
-    precision.
+    With int8, weights have one scale per row and activations one per token; with fp8, both have one per tensor, since
+    torchao's scales per row take bf16 alone and weights that are trained are in float32. Trained weights are quantized
+    again at every entry. Adapters, embeddings, norms, and the layers before and after the blocks keep their precision.
 
     Args:
         network: keeps its blocks in a ModuleList.
@@ -92,21 +91,26 @@ def _in_8_bits(weight: Parameter, kind: str) -> Parameter:
 
 
 def _quantize(weight: Parameter, kind: str) -> Parameter:
+    layer = nn.Linear(1, 1, bias=False, device="meta")
+    layer.weight = Parameter(weight.detach(), requires_grad=False)
+    holder = nn.Sequential(layer)
+    config, quantize_ = _torchao(kind)
+    try:
+        quantize_(holder, config)
+    except AssertionError as error:  # torchao raises it for hardware that cannot
+        fail("quantized", "kind", "supported by the device", f"{kind} on {weight.device}: {error}")
+    quantized_layer: Any = holder[0]
+    return quantized_layer.weight
+
+
+def _torchao(kind: str) -> tuple[Any, Callable[[nn.Module, Any], None]]:
+    """The config of a kind, and what applies it."""
     try:
         with quiet():
             from torchao import quantization
     except ImportError as error:
         fail("quantized", "kind", "unused without torchao (pip install torchao)", f"{kind} ({error})")
-    configs = {
-        "int8": quantization.Int8DynamicActivationInt8WeightConfig,
-        "fp8": quantization.Float8DynamicActivationFloat8WeightConfig,
-    }
-    layer = nn.Linear(1, 1, bias=False, device="meta")
-    layer.weight = Parameter(weight.detach(), requires_grad=False)
-    holder = nn.Sequential(layer)
-    try:
-        quantization.quantize_(holder, configs[kind]())
-    except AssertionError as error:  # torchao raises it for hardware that cannot
-        fail("quantized", "kind", "supported by the device", f"{kind} on {weight.device}: {error}")
-    quantized_layer: Any = holder[0]
-    return quantized_layer.weight
+    if kind == "int8":
+        return quantization.Int8DynamicActivationInt8WeightConfig(), quantization.quantize_
+    per_tensor = quantization.PerTensor()
+    return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=per_tensor), quantization.quantize_

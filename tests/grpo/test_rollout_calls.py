@@ -21,7 +21,7 @@ from tempflow_fast.grpo.memory import measure
 from tempflow_fast.grpo.objective import MicroBatch, micro_batch_loss
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.policies.compiled import clock, compile_blocks
-from tempflow_fast.policies.quantized import quantized
+from tempflow_fast.policies.quantized import _torchao, quantized
 
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
 
@@ -100,6 +100,15 @@ def test_8_bits_are_near_and_see_the_weights_as_they_are(adapter, tmp_path):
     for exact, near in (before, velocities()):
         assert 0 < (near - exact).norm() / exact.norm() < 0.05
     assert (velocities()[0] - before[0]).norm() / before[0].norm() > 0.1, "the weights have hardly changed"
+
+
+def test_scales_are_what_the_docs_say():
+    """fp8 cannot run here, but its config can be made: torchao's scales per row would refuse weights in float32."""
+    torchao = pytest.importorskip("torchao.quantization")
+    fp8, int8 = _torchao("fp8")[0], _torchao("int8")[0]
+    assert fp8.granularity == [torchao.PerTensor(), torchao.PerTensor()]
+    assert fp8.weight_dtype == fp8.activation_dtype == torch.float8_e4m3fn
+    assert int8.granularity == torchao.PerRow()
 
 
 def test_8_bits_that_are_not_to_be_had_are_refused(monkeypatch, tmp_path):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from support.levels import NO_METADATA, TEXTS, failing_on, images, level, raises
 from torch import Tensor
 
 from tempflow_fast.processes import MINUTES
-from tempflow_fast.rewards import BackgroundScorer, RewardError, Scores, WeightedReward, get_reward
+from tempflow_fast.rewards import BackgroundScorer, RewardError, Scores, WeightedReward, background, get_reward
 from tempflow_fast.rewards.weighted import TIMEOUT
 
 
@@ -97,3 +99,47 @@ def test_every_reward_has_a_time_out_below_the_patience_of_processes():
     )
     assert 0 < TIMEOUT < 60 * MINUTES
     assert get_reward('{"shapes": {"timeout": null}}').timeouts == {"shapes": None}
+
+
+class CountedStreams:
+    """The part of torch.cuda that a scorer calls; `made` counts the streams, `used` the pieces on each."""
+
+    def __init__(self):
+        self.made, self.used = [], []
+
+    def Stream(self, device):  # noqa: N802  torch's name
+        self.made.append(SimpleNamespace(device=device, wait_event=lambda event: None))
+        return self.made[-1]
+
+    def current_stream(self, device):
+        return SimpleNamespace(record_event=lambda: "made")
+
+    @contextmanager
+    def stream(self, stream):
+        self.used.append(stream)
+        yield
+
+
+class OnCuda(Tensor):
+    """Images that say they are on a GPU."""
+
+    is_cuda = True
+
+    def record_stream(self, stream):
+        pass
+
+
+def test_all_iterations_share_one_stream_per_device(monkeypatch):
+    """Allocators and cuBLAS keep blocks and workspaces for every stream that they have seen."""
+    cuda = CountedStreams()
+    monkeypatch.setattr(background, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(background, "_streams", {})
+    scores = Scores({"mine": torch.zeros(8)}, {"mine": 1.0})
+    reward = SimpleNamespace(score=lambda *piece: scores)  # rewards have a thread with the same stream inside this one
+    for _ in range(3):
+        with BackgroundScorer(reward) as scorer:
+            for _ in range(2):
+                scorer.submit(images().as_subclass(OnCuda), TEXTS, NO_METADATA)
+            scorer.collect()
+    assert len(cuda.made) == 1
+    assert cuda.used == cuda.made * 6

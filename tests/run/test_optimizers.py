@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 from support.tiny import TinyPolicy
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import Parameter
 
 from tempflow_fast.run.optimizers import learning_rate, make_optimizer
 from tempflow_fast.settings.run import OptimizerConfig
@@ -28,3 +31,12 @@ def test_the_error_for_a_missing_library_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match=r"optimizer must be 'adamw' where .*: pip install bitsandbytes"):
         make_optimizer(TinyPolicy().parameters(), OptimizerConfig(optimizer="adamw_8bit"))
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cpu", None), ("cuda:0", True)])
+def test_adamw_is_one_kernel_on_an_accelerator(device, fused):
+    with FakeTensorMode() as mode:
+        weight = Parameter(FakeTensor(mode, torch.empty(2, device="meta"), torch.device(device)))
+        optimizer = make_optimizer(iter([weight]), OptimizerConfig())
+    assert optimizer.defaults["fused"] is fused
+    assert optimizer.param_groups[0]["params"][0] is weight
