@@ -12,6 +12,7 @@ import tyro
 
 from ..errors import unknown
 from ..settings.iteration import GRPOConfig
+from ..settings.methods import with_method
 from .model import Model
 from .options import require_option
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FIRST = "as set"
 """Name of the settings of the run or the recipe."""
 SOURCE = "--against"
+METHOD = "method"
+"""What a text may name in addition to settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Signal:
     """Changes to the settings of the run or the recipe for the first setting, like those in --against."""
     against: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Changes to the reference to compare it with, such as "branch_steps=[1,2] num_branches=8": names as in
-    config.json, values in JSON; may be given several times."""
+    config.json, values in JSON, or "method=flow_grpo" for those of a method; may be given several times."""
     iterations: int = 20
     """Number of iterations; errors fall as one over its square root."""
     prompts_per_iteration: int | None = None
@@ -126,21 +129,25 @@ def changed(config: GRPOConfig, text: str) -> GRPOConfig:
 
     Args:
         config: the others.
-        text: "name=value name=value", the values in JSON without spaces; a text needs no quotes.
+        text: "name=value name=value", the values in JSON without spaces; a text needs no quotes. "method=NAME" comes
+            first, wherever it is.
 
     Raises:
         ValueError: for a setting that does not exist, or a value that does not fit.
     """
-    known, values = {item.name for item in fields(GRPOConfig)}, dict[str, Any]()
+    known, values, method = {item.name for item in fields(GRPOConfig)}, dict[str, Any](), None
     for part in text.split():
         name, separator, value = part.partition("=")
         require_option(bool(separator), "against", 'settings as "name=value name=value"', repr(text))
+        if name == METHOD:
+            method = value
+            continue
         if name not in known:
-            unknown(SOURCE, "setting", name, known)
+            unknown(SOURCE, "setting", name, known | {METHOD})
         try:
             read = json.loads(value)
         except json.JSONDecodeError:
             read = value
         values[name] = tuple(read) if isinstance(read, list) else read
-    require_option(bool(values), "against", 'settings as "name=value name=value"', repr(text))
-    return replace(config, **values)
+    require_option(bool(text.split()), "against", 'settings as "name=value name=value"', repr(text))
+    return replace(config if method is None else with_method(config, method), **values)

@@ -13,6 +13,7 @@ import tyro
 
 from ..choices import DEFAULT_RECIPE
 from ..run.directory import RunDirectory
+from ..settings.methods import Method, method_settings, with_method
 from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig
 from .code import AllowCode, check_code
@@ -37,6 +38,9 @@ class Train:
     """Run directory: a new or empty one, or that of a run to resume."""
     recipe: str | None = None
     """Recipe with the settings, see tempflow-fast recipes; None: the settings of the run in --output, else shapes."""
+    method: Method | None = None
+    """Method whose settings replace those of the recipe or the run, before the options after them; None: no change.
+    See docs/methods.md."""
     resume: Literal["auto", "latest", "never"] = "auto"
     """auto: resume from the newest undamaged checkpoint in --output, if there is one; latest: as auto, but refuse if a
     later checkpoint is damaged; never: refuse a directory in use."""
@@ -67,6 +71,8 @@ class Train:
             stored = tuple(reward for reward in rewards if reward is not None)
         else:
             settings = get_recipe(DEFAULT_RECIPE if given.recipe is None else given.recipe)
+        if given.method is not None:
+            settings = replace(settings, grpo=with_method(settings.grpo, given.method))
         # A limit on the command line replaces both limits of the recipe.
         limits = {name for name in LIMITS if getattr(given, name) is not None}
         if len(limits) == 1:
@@ -96,6 +102,9 @@ class Train:
         if config.policy.memory_limit is not None:
             config, memory = fitted(config, policy, processes.count)
             say(memory)
+        if self.method is not None:
+            names = method_settings(config.grpo, self.method)
+            say(f"method {self.method}: " + ", ".join(f"{name} {getattr(config.grpo, name)}" for name in names))
         say(f"seed {config.task.seed}, model {config.policy.model}, run directory {run.path}, {processes.kind}")
         say(info())
         with StopRequest(config.run.grace_seconds, processes.count == 1, processes.is_main) as stop:
@@ -132,7 +141,7 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
 def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
     """The options that decide the defaults of the others, parsed first."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--recipe", "--output", "--resume", "--minutes", *(f"--{name}" for name in REWARDS)):
+    for option in ("--recipe", "--method", "--output", "--resume", "--minutes", *(f"--{name}" for name in REWARDS)):
         parser.add_argument(option, nargs="?")
     parser.add_argument("--iterations", "--num-iterations", "--num_iterations", nargs="?", dest="num_iterations")
     return parser.parse_known_args(arguments)[0]

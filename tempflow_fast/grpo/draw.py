@@ -28,8 +28,13 @@ def drawn_branches(config: GRPOConfig, num_trajectories: int, seed: int) -> Bran
       weight m / (B p_b), so that the mean over the drawn pairs has the expectation of the mean over all pairs: the
       expected gradient does not change. The draw is a function of (seed, trajectory); with prompt groups, of (seed,
       prompt), so that groups stay whole.
-    - "rotating": in iteration t, all trajectories branch at the steps number m t, m t + 1, ..., m t + m - 1, modulo B,
-      with weights 1. The iteration is that of a run, the lower 32 bits of the seed.
+    - "rotating": in iteration t, all trajectories branch at the steps number m t, m t + 1, ..., m t + m - 1, modulo B.
+      The iteration is that of a run, the lower 32 bits of the seed.
+    - "staggered": the same, with the turn t P + p of prompt p instead of t.
+    - "random": m consecutive steps, all B - m + 1 places alike; a function of the same as "weighted".
+    - "progressive": m consecutive steps from number floor(t / window_iterations) modulo B - m + 1 on.
+
+    All but "weighted" have the weights 1.
 
     Args:
         config: the settings.
@@ -39,18 +44,63 @@ def drawn_branches(config: GRPOConfig, num_trajectories: int, seed: int) -> Bran
     counts, m = config.branch_counts, config.branches_per_trajectory
     if m is None:
         return Branches.everywhere(num_trajectories, dict(counts))
-    if config.branch_draw == "rotating":
-        first = m * (seed % ITERATIONS)
-        chosen = [counts[(first + place) % len(counts)] for place in range(m)]
-        return Branches.everywhere(num_trajectories, dict(chosen))
-    line = draw_line(config, m)
+    if config.branch_draw == "weighted":
+        line = draw_line(config, m)
+        marked = line.marked(_random(config, num_trajectories, seed, line.unit))
+        weights = m / (len(counts) * torch.tensor(line.probabilities, dtype=torch.float64))
+    else:
+        windows = _windows(config, m)
+        turns = _turns(config, num_trajectories, seed, len(windows))
+        marked = torch.zeros(num_trajectories, len(counts), dtype=torch.bool).scatter(1, windows[turns], True)
+        weights = torch.ones(len(counts), dtype=torch.float64)
+    trajectories, drawn = marked.nonzero(as_tuple=True)
+    steps, numbers = (torch.tensor(column) for column in zip(*counts, strict=True))
+    return Branches(num_trajectories, trajectories, steps[drawn], numbers[drawn], weights[drawn])
+
+
+def possible_draws(config: GRPOConfig) -> list[tuple[float, tuple[int, ...]]]:
+    """Every set of branch steps that a trajectory may have.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        (probability, or share of the iterations; places among the branch steps).
+    """
+    m = config.branches_per_trajectory
+    if m is None:
+        return [(1.0, tuple(range(len(config.branch_counts))))]
+    if config.branch_draw == "weighted":
+        return draw_line(config, m).possible()
+    windows = _windows(config, m).tolist()
+    return [(1 / len(windows), tuple(places)) for places in windows]
+
+
+def _windows(config: GRPOConfig, num_drawn: int) -> Tensor:
+    """The sets of branch steps that are drawn without weights: int64 [n, m], in the order of their turns."""
+    num_steps, within = len(config.branch_counts), torch.arange(num_drawn)
+    if config.branch_draw in ("rotating", "staggered"):
+        return (num_drawn * torch.arange(num_steps)[:, None] + within) % num_steps
+    return torch.arange(num_steps - num_drawn + 1)[:, None] + within
+
+
+def _turns(config: GRPOConfig, num_trajectories: int, seed: int, num_turns: int) -> Tensor:
+    """The turn of each trajectory, int64 [N], in 0 .. num_turns - 1."""
+    iteration, prompts = seed % ITERATIONS, torch.arange(num_trajectories) // config.num_seeds
+    if config.branch_draw == "random":
+        return _random(config, num_trajectories, seed, num_turns)
+    if config.branch_draw == "staggered":
+        return (iteration * (num_trajectories // config.num_seeds) + prompts) % num_turns
+    turn = iteration // config.window_iterations if config.branch_draw == "progressive" else iteration
+    return torch.full((num_trajectories,), turn % num_turns)
+
+
+def _random(config: GRPOConfig, num_trajectories: int, seed: int, bound: int) -> Tensor:
+    """Uniform integers in 0 .. bound - 1, int64 [N]; with prompt groups, the same for a prompt's trajectories."""
     keys = torch.arange(num_trajectories) // (config.num_seeds if config.group == "prompt" else 1)
     # Initial noise has branch 0 of its step; branch 1 of that step is free for this.
     words = noise.words(keys, torch.tensor(seed), noise.INITIAL_NOISE_STEP, 2, 1)[:, 1, 0]
-    trajectories, places = line.marked(words * line.unit >> 32).nonzero(as_tuple=True)
-    steps, numbers = (torch.tensor(column) for column in zip(*counts, strict=True))
-    weights = m / (len(counts) * torch.tensor(line.probabilities, dtype=torch.float64))
-    return Branches(num_trajectories, trajectories, steps[places], numbers[places], weights[places])
+    return words * bound >> 32
 
 
 def draw_line(config: GRPOConfig, num_drawn: int) -> Line:

@@ -16,7 +16,7 @@ from ..policies.base import guides
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
 from .budget import BACKWARD, FLOOR, mixed_sizes
-from .draw import Line, draw_line, drawn_branches
+from .draw import Line, draw_line, drawn_branches, possible_draws
 from .gate import gated_trajectories
 from .meter import check_halves
 from .shares import Shares
@@ -210,11 +210,12 @@ class Geometry:
     def _step_table(self) -> list[str]:
         """What each branch step costs, on average over the draws of branch steps."""
         c = self.config
-        shares = [sum(p for p, places in self._draws if place in places) for place in range(len(c.branch_counts))]
+        draws, num_steps = possible_draws(c), len(c.branch_counts)
+        shares = [sum(p for p, places in draws if place in places) for place in range(num_steps)]
         head = ("per trajectory, on average", "drawn", "branches", "tail", "evaluations", "images", "trained")
         columns = zip(c.branch_counts, c.tail_lengths, shares, strict=True)
         rows = [(step, p, k, length, p * k * length, p * k, p) for (step, k), (_, length), p in columns]
-        trunk = self._trunk(self._draws)
+        trunk = self._trunk(draws)
         sums = [sum(row[column] for row in rows) for column in (4, 5, 6)]
         lines = [(f"branch step {step}", *rest) for step, *rest in rows]
         lines += [("trunk", "", "", "", trunk, "", ""), ("all", "", "", "", trunk + sums[0], *sums[1:])]
@@ -240,18 +241,6 @@ class Geometry:
             found.append(evaluations + self._trunk(line.possible()))
         least, most = sorted(found)
         return [f"these are the first iteration's; later ones have about {least:.4g} to {most:.4g} evaluations"]
-
-    @property
-    def _draws(self) -> list[tuple[float, tuple[int, ...]]]:
-        """Every set of branch steps that a trajectory may have: (probability, places)."""
-        c, num_steps = self.config, len(self.config.branch_counts)
-        m = c.branches_per_trajectory
-        if m is None:
-            return [(1.0, tuple(range(num_steps)))]
-        if c.branch_draw == "weighted":
-            return draw_line(c, m).possible()
-        turns = range(num_steps)
-        return [(1 / num_steps, tuple((m * turn + place) % num_steps for place in range(m))) for turn in turns]
 
     def _work_table(self) -> list[str]:
         head = ("process", "trajectories", "padding", "images", "pairs per update")

@@ -1,6 +1,7 @@
 """Every setting, declared once.
 
 iteration    `GRPOConfig`, the settings of one iteration
+methods      named sets of these: TempFlow-GRPO, its ablations and its relatives
 run          all other settings, and `TrainConfig`, which holds them all
 recipes      named settings of a whole run
 check        that every value is of the type of its field

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Trunk = Literal["ode", "sde"]
 Aggregate = Literal["rewards", "advantages"]
-BranchDraw = Literal["weighted", "rotating"]
+BranchDraw = Literal["weighted", "rotating", "staggered", "random", "progressive"]
 BranchBudget = Literal["adaptive"]
 GateAction = Literal["warn", "full"]
 TailSolver = Literal["euler", "ab2", "dpmpp_2m"]
@@ -61,8 +61,12 @@ class GRPOConfig:
     """m, the number of branch steps at which each trajectory branches; None: all of them. `branch_draw` says which."""
     branch_draw: BranchDraw = "weighted"
     """With `branches_per_trajectory`: every trajectory draws its own m branch steps, and the loss is weighted by 1 / p
-    so that the expected update is that of all of them ("weighted"); or all trajectories take the next m in turn,
-    without weights ("rotating")."""
+    so that the expected update is that of all of them ("weighted"); all trajectories take the next m in turn
+    ("rotating"); the prompts take the next m one after the other ("staggered"); m consecutive branch steps from a
+    random one on ("random"); or from one that moves on by a step every `window_iterations` ("progressive"). All but
+    "weighted" are without weights; "random" draws once per prompt with prompt groups, else once per trajectory."""
+    window_iterations: int = 25
+    """Iterations after which a progressive window moves on by one step; from the last place it returns to the first."""
     branch_probabilities: tuple[float, ...] | None = None
     """With weighted draws, how often each branch step is drawn, in proportion to these numbers, one per branch step;
     None: all alike."""
@@ -139,7 +143,8 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("num_steps", "num_seeds", "num_updates", "micro_batch", "max_batch", "decode_batch"):
+        batches = ("micro_batch", "max_batch", "decode_batch")
+        for name in ("num_steps", "num_seeds", "num_updates", "window_iterations", *batches):
             value = getattr(self, name)
             self._require(value is None or value >= 1, name, ">= 1")
         if isinstance(self.num_branches, int):
@@ -304,4 +309,5 @@ class GRPOConfig:
         from ..ops.schedule import step_table
 
         sigmas = policy.sigmas(self.num_steps) if self.sigmas is None else self.sigmas
-        return step_table(sigmas, self.sampler, self.noise_level, [step for step, _ in self.branch_counts])
+        table = step_table(sigmas, self.sampler, self.noise_level, [step for step, _ in self.branch_counts])
+        return table if self.noise_weighting else table.with_equal_weights()

@@ -11,7 +11,7 @@ from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
 import tempflow_fast as tff
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.grpo import draw
-from tempflow_fast.grpo.draw import Line, drawn_branches
+from tempflow_fast.grpo.draw import Line, drawn_branches, possible_draws
 from tempflow_fast.grpo.geometry import Geometry
 
 SIZES = [((1.0,) * 4, 2), ((1.0, 2.0, 3.0, 4.0), 2), ((10.0, 1.0, 1.0, 0.5), 3), ((1.0, 1.0, 1.0, 1.0), 4)]
@@ -97,7 +97,55 @@ def test_rotating_steps_take_turns_without_weights():
     assert all(bool((each.weights == 1).all()) for each in lists)
 
 
-@pytest.mark.parametrize("settings", [{}, {"branch_draw": "rotating"}, {"branch_probabilities": (1.0, 4.0, 2.0)}])
+def windows(draw, iterations, prompts=2, m=2, **settings):
+    """Per iteration, the steps of each prompt; they must be without weights and those of all its trajectories."""
+    common = {"num_steps": 6, "num_seeds": 2, "branches_per_trajectory": m, "group": "prompt", "num_branches": 1}
+    found = []
+    for iteration in range(iterations):
+        config = GRPOConfig(**common, branch_draw=draw, **settings)
+        branches = drawn_branches(config, 2 * prompts, (5 << 32) + iteration)
+        assert bool((branches.weights == 1).all())
+        steps = branches.steps.view(prompts, 2, m)
+        assert torch.equal(steps[:, 0], steps[:, 1])
+        found.append([tuple(each) for each in steps[:, 0].tolist()])
+    return found
+
+
+def test_staggered_prompts_take_the_steps_one_after_the_other():
+    found = windows("staggered", 5, prompts=3, m=1)
+    assert [step for row in found for (step,) in row] == [0, 1, 2, 3, 4] * 3
+
+
+def test_a_progressive_window_moves_on_by_one_step_and_returns():
+    found = windows("progressive", 9, window_iterations=2)
+    assert [row[0] for row in found] == [(0, 1)] * 2 + [(1, 2)] * 2 + [(2, 3)] * 2 + [(3, 4)] * 2 + [(0, 1)]
+    assert all(row[0] == row[1] for row in found)
+
+
+def test_random_windows_have_all_places_alike():
+    found = [steps for row in windows("random", 100, prompts=4) for steps in row]
+    counts = {steps: found.count(steps) for steps in set(found)}
+    assert counts.keys() == {(0, 1), (1, 2), (2, 3), (3, 4)}
+    assert min(counts.values()) > 70  # 100 are expected
+    assert windows("random", 3) == windows("random", 3)
+
+
+@pytest.mark.parametrize("draw", ["rotating", "staggered", "random", "progressive"])
+def test_a_geometry_knows_every_window(draw):
+    config = GRPOConfig(num_steps=6, num_seeds=1, branches_per_trajectory=2, branch_draw=draw, window_iterations=1)
+    possible = possible_draws(config)
+    assert sum(share for share, _ in possible) == pytest.approx(1)
+    seen = {tuple(drawn_branches(config, 1, seed).steps.tolist()) for seed in range(40)}
+    assert seen == {tuple(sorted(places)) for _, places in possible}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"branch_draw": draw} for draw in ("weighted", "rotating", "staggered", "random", "progressive")),
+        {"branch_probabilities": (1.0, 4.0, 2.0)},
+    ],
+)
 def test_an_iteration_costs_what_its_draw_says(settings):
     config = GRPOConfig(
         num_steps=4, num_seeds=2, num_branches=3, branches_per_trajectory=2, max_batch=5, micro_batch=2, **settings
@@ -120,7 +168,8 @@ def test_an_iteration_costs_what_its_draw_says(settings):
     [
         ({"branches_per_trajectory": 0}, "branches_per_trajectory must be in 1..3, the number of branch steps"),
         ({"branches_per_trajectory": 4}, "branches_per_trajectory must be in 1..3, .* got 4"),
-        ({"branch_draw": "random"}, "branch_draw must be one of"),
+        ({"branch_draw": "shuffled"}, "branch_draw must be one of"),
+        ({"window_iterations": 0}, "window_iterations must be >= 1"),
         ({"branch_probabilities": (1.0, 1.0, 1.0)}, "branch_probabilities must be None without weighted draws"),
         (
             {"branches_per_trajectory": 2, "branch_probabilities": (1.0, 1.0)},
