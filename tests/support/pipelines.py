@@ -135,14 +135,15 @@ def silent(pipeline):
     return pipeline
 
 
-def vae():
+def vae(num_blocks: int = 2, latent_channels: int = 4):
+    """A VAE of images that are 2 ** (num_blocks - 1) times as large as their latents."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
+        block_out_channels=(8,) * num_blocks,
+        down_block_types=("DownEncoderBlock2D",) * num_blocks,
+        up_block_types=("UpDecoderBlock2D",) * num_blocks,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         layers_per_block=1,
         sample_size=16,
