@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import fail, require
 from ..files import read_json
+from ..hub import model_file, without_retries
 from ..quiet import quiet
 from ..text import shortened
 from ..weight_files import conversion, opened_safetensors
@@ -44,7 +45,6 @@ def named(function: str, place: object) -> Iterator[None]:
         raise ValueError(f"{function}: model must be one that can be loaded, got {got}") from error
 
 
-@quiet(*LIBRARIES)
 def read_index(function: str, source: str | Path) -> dict[str, Any]:
     """Reads a model's model_index.json.
 
@@ -58,16 +58,11 @@ def read_index(function: str, source: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: naming the file, if it cannot be read or names no pipeline class.
     """
-    from diffusers import DiffusionPipeline
-
     is_path = isinstance(source, str | Path)
     require(is_path, function, "model", "a directory or a name on the hub", type(source).__name__)
-    file = Path(source) / INDEX
-    if file.is_file():
-        index = _json_object(function, file)
-    else:
-        with named(function, source):
-            index = dict(DiffusionPipeline.load_config(str(source)))
+    file = model_file(function, str(source), INDEX)
+    require(file.is_file(), function, "model", f"one with a {INDEX}", repr(str(file)))
+    index = _json_object(function, file)
     name = index.get("_class_name")
     require(isinstance(name, str), function, "model", f"one with a text as _class_name in {str(file)!r}", repr(name))
     return index
@@ -101,7 +96,7 @@ def load_pipeline(
     """
     directory = Path(source)
     if not (directory / INDEX).is_file():
-        with named(function, source):
+        with named(function, source), without_retries(source):
             directory = Path(pipeline_class.download(str(source), use_safetensors=True, trust_remote_code=allow_code))
     index = read_index(function, directory)
     parts: dict[str, Any] = {}

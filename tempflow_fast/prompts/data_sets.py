@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import fail, require, unknown
+from ..hub import without_retries
 from ..text import shortened
 
 HUGGING_FACE = "hf:"
@@ -47,11 +48,13 @@ def _loaded(name: str) -> Any:
     is_single = (Path(path) / "state.json").is_file()  # as `save_to_disk` writes one set
     expected = "without a split, since this data set has none"
     require(not (is_single and split), "read_prompts", "source", expected, f"hf:{name}")
-    try:
-        return datasets.load_from_disk(path) if is_single else datasets.load_dataset(path, split=split or "train")
-    except Exception as error:  # of its readers of files, of the hub's client, its own
-        reason = shortened(str(error).strip().partition("\n")[0] or type(error).__name__, 300)
-        fail("read_prompts", "source", "a data set that loads", f"{name!r}: {reason}")
+    with without_retries(path) as unreachable:
+        try:
+            return datasets.load_from_disk(path) if is_single else datasets.load_dataset(path, split=split or "train")
+        except Exception as error:  # of its readers of files, of the hub's client, its own
+            reason = shortened(str(error).strip().partition("\n")[0] or type(error).__name__, 300)
+            place = "" if unreachable is None else f"the Hugging Face hub cannot be reached ({unreachable}): "
+            fail("read_prompts", "source", "a data set that loads", f"{name!r}: {place}{reason}")
 
 
 def _is_plain(feature: Any) -> bool:

@@ -6,12 +6,14 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NoReturn
 
 from ..errors import fail, require, unknown
+from ..hub import without_retries
 from ..text import shortened
 from .base import Reward, name_of, one_line
 from .cache import CachedReward
@@ -40,6 +42,8 @@ REWARDS = {
 A class is called with the reward's settings, and its instance is the reward; any other callable is a reward itself.
 """
 
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
+"""owner/name or owner/name:file"""
 OPTIONS = ("weight", "cache", "timeout", "reward")
 """Settings that every reward has; none of them reaches its class."""
 Spec = str | Reward | Mapping[str, Any]
@@ -164,12 +168,23 @@ def _load(target: str, settings: str) -> Reward:
         require(not options, "get_reward", f"settings of {target}", "none", ", ".join(options))
         return found
     _require_settings(target, found, options)
+    with without_retries(*_hub_names(found, options)) as unreachable:
+        try:
+            return found(**options)
+        except ValueError:  # the reward has refused a setting, by name
+            raise
+        except (Exception, SystemExit) as error:
+            _refuse_to_load(target, error, unreachable)
+
+
+def _hub_names(kind: type, options: Mapping[str, Any]) -> list[str]:
+    """What a reward with these settings may load from the hub: owner/name or owner/name:file."""
     try:
-        return found(**options)
-    except ValueError:  # the reward has refused a setting, by name
-        raise
-    except (Exception, SystemExit) as error:
-        _refuse_to_load(target, error)
+        parameters = inspect.signature(kind).parameters
+    except ValueError:  # a class of C
+        return []
+    values = [options.get(name, parameter.default) for name, parameter in parameters.items()]
+    return [value for value in values if isinstance(value, str) and HUB_NAME.fullmatch(value)]
 
 
 def _require_settings(target: str, kind: type, options: Mapping[str, Any]) -> None:
@@ -202,7 +217,8 @@ def _imported(target: str) -> Callable[..., Any]:
     return found
 
 
-def _refuse_to_load(target: str, error: BaseException) -> NoReturn:
+def _refuse_to_load(target: str, error: BaseException, unreachable: str | None = None) -> NoReturn:
     """Names the reward whose own code failed; SystemExit would end the run as if it were complete."""
     kind = "" if isinstance(error, (ImportError, AttributeError, OSError)) else f"{type(error).__name__}: "
-    fail("get_reward", "reward", "one that loads", f"{target}: {kind}{one_line(error)}")
+    place = "" if unreachable is None else f"the Hugging Face hub cannot be reached ({unreachable}): "
+    fail("get_reward", "reward", "one that loads", f"{target}: {place}{kind}{one_line(error)}")
