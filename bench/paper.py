@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempflow_fast import GRPOConfig, StepTable, group_advantages, ops
 from tempflow_fast.grpo.step import StageClock
-from tempflow_fast.policies import Condition, DiffusersPolicy, guides
+from tempflow_fast.policies import Condition, DiffusersPolicy
 
 from . import baselines
 
@@ -50,7 +50,7 @@ def iteration(
     """
     clock, table = StageClock(), config.table(policy)
     names = [prompt for prompt in prompts for _ in range(config.num_seeds)]
-    condition, num = policy.encode(names, guided=guides(config.guidance_scale)), len(names)
+    condition, num = policy.encode(names, guided=policy.guides(config.guidance_scale)), len(names)
     noise = ops.initial_noise(policy.latent_shape, seed, range(num), policy.device)
     with clock.stage("rollout"):
         drawn = roll_out(policy, condition, table, noise, config)

@@ -15,7 +15,7 @@ from tempflow_fast import GRPOConfig, group_advantages, ops, rollout
 from tempflow_fast.grpo import gate
 from tempflow_fast.grpo.acting import acting_network
 from tempflow_fast.grpo.update import update
-from tempflow_fast.policies import DiffusersPolicy, guides
+from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.policies.compiled import compile_blocks
 from tempflow_fast.rewards import Reward
 
@@ -79,7 +79,7 @@ class _Drawn:
     ) -> None:
         owners = [entry for entry in prompts for _ in range(config.num_seeds)]
         names, ids, scale = [entry["prompt"] for entry in owners], torch.arange(len(owners)), config.guidance_scale
-        condition, table = policy.encode(names, guided=guides(scale)), config.table(policy)
+        condition, table = policy.encode(names, guided=policy.guides(scale)), config.table(policy)
         noise = ops.initial_noise(policy.latent_shape, seed, ids, policy.device)
         with acting_network(policy, config):
             drawn = rollout(policy, condition, table, noise, config.num_branches, seed, ids, config.max_batch, scale)

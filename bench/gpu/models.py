@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,35 +84,19 @@ TINY_FLUX = _flux(32, (5, 16, 16), channels=16, layers=(1, 1), heads=2, axes=(4,
 """For rehearsals on a CPU."""
 
 
-class _RandomTexts(DiffusersPolicy):
-    """Texts are random numbers seeded by their letters, images are the first numbers of the latents."""
-
-    shape: Shape
-
-    def _check_parts(self) -> None:
-        """Nothing: the pipeline is parts without their class."""
-
-    def _encode_one(self, prompt: str) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
-        tokens, width, pooled = self.shape.text
-        row = {"text": (tokens, width), "pooled": (pooled,)}
-        return {name: torch.randn(size, generator=generator).to(self.device, self.dtype) for name, size in row.items()}
+class _Pixels(DiffusersPolicy):
+    """Images are the first numbers of the latents."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.flatten(1)[:, : 3 * 16].view(-1, 3, 4, 4).sigmoid()
 
 
-class _RandomSD3(_RandomTexts, SD3Policy):
-    def _check_parts(self) -> None:
-        """There is no pipeline, and nothing of it is used but the network and the schedule."""
+class _RandomSD3(_Pixels, SD3Policy):
+    pass
 
 
-class _RandomFlux(_RandomTexts, FluxPolicy):
-    _check_parts = _RandomSD3._check_parts
-
-
-class _NoAutoencoder(nn.Module):
-    dtype = torch.float32
+class _RandomFlux(_Pixels, FluxPolicy):
+    pass
 
 
 def network_without_weights(shape: Shape, dtype: torch.dtype) -> nn.Module:
@@ -140,19 +124,45 @@ def policy_without_weights(shape: Shape, dtype: torch.dtype = torch.bfloat16) ->
 def _policy_around(network: nn.Module, shape: Shape, lora: bool) -> DiffusersPolicy:
     import diffusers
 
-    pipeline = SimpleNamespace(
-        transformer=network,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_NoAutoencoder(),
-        vae_scale_factor=8,
-        default_sample_size=shape.resolution // 8,
-        **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3")),
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(1,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=1,
+        latent_channels=shape.config["in_channels"] // (1 if shape.kind == "sd3" else 4),
     )
-    policy = {"sd3": _RandomSD3, "flux": _RandomFlux}[shape.kind](pipeline, shape.resolution)
-    policy.shape = shape
+    absent: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    if shape.kind == "sd3":
+        absent |= dict.fromkeys(("text_encoder_3", "tokenizer_3"))
+    named, policy_class = {
+        "sd3": (diffusers.StableDiffusion3Pipeline, _RandomSD3),
+        "flux": (diffusers.FluxPipeline, _RandomFlux),
+    }[shape.kind]
+    kind = type(named.__name__, (named,), {"encode_prompt": partial(_random_texts, shape)})
+    policy = policy_class(kind(transformer=network, scheduler=scheduler, vae=vae, **absent), shape.resolution)
     if lora:
         policy.add_lora(rank=32, alpha=64)
     return policy
+
+
+def _random_texts(shape: Shape, *args: Any, prompt: str | list[str], device: torch.device, **kwargs: Any) -> Any:
+    """What the pipelines' `encode_prompt` returns, seeded by the letters of the prompts."""
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    tokens, width, pooled = shape.text
+    rows = [_random(text, (tokens, width), (pooled,), device) for text in texts]
+    text, whole = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    if shape.kind == "flux":
+        return text, whole, torch.zeros(tokens, 3, device=device)
+    negative = [_random("", (tokens, width), (pooled,), device)] * len(texts)
+    uncond, uncond_whole = (torch.stack(parts) for parts in zip(*negative, strict=True))
+    return text, uncond, whole, uncond_whole
+
+
+def _random(text: str, *shapes_and_device: Any) -> list[Tensor]:
+    *shapes, device = shapes_and_device
+    generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+    return [torch.randn(size, generator=generator).to(device) for size in shapes]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import interruption, ops
 from ..batching import equal_pieces
 from ..ops.schedule import StepTable
-from ..policies.base import Condition, Policy, guides
+from ..policies.base import Condition, Policy
 from ..policies.evaluated import evaluated
 from ..policies.finite import finite_rows, require_finite
 
@@ -48,7 +48,7 @@ def sample_images(
     Raises:
         NotFiniteError: after all images are drawn, if one of them or its latent is infinite or NaN.
     """
-    condition = policy.encode(prompts, guided=guides(guidance_scale))
+    condition = policy.encode(prompts, guided=policy.guides(guidance_scale))
     rows = range(len(prompts)) if rows is None else rows
     ids = FIRST_TRAJECTORY + torch.tensor(rows)
     images, finite = [], []

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..graphs.replay import graphs_of
 from ..ops.schedule import StepTable
-from ..policies.base import Condition, Policy, guides
+from ..policies.base import Condition, Policy
 from ..policies.merged import merged_weights, merges
 from ..policies.quantized import quantized
 from ..processes import Processes
@@ -124,7 +124,7 @@ def _start(
     policy: Policy, texts: list[str], trajectory_ids: list[int], config: GRPOConfig, seed: int
 ) -> tuple[Condition, Tensor]:
     """Encoded prompts and initial noise of the given trajectories."""
-    condition = policy.encode(texts, guided=guides(config.guidance_scale))
+    condition = policy.encode(texts, guided=policy.guides(config.guidance_scale))
     return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
 
 

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ..policies.base import Condition, Policy, guides
+from ..policies.base import Condition, Policy
 from ..policies.compiled import uncompiled
 from ..policies.merged import merges, num_merged_bytes
 from ..rewards.background import WAITING_BYTES
@@ -96,7 +96,7 @@ def measure(policy: Policy, config: GRPOConfig) -> Memory:
     parameters = list(policy.network.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     scale = config.guidance_scale
-    condition = policy.encode([PROMPT], guided=guides(scale))
+    condition = policy.encode([PROMPT], guided=policy.guides(scale))
     with torch.no_grad(), uncompiled():
         # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
         policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)

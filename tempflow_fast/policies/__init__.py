@@ -4,10 +4,13 @@ Models, in the order to read them:
 
     base                  `Condition`, the `Policy` protocol, and which scales guide
     network               what every policy around one network shares: parameters and reference
-    diffusers_pipeline    what the policies on diffusers pipelines share
-    sd3                   Stable Diffusion 3 and 3.5
-    packing               latents as packed tokens
-    flux, qwen_image      models with such latents
+    families              a row for every pipeline class of diffusers: what cannot be learnt from its calls
+    diffusers_pipeline    the policy on such a pipeline
+    probe                 the pipeline's own `__call__`, whose network takes notes
+    template              a call of the network, taken apart
+    learn                 what the notes say about the network
+    collate               prompts of several lengths
+    classes               the policy class of every family
 
 Plumbing:
 
@@ -24,19 +27,17 @@ Plumbing:
 """
 
 from .base import Condition, Policy, check_policy, guides
+from .classes import POLICIES, FluxPolicy, QwenImagePolicy, SD3Policy
 from .diffusers_pipeline import DiffusersPolicy
-from .flux import FluxPolicy
+from .families import FAMILIES, Family
 from .network import NetworkPolicy
-from .qwen_image import QwenImagePolicy
-from .sd3 import SD3Policy
-
-POLICIES = {policy.pipeline_name: policy for policy in (SD3Policy, FluxPolicy, QwenImagePolicy)}
-"""`_class_name` in a model's model_index.json -> the class that loads it by `from_pretrained`."""
 
 __all__ = [
+    "FAMILIES",
     "POLICIES",
     "Condition",
     "DiffusersPolicy",
+    "Family",
     "FluxPolicy",
     "NetworkPolicy",
     "Policy",

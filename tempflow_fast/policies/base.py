@@ -86,6 +86,14 @@ class Policy(Protocol):
         """Shape of one latent, without the dimension of rows."""
         ...
 
+    def guides(self, guidance_scale: float) -> bool:
+        """Whether `velocity` needs prompts that were encoded with `guided` at this scale.
+
+        Args:
+            guidance_scale: g.
+        """
+        ...
+
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
         """Encodes prompts.
 
@@ -107,7 +115,7 @@ class Policy(Protocol):
             latents: [R, *latent_shape].
             sigma: noise level, one number or [R].
             condition: R rows of `encode`.
-            guidance_scale: g; up to 1 means no guidance, see `guides`.
+            guidance_scale: g, see `guides`.
 
         Returns:
             In the dtype of `latents`, either (conditional, unconditional), which the caller combines into

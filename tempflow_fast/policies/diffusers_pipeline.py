@@ -1,14 +1,13 @@
-"""What the policies on diffusers pipelines share: everything but the calls that differ from model to model."""
+"""`DiffusersPolicy`: a policy on a pipeline of diffusers, whose calls of its network are learnt from the pipeline."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,54 +15,48 @@ from ..errors import fail, integer, require
 from ..ops.checks import usable_device
 from ..quiet import quiet
 from . import lora, lora_file
-from .base import Condition, guides
+from .base import Condition
+from .collate import by_length, collate
+from .families import Family
+from .learn import PROBED_SCALE, TIMES, Facts, Halves, check_constants, learn, learn_halves
 from .model_files import LIBRARIES, load_pipeline, read_index
 from .network import NetworkPolicy
 from .offload import ALIGNMENT, HostCopies
+from .probe import Probe, Trace
 from .prompt_cache import PromptCache, Row
-from .schedule import check_scheduler, pipeline_sigmas
+from .schedule import check_scheduler
+from .template import BATCH, Inputs, Rows, argument, fill, leaves
 from .vae import Bf16Decoder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from typing_extensions import Self
 
-LORA_TARGETS = (
-    *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
-    *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
-)
-"""The attention's projections, which the three model classes name alike; the choice of the public training scripts."""
+SHORT_TEXT, LONG_TEXT = "a", "a red circle next to the blue squares"
+"""Prompts of different lengths, from which the network's arguments are learnt."""
+LEARNT_STEPS = 3
 
 
 class DiffusersPolicy(NetworkPolicy):
     """A `Policy` on a diffusers pipeline: its transformer is trained, its other parts are frozen.
 
     The rollout without branches is the pipeline's own sampler: same text encoding, timesteps, guidance, Euler steps and
-    decoding.
+    decoding. The pipeline itself does all of this but the calls of its network; what those calls need is learnt from
+    the pipeline when it is first needed, and the row of its family says the rest.
 
     Args:
         pipeline: the loaded pipeline, on the device and in the precision to use. The VAE is moved to float32, because
             images decoded in 16 bits show bands.
         resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
-        max_text_length: number of tokens at which a prompt is cut; None: `default_text_length`.
+        max_text_length: number of tokens at which a prompt is cut; None: the family's `text_length`.
 
     Raises:
         ValueError: if the pipeline or its transformer is one of another class, the resolution is not a multiple of the
             pixels that one token covers, the text length is out of range, or the scheduler does not take Euler steps.
     """
 
-    pipeline_name: ClassVar[str]
-    """Name of the pipeline's class in diffusers."""
-    text_encoders: ClassVar[tuple[str, ...]]
-    """Names of the text encoders in the pipeline."""
-    optional_parts: ClassVar[tuple[str, ...]] = ()
-    """Names of parts that a model may lack, in addition to those that are optional to diffusers."""
-    default_text_length: ClassVar[int]
-    """Number of tokens at which the public training scripts, or else the pipeline, cut a prompt."""
-    longest_text: ClassVar[int] = 512
-    """The most tokens that the pipeline takes."""
-    negative_prompt: ClassVar[str] = ""
-    """The text that guidance leads away from."""
+    family: ClassVar[Family]
+    """Of the pipelines that a subclass takes."""
 
     def __init__(
         self,
@@ -73,17 +66,17 @@ class DiffusersPolicy(NetworkPolicy):
     ) -> None:
         self.pipeline: Any = pipeline  # diffusers declares no types for its parts
         self._check_parts()
-        self.max_text_length = self.default_text_length if max_text_length is None else max_text_length
         self.check_text_length(max_text_length)
+        self.max_text_length = self.family.text_length if max_text_length is None else max_text_length
         self._size = self._checked_size(resolution)
-        self.latent_shape = self._latent_shape()
-        self.dtype: torch.dtype = pipeline.transformer.dtype
-        if pipeline.vae.dtype != torch.float32:
-            pipeline.vae.to(torch.float32)
-        for part in (pipeline.vae, *self._encoders):
+        network, vae = self._network, self.pipeline.vae
+        self.dtype: torch.dtype = network.dtype
+        if vae.dtype != torch.float32:
+            vae.to(torch.float32)
+        for part in (vae, *self._encoders):
             _aligned(part.requires_grad_(False).eval())
-        super().__init__(_aligned(pipeline.transformer.requires_grad_(True).eval()))
-        for name in self._idle_modules:
+        super().__init__(_aligned(network.requires_grad_(True).eval()))
+        for name in self.family.idle(network):
             self.network.get_submodule(name).requires_grad_(False)
         self._cache = PromptCache()
         self._encoders_at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -99,8 +92,9 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: if it is out of range.
         """
-        fits = length is None or 1 <= integer(cls.__name__, "max_text_length", length) <= cls.longest_text
-        require(fits, cls.__name__, "max_text_length", f"in 1..{cls.longest_text}", length)
+        longest = cls.family.longest_text
+        fits = length is None or 1 <= integer(cls.__name__, "max_text_length", length) <= longest
+        require(fits, cls.__name__, "max_text_length", f"in 1..{longest}", length)
 
     @classmethod
     @quiet(*LIBRARIES)  # the first use of a class imports its module, which may warn
@@ -137,101 +131,151 @@ class DiffusersPolicy(NetworkPolicy):
         floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         require(floating, function, "dtype", "a torch.dtype of floating-point numbers", repr(dtype))
         name = read_index(function, path)["_class_name"]
-        known = [cls.pipeline_name, *(other for other, policy in POLICIES.items() if policy is cls)]
+        known = [cls.family.pipeline, *(other for other, policy in POLICIES.items() if policy is cls)]
         require(name in known, function, "model", f"a {' or '.join(dict.fromkeys(known))}", f"a {name}, {str(path)!r}")
-        pipeline_class = getattr(diffusers, cls.pipeline_name)
+        pipeline_class = getattr(diffusers, cls.family.pipeline)
         dtypes = {"default": dtype, "vae": torch.float32}
-        pipeline = load_pipeline(function, path, pipeline_class, dtypes, cls.optional_parts, allow_code)
+        pipeline = load_pipeline(function, path, pipeline_class, dtypes, cls.family.optional_parts, allow_code)
         return cls(pipeline.to(device), resolution, max_text_length)
-
-    # What a subclass defines.
-
-    def _latent_shape(self) -> tuple[int, ...]:
-        """The shape of one latent for images of `self._size` pixels."""
-        raise NotImplementedError
-
-    def _encode_one(self, prompt: str) -> Row:
-        """The tensors of one prompt, each without a leading dimension; "text" is [L, C]."""
-        raise NotImplementedError
-
-    def _predict(self, latents: Tensor, sigma: Tensor, tensors: Row, guidance_scale: float) -> Tensor:
-        """Calls `self.acting` on R rows; sigma is float32 [R]."""
-        raise NotImplementedError
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Pixels in [-1, 1] from the VAE, in its precision."""
-        raise NotImplementedError
-
-    def _collate(self, rows: Sequence[Row]) -> Row:
-        """Stacks the rows, which have one length."""
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _combine(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor | None]:
-        """What `velocity` returns, given both velocities."""
-        return cond, uncond
-
-    @property
-    def _idle_modules(self) -> tuple[str, ...]:
-        """Parts of the transformer that its output does not depend on: they would never get the gradients that
-        data-parallel training waits for."""
-        return ()
-
-    @property
-    def _embeds_guidance(self) -> bool:
-        """Whether the network takes the guidance scale as an input and needs no second evaluation."""
-        return False
-
-    def _levels(self, num_steps: int) -> np.ndarray | None:
-        """The noise levels that the pipeline gives its scheduler to shift; None: the scheduler's own choice."""
-        return np.linspace(1.0, 1 / num_steps, num_steps)
-
-    # What all such policies share.
 
     @property
     def _name(self) -> str:
         return type(self).__name__
 
+    @property
+    def _network(self) -> Any:
+        """The network in the pipeline, without a wrapper."""
+        return getattr(self.pipeline, self.family.network)
+
     def _check_parts(self) -> None:
-        """Refuses another family's pipeline or transformer, and a scheduler of another rule."""
+        """Refuses another family's pipeline or network, and a scheduler of another rule."""
         import diffusers
 
-        own, got = getattr(diffusers, self.pipeline_name), type(self.pipeline).__name__
-        require(isinstance(self.pipeline, own), self._name, "pipeline", f"a {self.pipeline_name}", got)
-        kinds, got = own._get_signature_types()["transformer"], type(self.pipeline.transformer).__name__
+        name, part = self.family.pipeline, self.family.network
+        own, got = getattr(diffusers, name), type(self.pipeline).__name__
+        require(isinstance(self.pipeline, own), self._name, "pipeline", f"a {name}", got)
+        kinds, got = own._get_signature_types()[part], type(self._network).__name__
         expected = " or ".join(kind.__name__ for kind in kinds)
-        require(isinstance(self.pipeline.transformer, kinds), self._name, "pipeline.transformer", f"a {expected}", got)
+        require(isinstance(self._network, kinds), self._name, f"pipeline.{part}", f"a {expected}", got)
         check_scheduler(self._name, self.pipeline.scheduler)
 
     @property
     def _encoders(self) -> list[nn.Module]:
-        parts = (getattr(self.pipeline, name) for name in self.text_encoders)
-        return [part for part in parts if part is not None]
-
-    @property
-    def _token_side(self) -> int:
-        """Side of an image token in pixels."""
-        return self.pipeline.vae_scale_factor * 2
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        """Number of image tokens in a column and in a row."""
-        return self._size[0] // self._token_side, self._size[1] // self._token_side
+        parts = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
+        return [part for part in parts if part is not self._network and part is not self.pipeline.vae]
 
     def _checked_size(self, resolution: int | tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) in pixels."""
         if resolution is None:
             resolution = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        size, side = (resolution, resolution) if isinstance(resolution, int) else resolution, self._token_side
+        size, side = (resolution, resolution) if isinstance(resolution, int) else resolution, self._pixels
         listed = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(pixels, int) for pixels in size)
         fits = listed and all(pixels > 0 and pixels % side == 0 for pixels in size)
         expected = f"a positive multiple of {side} pixels, or (height, width) of such multiples"
         require(fits, self._name, "resolution", expected, resolution)
+        longest = self.family.largest(self.pipeline)
+        if longest is not None:
+            require(max(size) <= longest, self._name, "resolution", f"at most {longest} pixels a side", size)
         return size[0], size[1]
 
     @property
+    def _pixels(self) -> int:
+        """What the sides of images are multiples of."""
+        return self.family.pixels(self.pipeline)
+
+    @property
     def device(self) -> torch.device:
-        """The transformer's device."""
-        return self.pipeline.transformer.device
+        """The network's device."""
+        device: torch.device = self._network.device
+        return device
+
+    # What is learnt from the pipeline.
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input and needs no second evaluation."""
+        return self.family.embedded(self._network.config)
+
+    def guides(self, guidance_scale: float) -> bool:
+        """Whether a guidance scale takes a second velocity, for the negative prompt.
+
+        Args:
+            guidance_scale: g.
+        """
+        return not self._embeds_guidance and self.family.guidance is not None and guidance_scale > self.family.above
+
+    @property
+    def _probe(self) -> Probe:
+        # Values can be compared on the host where the network has none.
+        device = torch.device("cpu") if self.device.type == "meta" else self.device
+        return Probe(self.pipeline, self.family.network, device)
+
+    def _arguments(
+        self, prompt: str | list[str], num_steps: int = LEARNT_STEPS, scale: float | None = None
+    ) -> dict[str, Any]:
+        """Of the pipeline's `__call__`; without a scale, for a call without guidance."""
+        family = self.family
+        arguments: dict[str, Any] = {
+            "prompt": prompt,
+            "height": self._size[0],
+            "width": self._size[1],
+            "num_inference_steps": num_steps,
+            **family.call(self.pipeline, self.max_text_length),
+        }
+        if family.length_argument is not None:
+            arguments[family.length_argument] = self.max_text_length
+        if self._embeds_guidance:
+            arguments["guidance_scale"] = 1.0 if scale is None else scale
+        elif family.guidance is not None:
+            arguments[family.guidance] = family.above if scale is None else scale
+            if scale is not None:
+                arguments["negative_prompt"] = family.negative
+        return arguments
+
+    @cached_property
+    def _still(self) -> Trace:
+        """A call for a short prompt, without guidance; what the pipeline has prepared for it serves other calls."""
+        with self._encoders_at_hand(), quiet(*LIBRARIES):
+            return self._probe.trace(self._arguments(SHORT_TEXT), LEARNT_STEPS)
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, without the dimension of rows."""
+        return tuple(self._still.latents.shape[1:])
+
+    @cached_property
+    def _facts(self) -> Facts:
+        """What calls of the network are like."""
+        trace, scaled = self._still, None
+        with self._encoders_at_hand(), quiet(*LIBRARIES):
+            batch = self._probe.trace(self._arguments([SHORT_TEXT, *[LONG_TEXT] * (BATCH - 1)]))
+            if self._embeds_guidance:
+                scaled = self._probe.trace(self._arguments(SHORT_TEXT, scale=2.0), encoded=trace.encoded)
+        return learn(self._name, trace, batch, scaled).to(self.device)
+
+    @cached_property
+    def _texts(self) -> list[Rows]:
+        """The arguments of which every prompt brings its own."""
+        return [slot for slot in leaves(self._facts.slots) if isinstance(slot, Rows)]
+
+    @cached_property
+    def _negative(self) -> tuple[Halves, Row]:
+        """Where a guided step has its negative prompt, and the rows of it."""
+        with self._encoders_at_hand(), quiet(*LIBRARIES):
+            trace = self._probe.trace(self._arguments(self.family.negative, scale=PROBED_SCALE))
+        halves = learn_halves(self._name, trace, self.family.combine)
+        return halves, self._row_of(trace.calls[0][halves.call].arguments, halves.row)
+
+    def _row_of(self, arguments: Mapping[str, Any], row: int = 0) -> Row:
+        """What one prompt brings to a call of the network."""
+        tensors = {slot.name: slot.of(argument(arguments, slot.name), row) for slot in self._texts}
+        return {
+            # A copy: a part would keep the other half of the call in memory.
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+            for name, tensor in tensors.items()
+        }
+
+    # What all policies do with it.
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
         """Encodes prompts, each of them once and alone, and keeps the encodings.
@@ -245,26 +289,33 @@ class DiffusersPolicy(NetworkPolicy):
             the input of one network call for both, without a copy.
 
         Raises:
-            ValueError: if there is no prompt.
+            ValueError: if there is no prompt, or the pipeline does something that cannot be learnt.
         """
         require(not isinstance(prompts, str), "encode", "prompts", "a list of texts", repr(prompts))
         require(len(prompts) > 0, "encode", "prompts", "at least one text", "none")
-        paired = guided and not self._embeds_guidance
-        texts = [text for prompt in prompts for text in ((prompt, self.negative_prompt) if paired else (prompt,))]
-        known = self._encodings(texts)
-        tensors = self._collate([known[text] for text in texts])
+        paired, known = guided and not self._embeds_guidance, self._encodings(prompts)
+        rows = [known[prompt] for prompt in prompts]
+        if paired:
+            negative = self._negative[1]
+            rows = [part for row in rows for part in (row, negative)]
+        tensors = collate(rows, self._facts.slots)
         return Condition({name: part.unflatten(0, (-1, 2)) if paired else part for name, part in tensors.items()})
 
     def _encodings(self, texts: Sequence[str]) -> dict[str, Row]:
         found = {text: self._cache.get(text) for text in texts}
         known = {text: row for text, row in found.items() if row is not None}
         if missing := [text for text in found if text not in known]:
-            with self._encoders_at_hand(), torch.no_grad(), quiet(*LIBRARIES):
+            with self._encoders_at_hand(), quiet(*LIBRARIES):
                 for text in missing:
                     # One per call, so that the bits of an encoding do not depend on the other prompts.
                     known[text] = self._encode_one(text)
                     self._cache.put(text, known[text])
         return known
+
+    def _encode_one(self, prompt: str) -> Row:
+        arguments = self._probe.trace(self._arguments(prompt)).calls[0][0].arguments
+        check_constants(self._name, self._facts.slots, arguments)
+        return self._row_of(arguments)
 
     def offload_text_encoders(self) -> None:
         """From now on the text encoders stay in host memory, and are copied to the device only for new prompts."""
@@ -287,7 +338,7 @@ class DiffusersPolicy(NetworkPolicy):
             latents: [R, *latent_shape].
             sigma: noise level, one number or [R].
             condition: R rows of `encode`.
-            guidance_scale: g; up to 1 means no guidance. A network that embeds guidance takes any scale.
+            guidance_scale: g, see `guides`. A network that embeds guidance takes any scale.
 
         Returns:
             (conditional, unconditional) for classifier-free guidance, else (velocity, None); each [R, *latent_shape],
@@ -296,8 +347,9 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: if guidance needs a second velocity and the condition was encoded without `guided`.
         """
-        paired = guides(guidance_scale) and not self._embeds_guidance
-        tensors, has_pairs = condition.tensors, condition.tensors["text"].dim() == 4
+        paired, tensors = self.guides(guidance_scale), dict(condition.tensors)
+        own = self._texts[0]
+        has_pairs = tensors[own.name].dim() == own.num_dims + 2
         if paired and not has_pairs:
             fail("velocity", "condition", "from encode(prompts, guided=True) for guidance", "an unguided one")
         if not isinstance(sigma, Tensor):
@@ -307,14 +359,27 @@ class DiffusersPolicy(NetworkPolicy):
             hidden, sigma = hidden.repeat_interleave(2, dim=0), sigma.repeat_interleave(2)
         if has_pairs:
             tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
-        velocity = self._predict(hidden, sigma, tensors, guidance_scale)
+        inputs = Inputs(hidden, TIMES[self._facts.time](sigma), guidance_scale, tensors)
         # Where patches are single pixels, unpatchifying leaves a permuted view; the ops need contiguous rows.
-        velocity = velocity.to(latents.dtype).contiguous()
-        return self._combine(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
+        velocity = by_length(inputs, self._texts, self._predict).to(latents.dtype).contiguous()
+        return self._pair(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
+
+    def _predict(self, inputs: Inputs) -> Tensor:
+        made = self.acting(**fill(self._facts.slots, inputs))
+        output = made[0]
+        output = torch.stack(list(output)) if isinstance(output, (list, tuple)) else output
+        velocity = output.reshape(inputs.latents.shape)
+        return -velocity if self._facts.sign < 0 else velocity
+
+    def _pair(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor | None]:
+        """What guidance is made of."""
+        if self.family.combine is not None:
+            return self.family.combine(cond, uncond, guidance_scale), None
+        return (2 * cond - uncond, cond) if self._negative[0].beyond else (cond, uncond)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decodes finished latents with the VAE.
+        """Decodes finished latents with the VAE, as the pipeline does.
 
         Args:
             latents: [R, *latent_shape].
@@ -323,10 +388,7 @@ class DiffusersPolicy(NetworkPolicy):
             Images [R, 3, H, W], float32 in [0, 1].
         """
         with torch.autocast(latents.device.type, enabled=False), self._decoder_in_use():
-            pixels = self._decode(latents.to(self.pipeline.vae.dtype))
-        # The library clamps, and an overflow would pass for white or black.
-        pixels = pixels.masked_fill(pixels.isinf(), torch.nan)
-        return self.pipeline.image_processor.postprocess(pixels, output_type="pt")
+            return self._probe.images(self._arguments(SHORT_TEXT), latents.to(self.pipeline.vae.dtype), self._still)
 
     def sigmas(self, num_steps: int) -> list[float]:
         """The noise levels of the pipeline's scheduler, with its static or resolution-dependent shift.
@@ -340,13 +402,12 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: if the scheduler does not take Euler steps.
         """
-        scheduler = self.pipeline.scheduler
-        check_scheduler(self._name, scheduler)  # again: it may have been replaced
-        return pipeline_sigmas(scheduler, num_steps, self._levels(num_steps), math.prod(self._grid))
+        check_scheduler(self._name, self.pipeline.scheduler)  # again: it may have been replaced
+        return self._probe.trace(self._arguments(SHORT_TEXT, num_steps), 0, self._still.encoded).sigmas
 
     def enable_gradient_checkpointing(self) -> None:
         """The backward pass recomputes each block instead of keeping its activations: slower, but far less memory."""
-        self.pipeline.transformer.enable_gradient_checkpointing()
+        self._network.enable_gradient_checkpointing()
 
     @quiet(*LIBRARIES)
     def add_lora(
@@ -363,7 +424,7 @@ class DiffusersPolicy(NetworkPolicy):
             rank: inner dimension of the adapter.
             alpha: the adapter's output is scaled by alpha / rank.
             targets: the layers whose names end in one of these are adapted; all of them must be linear. None: those of
-                `LORA_TARGETS` that the network has.
+                the family that the network has.
             init: peft's `init_lora_weights`, one that leaves the network's own weights as they are.
             seed: decides the initial weights, which are the same in every process.
 
@@ -371,11 +432,11 @@ class DiffusersPolicy(NetworkPolicy):
             ValueError: if the rank or alpha is not positive, a target names no layer or one that is not linear, or
                 there is an adapter already.
         """
-        network = self.pipeline.transformer
+        network = self._network
         if targets is None:
             names = [f".{name}" for name, _ in network.named_modules()]
-            targets = [target for target in LORA_TARGETS if any(name.endswith(f".{target}") for name in names)]
-        lora.add_lora(network, rank, alpha, targets, init, seed, excluded=self._idle_modules)
+            targets = [target for target in self.family.targets if any(name.endswith(f".{target}") for name in names)]
+        lora.add_lora(network, rank, alpha, targets, init, seed, excluded=self.family.idle(network))
 
     @quiet(*LIBRARIES)
     def save_lora(self, directory: str | Path) -> None:
@@ -400,7 +461,7 @@ class DiffusersPolicy(NetworkPolicy):
             ValueError: if there is no such file, anything in it does not fit or would not be applied, or there is an
                 adapter already. The policy is then as it was.
         """
-        lora_file.load_lora(self.pipeline.transformer, path)
+        lora_file.load_lora(self._network, path)
 
     @quiet(*LIBRARIES)
     def save(self, directory: str | Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import nn
 from torch.nn import Parameter
 
+from .base import guides
 from .lora import adapters_disabled, described, has_adapter
 
 
@@ -36,6 +37,14 @@ class NetworkPolicy:
     def acting(self) -> nn.Module:
         """The module that `velocity` has to call: `network`, or its frozen copy inside `reference`."""
         return self._frozen if self._is_reference and self._frozen is not None else self.network
+
+    def guides(self, guidance_scale: float) -> bool:
+        """Whether `velocity` gives two velocities at this guidance scale: above 1.
+
+        Args:
+            guidance_scale: g.
+        """
+        return guides(guidance_scale)
 
     def parameters(self) -> list[Parameter]:
         """The parameters of the network that require a gradient."""

@@ -1,4 +1,4 @@
-"""A model class that the package does not know takes one file and one line: AuraFlow, loaded, trained and saved."""
+"""A model class that the package does not know takes a row: AuraFlow, loaded, trained and saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from support.pipelines import TEXT_DIM, clip_tokenizer, silent, t5, vae
 from support.runs import little_run
 
 from tempflow_fast import rollout, step_table
-from tempflow_fast.policies import POLICIES, DiffusersPolicy, guides
+from tempflow_fast.policies import POLICIES, DiffusersPolicy, Family
 from tempflow_fast.run.load import load_policy
 
 PROMPTS = ["a red circle", "two squares"]
@@ -17,27 +17,7 @@ PROMPTS = ["a red circle", "two squares"]
 class AuraFlowPolicy(DiffusersPolicy):
     """What the file would hold."""
 
-    pipeline_name = "AuraFlowPipeline"
-    text_encoders = ("text_encoder",)
-    default_text_length = 256
-
-    def _latent_shape(self):
-        return self.pipeline.transformer.config.in_channels, *(2 * side for side in self._grid)
-
-    def _levels(self, num_steps):
-        return None
-
-    def _encode_one(self, prompt):
-        text, *_ = self.pipeline.encode_prompt(
-            prompt, do_classifier_free_guidance=False, device=self.device, max_sequence_length=self.max_text_length
-        )
-        return {"text": text[0].to(self.dtype)}
-
-    def _predict(self, latents, sigma, tensors, guidance_scale):
-        return self.acting(latents, encoder_hidden_states=tensors["text"], timestep=sigma, return_dict=False)[0]
-
-    def _decode(self, latents):
-        return self.pipeline.vae.decode(latents / self.pipeline.vae.config.scaling_factor, return_dict=False)[0]
+    family = Family(pipeline="AuraFlowPipeline", text_length=256)
 
 
 @pytest.fixture
@@ -80,7 +60,7 @@ def test_its_rollout_is_its_pipeline(model, resolution, guidance_scale):
         output_type="pt",
     ).images
     table = step_table(policy.sigmas(3), noise_level=1e-9, branch_steps=range(3))
-    condition = policy.encode(PROMPTS, guided=guides(guidance_scale))
+    condition = policy.encode(PROMPTS, guided=policy.guides(guidance_scale))
     latents = rollout(policy, condition, table, noise, 2, guidance_scale=guidance_scale).latents
     assert (policy.decode(latents[:, -1, 0]) - images).abs().max() <= 1e-5
 

@@ -9,19 +9,18 @@ from support.policies import CASES, CLASSES, NUM_STEPS, TALL, make, velocity
 from support.tiny import PROMPTS
 
 import tempflow_fast as tff
-from tempflow_fast.policies import SD3Policy, guides
+from tempflow_fast.policies import SD3Policy
 from tempflow_fast.run.load import load_policy
 
 
 def pipeline_latents(policy, noise, **arguments):
     """Latents after every step of the pipeline's own loop, [N, T, *shape], and its images."""
-    pipeline, steps, scale = policy.pipeline, [], policy.pipeline.vae_scale_factor
-    height, width = policy.latent_shape[1:] if noise.dim() == 4 else (2 * side for side in policy._grid)
+    pipeline, steps = policy.pipeline, []
     images = pipeline(
         PROMPTS,
         latents=noise,
-        height=height * scale,
-        width=width * scale,
+        height=policy._size[0],
+        width=policy._size[1],
         callback_on_step_end=lambda pipe, step, timestep, tensors: steps.append(tensors["latents"]) or {},
         output_type="pt",
         **{"max_sequence_length": policy.max_text_length, **arguments},
@@ -44,7 +43,7 @@ def test_rollout_without_noise_is_the_pipeline(tmp_path, name, resolution, guida
 
     # Branches with next to no noise follow the trunk, so the tails are compared as well.
     table = tff.step_table(policy.sigmas(NUM_STEPS), noise_level=1e-9, branch_steps=range(NUM_STEPS))
-    condition = policy.encode(PROMPTS, guided=guides(guidance_scale))
+    condition = policy.encode(PROMPTS, guided=policy.guides(guidance_scale))
     drawn = tff.rollout(policy, condition, table, noise, 2, guidance_scale=guidance_scale, max_batch=8)
     size = expected.abs().max()
     assert torch.equal(policy.decode(expected[:, -1]), images)

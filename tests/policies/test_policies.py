@@ -13,18 +13,21 @@ from tempflow_fast.grpo.memory import measure
 from tempflow_fast.policies import Condition, NetworkPolicy, SD3Policy
 from tempflow_fast.run.load import load_policy
 
+TEXT = "encoder_hidden_states"
+
 
 @CLASSES
 def test_prompts_are_encoded_once_and_alone(tmp_path, name):
     policy, calls = make(name, tmp_path), []
+    policy.encode(["learns what the network is called with"], guided=True)
     policy.pipeline.text_encoder.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
     )
     together = policy.encode([*PROMPTS, PROMPTS[0]], guided=True)
     again = policy.encode(PROMPTS[:1])
-    assert calls == ([1] * 3 if name == "flux" else [1] * 4)  # its guidance is embedded: no negative prompt
-    text = together.tensors["text"][3] if name == "flux" else together.tensors["text"][3, 0]
-    assert torch.equal(again.tensors["text"][0], text[: again.tensors["text"].shape[1]])
+    assert calls == [1] * 3
+    text = together.tensors[TEXT][3] if name == "flux" else together.tensors[TEXT][3, 0]  # its guidance is embedded
+    assert torch.equal(again.tensors[TEXT][0], text[: again.tensors[TEXT].shape[1]])
     with pytest.raises(ValueError, match="encode: prompts must be at least one text, got none"):
         policy.encode([])
 

@@ -8,7 +8,7 @@ import torch
 
 import tempflow_fast as tff
 from support.tiny import PROMPTS
-from tempflow_fast.policies import Condition, guides
+from tempflow_fast.policies import Condition
 
 FIELDS = ("states", "branches", "log_prob", "latents")
 
@@ -17,7 +17,7 @@ def draw(policy, graphs, iteration=0, guidance_scale=4.5, max_batch=5, steps=4, 
     """A rollout whose noise, ids, seed, schedule and texts are those of `iteration`."""
     schedule = [sigma ** (1 + 0.1 * iteration) for sigma in policy.sigmas(steps)]
     table = tff.step_table(schedule, noise_level=0.7 + 0.1 * iteration, **table)
-    condition = policy.encode(prompts, guided=guides(guidance_scale))
+    condition = policy.encode(prompts, guided=policy.guides(guidance_scale))
     condition = Condition({name: part + 0.1 * iteration for name, part in condition.tensors.items()})
     ids = torch.arange(len(prompts)) + 100 * iteration
     noise = tff.ops.initial_noise(policy.latent_shape, iteration, ids)

@@ -8,7 +8,7 @@ import pytest
 
 from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
 from support.tiny import PROMPTS
-from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy, guides
+from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
 
 NUM_STEPS = 4
 TALL = (24, 16)
@@ -45,4 +45,4 @@ def make(name, directory, resolution=None):
 
 
 def velocity(policy, latents, sigma=0.5, guidance_scale=1.0):
-    return policy.velocity(latents, sigma, policy.encode(PROMPTS, guided=guides(guidance_scale)), guidance_scale)
+    return policy.velocity(latents, sigma, policy.encode(PROMPTS, guided=policy.guides(guidance_scale)), guidance_scale)

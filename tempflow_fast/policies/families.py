@@ -1,0 +1,129 @@
+"""What of a pipeline class cannot be learnt from its calls: a row per family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .learn import Combine
+
+ATTENTION = (
+    *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
+)
+"""The attention's projections, which most networks name alike; the choice of the public training scripts."""
+
+
+def _default_pixels(pipeline: Any) -> int:
+    return int(pipeline.vae_scale_factor) * 2
+
+
+def _no_arguments(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+    return {}
+
+
+def _no_modules(network: nn.Module) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Models of one pipeline class of diffusers.
+
+    Args:
+        pipeline: name of the class.
+        guidance: the argument of `__call__` for the scale of classifier-free guidance; None: it has none.
+        embedded: whether the network takes the scale of `guidance_scale` as an input, which replaces guidance by two
+            velocities; decided by the network's configuration.
+        above: scales above this one guide.
+        combine: (conditional, unconditional, scale) -> velocity; None: unconditional + scale (conditional -
+            unconditional), or the same from the conditional one, whichever the pipeline does.
+        negative: the text that guidance leads away from.
+        text_length: number of tokens at which the public training scripts, or else the pipeline, cut a prompt.
+        longest_text: the most tokens that the pipeline takes.
+        length_argument: the argument of `__call__` for that number; None: it has none.
+        call: more arguments of `__call__`, of the pipeline and the text length.
+        network: name of the part that is trained.
+        optional_parts: names of parts that a model may lack, in addition to those that are optional to diffusers.
+        pixels: how many pixels the sides of images must be multiples of.
+        largest: the largest side in pixels; None: any.
+        targets: ends of the names of the layers that an adapter changes; of those, the ones that there are.
+        idle: modules that the output does not depend on: they never get the gradients that data-parallel training
+            waits for.
+    """
+
+    pipeline: str
+    guidance: str | None = "guidance_scale"
+    embedded: Callable[[Any], bool] = lambda config: False
+    above: float = 1.0
+    combine: Combine | None = None
+    negative: str = ""
+    text_length: int = 512
+    longest_text: int = 512
+    length_argument: str | None = "max_sequence_length"
+    call: Callable[[Any, int], Mapping[str, Any]] = _no_arguments
+    network: str = "transformer"
+    optional_parts: tuple[str, ...] = ()
+    pixels: Callable[[Any], int] = _default_pixels
+    largest: Callable[[Any], int | None] = lambda pipeline: None
+    targets: tuple[str, ...] = ATTENTION
+    idle: Callable[[Any], tuple[str, ...]] = _no_modules
+
+
+def token_norm(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Guidance whose result has, in every token, the length of the conditional velocity.
+
+    Args:
+        cond: [R, L, C].
+        uncond: [R, L, C].
+        scale: g.
+    """
+    combined = uncond + scale * (cond - uncond)
+    return combined * (cond.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+
+
+def _sd3_pixels(pipeline: Any) -> int:
+    return int(pipeline.vae_scale_factor * pipeline.transformer.config.patch_size)
+
+
+def _sd3_call(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+    # Without T5, diffusers would append `max_sequence_length` zero tokens to every text.
+    return {"max_sequence_length": 0 if pipeline.text_encoder_3 is None else text_length}
+
+
+def _qwen_idle(network: Any) -> tuple[str, ...]:
+    # Only the image tokens of the last block are used.
+    last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
+    return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
+
+
+FAMILIES: dict[str, Family] = {
+    family.pipeline: family
+    for family in (
+        Family(
+            pipeline="StableDiffusion3Pipeline",
+            text_length=128,
+            length_argument=None,
+            call=_sd3_call,
+            optional_parts=("text_encoder_3", "tokenizer_3"),
+            pixels=_sd3_pixels,
+            largest=lambda pipeline: pipeline.transformer.config.pos_embed_max_size * _sd3_pixels(pipeline),
+        ),
+        Family(
+            pipeline="FluxPipeline", guidance="true_cfg_scale", embedded=lambda config: bool(config.guidance_embeds)
+        ),
+        Family(
+            pipeline="QwenImagePipeline",
+            guidance="true_cfg_scale",
+            combine=token_norm,
+            negative=" ",
+            text_length=1024,
+            longest_text=1024,
+            idle=_qwen_idle,
+        ),
+    )
+}
+"""Name of a pipeline class -> its row."""

@@ -1,0 +1,177 @@
+"""What traces of a pipeline tell about its network: where the time goes, the sign of the output, which half guides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import fail, require
+from .probe import Trace
+from .template import Constant, Guidance, Slot, Time, moved, template_of
+
+Combine = Callable[[Tensor, Tensor, float], Tensor]
+"""(conditional, unconditional, scale) -> the guided velocity."""
+
+TIMES: dict[str, Callable[[Any], Any]] = {
+    "1000 sigma": lambda sigma: sigma * 1000,
+    "sigma": lambda sigma: sigma,
+    "1 - sigma": lambda sigma: 1 - sigma,
+    "1000 (1 - sigma)": lambda sigma: (1 - sigma) * 1000,
+    "1000 sigma - 1": lambda sigma: sigma * 1000 - 1,
+}
+"""The times that networks take, as functions of the noise level."""
+NEAR = 1e-4
+"""The largest difference, relative to the largest value, between what is noted in float32 and what explains it."""
+PROBED_SCALE = 3.0
+"""A guidance scale at which every pipeline guides."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What calls of a network are like without guidance.
+
+    Args:
+        slots: argument -> how it is filled.
+        time: key of `TIMES`.
+        sign: 1 or -1: what the output is multiplied by to give dx/dsigma.
+    """
+
+    slots: dict[str, Slot]
+    time: str
+    sign: int
+
+    def to(self, device: torch.device) -> Facts:
+        """The same for a network on this device.
+
+        Args:
+            device: where it is.
+        """
+        return replace(self, slots={name: moved(slot, device) for name, slot in self.slots.items()})
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Where a guided step has the arguments of the negative prompt.
+
+    Args:
+        call: number of the network's call.
+        row: of that call.
+        beyond: whether the scale counts from the conditional velocity: c + g (c - u) instead of u + g (c - u).
+    """
+
+    call: int
+    row: int
+    beyond: bool
+
+
+def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None) -> Facts:
+    """Explains what a network is called with.
+
+    Args:
+        owner: whose error it is if that cannot be explained.
+        trace: of one prompt, over three steps, without guidance.
+        batch: of `BATCH` prompts; the first is the same and the shortest, the others are longer.
+        scaled: as `trace`, with twice the guidance scale, for a network that takes the scale as an input.
+
+    Raises:
+        ValueError: naming the argument or the output that cannot be explained.
+    """
+    require(all(len(calls) == 1 for calls in trace.calls), owner, "pipeline", "one call per step", len(trace.calls[0]))
+    first, *later = (calls[0].arguments for calls in trace.calls)
+    slots = template_of(first, batch.calls[0][0].arguments, trace.latents)
+    moving = [name for name in first if any(_differ(first[name], other[name]) for other in later)]
+    require(len(moving) == 1, owner, "pipeline", "one whose network is told the time and nothing else by step", moving)
+    values = [calls[0].arguments[moving[0]] for calls in trace.calls]
+    fits = all(isinstance(value, Tensor) and value.numel() == 1 for value in values)
+    require(fits, owner, "pipeline", f"one with a number as {moving[0]} of every row", values[0])
+    slots[moving[0]] = Time()
+    if scaled is not None:
+        name = _changed(owner, first, scaled.calls[0][0].arguments)
+        slots[name] = Guidance(float(first[name]))
+    return Facts(slots, _time(owner, [float(value) for value in values], trace.sigmas), _sign(owner, trace))
+
+
+def learn_halves(owner: str, trace: Trace, combine: Combine | None) -> Halves:
+    """Finds the negative prompt in a guided step.
+
+    Args:
+        owner: whose error it is if it cannot be found.
+        trace: of one prompt and one step at `PROBED_SCALE`.
+        combine: how the pipeline combines the two velocities; None: linearly.
+
+    Raises:
+        ValueError: if the step is not explained by two velocities.
+    """
+    outputs = [row for call in trace.calls[0] for row in call.output.reshape(-1, *trace.latents.shape[1:])]
+    require(len(outputs) == 2, owner, "pipeline", "one whose guidance takes two velocities", len(outputs))
+    places = [(number, row) for number, call in enumerate(trace.calls[0]) for row in range(3 - len(trace.calls[0]))]
+    prediction = trace.predictions[0].float().reshape(outputs[0].shape)
+    for negative in (0, 1):
+        u, c = outputs[negative], outputs[1 - negative]
+        for beyond in (False, True):
+            pair = (2 * c - u, c) if beyond else (c, u)
+            guided = linear(*pair, PROBED_SCALE) if combine is None else combine(c[None], u[None], PROBED_SCALE)[0]
+            if min(_distance(prediction, guided), _distance(prediction, -guided)) <= NEAR:
+                return Halves(*places[negative], beyond and combine is None)
+    fail(owner, "pipeline", "one whose guidance is u + g (c - u), or c + g (c - u)", "another combination")
+
+
+def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance."""
+    return uncond + scale * (cond - uncond)
+
+
+def _time(owner: str, values: Sequence[float], sigmas: Sequence[float]) -> str:
+    for name, form in TIMES.items():
+        expected = [form(sigma) for sigma in sigmas[: len(values)]]
+        if all(abs(a - b) <= NEAR * max(abs(b), 1e-2) for a, b in zip(values, expected, strict=True)):
+            return name
+    got = ", ".join(f"{value:.6g} at {sigma:.6g}" for value, sigma in zip(values, sigmas, strict=False))
+    fail(owner, "pipeline", f"one whose network takes {' or '.join(TIMES)} for the time", got)
+
+
+def _sign(owner: str, trace: Trace) -> int:
+    output, prediction = trace.calls[0][0].output, trace.predictions[0].float()
+    for sign in (1, -1):
+        if output.numel() == prediction.numel() and _distance(prediction, sign * output.view_as(prediction)) <= NEAR:
+            return sign
+    fail(owner, "pipeline", "one whose step takes the network's output as it is, or its negative", "another function")
+
+
+def _distance(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return not torch.equal(one, other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) != len(other) or any(_differ(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one != other)
+
+
+def _changed(owner: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    names = [name for name in one if _differ(one[name], other[name])]
+    require(len(names) == 1, owner, "pipeline", "one whose network takes the guidance scale as one argument", names)
+    return names[0]
+
+
+def check_constants(owner: str, slots: Mapping[str, Slot], arguments: Mapping[str, Any]) -> None:
+    """Refuses a prompt for which the network gets another value than for the prompts that were compared.
+
+    Args:
+        owner: whose error it is.
+        slots: of the network's arguments.
+        arguments: of its call for the prompt.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, slot in slots.items():
+        if isinstance(slot, Constant) and _differ(slot.value, arguments[name]):
+            expected = f"one whose network gets the same {name} for all prompts"
+            fail(owner, "pipeline", expected, "one where it depends on the prompt")

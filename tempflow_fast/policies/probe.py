@@ -1,0 +1,186 @@
+"""A pipeline's own `__call__`, on a double of the pipeline whose network and scheduler only take notes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .template import bound, place_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the network: its arguments by name, and the random numbers that it answered with."""
+
+    arguments: dict[str, Any]
+    output: Tensor
+
+
+@dataclass
+class Trace:
+    """What a pipeline did on its way through its first steps."""
+
+    scheduler: Any
+    """The copy of the pipeline's scheduler that was used, as the pipeline has set it up."""
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    """[R, *latent_shape], random: what the pipeline got for its initial noise, and for its latents at every step."""
+    calls: list[list[Call]] = field(default_factory=lambda: [[]])
+    """Of every step."""
+    predictions: list[Tensor] = field(default_factory=list)
+    """What every step gave its scheduler for the velocity."""
+    encoded: list[Any] = field(default_factory=list)
+    """What every call of `encode_prompt` returned."""
+    prepared: Any = None
+    """What `prepare_latents` returned."""
+    answer: Any = None
+    """What the network's first call returned."""
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The noise levels of the scheduler, from the noisiest to 0."""
+        levels: list[float] = self.scheduler.sigmas.tolist()
+        return levels
+
+
+class _DoneError(Exception):
+    """The pipeline has shown what was asked for."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Runs a pipeline's `__call__` without its network.
+
+    The pipeline itself stays as it is: a shallow copy of it is called, whose network notes its arguments and answers
+    with random numbers, and whose scheduler notes what it is given and leaves the latents alone. Nothing is drawn from
+    torch's own generators.
+
+    Args:
+        pipeline: of diffusers.
+        network: name of the part that predicts the velocity.
+        device: where the copy works.
+    """
+
+    pipeline: Any
+    network: str
+    device: torch.device
+
+    def trace(self, arguments: Mapping[str, Any], num_steps: int = 1, encoded: list[Any] | None = None) -> Trace:
+        """Follows a call of the pipeline up to its scheduler's step number `num_steps`.
+
+        Args:
+            arguments: of `__call__`.
+            num_steps: how many steps to follow; 0: only until the network is called.
+            encoded: what the calls of `encode_prompt` return; None: they run the text encoders.
+
+        Returns:
+            What it did.
+        """
+        trace = Trace(copy.deepcopy(self.pipeline.scheduler))  # a copy keeps `set_shift`, which no config holds
+        generator = torch.Generator().manual_seed(0)
+        known = None if encoded is None else iter(encoded)
+
+        def random(shape: torch.Size) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.device)
+
+        def encode_prompt(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+            own = type(self.pipeline).encode_prompt
+            trace.encoded.append(own(pipeline, *args, **kwargs) if known is None else next(known))
+            return trace.encoded[-1]
+
+        def prepare_latents(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+            own = type(self.pipeline).prepare_latents(pipeline, *args, **kwargs)
+            first, *rest = own if isinstance(own, tuple) else (own,)
+            trace.latents = random(first.shape)
+            trace.prepared = (trace.latents, *rest) if rest else trace.latents
+            return trace.prepared
+
+        def call(network: Any, *args: Any, **kwargs: Any) -> Any:
+            if not num_steps:
+                raise _DoneError
+            noted = bound(network, args, kwargs)
+            place = place_of(noted, trace.latents)
+            output = random(place.shape)
+            trace.calls[-1].append(Call(noted, output))
+            answer = list(output) if place.listed else output
+            answered = (answer,) if noted.get("return_dict") is False else _Output(answer)
+            trace.answer = trace.answer or answered
+            return answered
+
+        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+            trace.predictions.append(prediction)
+            if len(trace.predictions) == num_steps:
+                raise _DoneError
+            trace.calls.append([])
+            return (sample,)
+
+        trace.scheduler.step = step
+        hooks = {"encode_prompt": encode_prompt, "prepare_latents": prepare_latents}
+        with suppress(_DoneError), torch.no_grad():
+            self._double(hooks, call, scheduler=trace.scheduler)(**arguments, generator=_generator())
+        return trace
+
+    def images(self, arguments: Mapping[str, Any], latents: Tensor, trace: Trace) -> Tensor:
+        """What the pipeline makes of finished latents. Nothing but the autoencoder is run.
+
+        Args:
+            arguments: of `__call__`, for one prompt.
+            latents: [R, *latent_shape].
+            trace: of the same call.
+
+        Returns:
+            [R, 3, H, W] in [0, 1], NaN where the autoencoder overflows: the library's clamp would make white or black.
+        """
+        encoded = iter(trace.encoded)
+
+        def decode(*args: Any, **kwargs: Any) -> Any:
+            made = self.pipeline.vae.decode(*args, **kwargs)
+            pixels = made[0].masked_fill(made[0].isinf(), torch.nan)
+            return (pixels, *made[1:]) if isinstance(made, tuple) else type(made)(sample=pixels)
+
+        scheduler = copy.copy(trace.scheduler)
+        scheduler.step = lambda *args, **kwargs: (latents,)
+        own = scheduler.set_timesteps  # the pipelines look at its parameters
+        scheduler.set_timesteps = functools.wraps(own)(lambda *args, **kwargs: None)
+        hooks = {
+            "encode_prompt": lambda *args, **kwargs: next(encoded),
+            "prepare_latents": lambda *args, **kwargs: trace.prepared,
+        }
+        parts = {"scheduler": scheduler, "vae": _shadow(self.pipeline.vae, {}, decode=decode)}
+        double = self._double(hooks, lambda *args, **kwargs: trace.answer, **parts)
+        images: Tensor = double(**{**arguments, "output_type": "pt"}, generator=_generator())[0]
+        return images
+
+    def _double(self, hooks: dict[str, Callable[..., Any]], call: Callable[..., Any], **parts: Any) -> Any:
+        place = property(lambda pipeline: self.device)  # also while the text encoders wait elsewhere
+        parts[self.network] = _shadow(getattr(self.pipeline, self.network), {"__call__": call})
+        still = {"_progress_bar_config": {"disable": True}, "maybe_free_model_hooks": lambda: None}
+        return _shadow(self.pipeline, {**hooks, "_execution_device": place, "device": place}, **parts, **still)
+
+
+@dataclass
+class _Output:
+    """What a network returns that was not asked for a tuple."""
+
+    sample: Any
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.sample,)[index]
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _shadow(original: Any, members: Mapping[str, Any], **attributes: Any) -> Any:
+    """A shallow copy with other members of its class and other attributes; assignments do not reach the original."""
+    kind = type(original)
+    made: Any = object.__new__(type(kind.__name__, (kind,), dict(members)))
+    vars(made).update(vars(original), **attributes)
+    return made
