@@ -39,7 +39,8 @@ PUBLIC = {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v
 def test_adapter_is_that_of_the_public_scripts(tmp_path, policy_class):
     policy = policy_class(BUILDS[policy_class](tmp_path))
     linear = {name for name, module in policy.network.named_modules() if isinstance(module, torch.nn.Linear)}
-    wanted = {name for name in linear if name.rpartition(".attn.")[2] in PUBLIC} - set(policy.family.idle(policy.network))
+    public = {name for name in linear if name.rpartition(".attn.")[2] in PUBLIC}
+    wanted = public - set(policy.family.idle(policy.network))
     policy.add_lora()
     layers = {name.removesuffix(".lora_A.default.weight"): tensor for name, tensor in policy.network.named_parameters()}
     first = {name: tensor for name, tensor in layers.items() if not name.endswith("weight") and ".lora" not in name}
