@@ -166,7 +166,9 @@ def step_rows(op: str, steps: Sequence[int] | Tensor, table: StepTable, num_rows
         if steps.device.type == "cpu" and not torch.compiler.is_compiling():
             if torch._C._functorch.is_batchedtensor(steps):
                 fail(op, "steps", "the same for all of a batch of torch.vmap", "batched values")
-            for step in dict.fromkeys(steps.tolist()):
+            # tolist fails inside transforms of torch.func before torch 2.10; element by element is slow elsewhere.
+            transformed = torch._C._functorch.peek_interpreter_stack() is not None
+            for step in dict.fromkeys([row.item() for row in steps] if transformed else steps.tolist()):
                 step_index(op, step, table, noisy=True)
         return steps.to(device, non_blocking=True).contiguous()
     checked = [step_index(op, step, table, noisy=True) for step in rows]

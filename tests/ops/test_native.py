@@ -16,8 +16,9 @@ from tempflow_fast.ops import native, noise
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
-def test_the_library_is_there_where_a_compiler_is():
-    assert native.loaded() or not COMPILER, f"compiled kernels missing: {native.reason}"
+def test_the_library_is_there_where_a_compiler_and_a_new_enough_torch_are():
+    has_interface = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+    assert native.loaded() or not (COMPILER and has_interface), f"compiled kernels missing: {native.reason}"
 
 
 @pytest.fixture(scope="module")

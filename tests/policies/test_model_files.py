@@ -41,7 +41,8 @@ def refused(model, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_policy(str(model), resolution=16)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).count(" must be ") == 1
+    own = re.sub(r'"[^"]*"', "", str(caught.value))  # without what it quotes of other libraries' errors
+    assert own.count(" must be ") == 1
 
 
 @pytest.mark.parametrize("policy_class", FAMILIES, ids=lambda policy_class: policy_class.__name__)
