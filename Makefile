@@ -34,7 +34,7 @@ help:
 	@echo "make audit-refresh   write the lock and the advisories in tests/audit/ again; needs a network"
 	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
 	@echo "make bench-report   the same and six training runs, half an hour; writes $(REPORT)"
-	@echo "make gpu      check and measure everything on a GPU, with a report in bench/reports/; installs nothing"
+	@echo "make gpu      check and measure on a GPU, ARGS=\"--stages kernels,ops --output DIR --require --wheels DIR\"; docs/gpu.md"
 	@echo "make build    make the wheel and the source archive in dist/"
 	@echo "make cuda-build   build the library against a CUDA torch in $(CUDA_ENV) (a download of GBs) and check it; no GPU needed"
 	@echo "make compat   run the tests with older and newer torch, Triton, diffusers and others; GBs, an hour; docs/compatibility.md"
@@ -83,7 +83,7 @@ bench-report: bench bench-runs
 	@$(VENV_PYTHON) -m bench.page "$(BENCH)/figures.json" --output "$(REPORT)" --runs \
 	  $(foreach seed,$(SEEDS),"as it is=$(BENCH)/full-$(seed)" "bf16 and compiled=$(BENCH)/cheap-$(seed)")
 
-# Images that contain a CUDA torch have no .venv, and often no network to make one.
+# Images that contain a CUDA torch have no .venv, and often no network to make one. Status 3: there is no GPU.
 gpu:
 	@$(if $(wildcard $(VENV_PYTHON)),$(VENV_PYTHON),$(PYTHON)) -m bench.gpu $(ARGS)
 

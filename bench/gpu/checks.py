@@ -1,8 +1,10 @@
-"""Checks of a rollout and an iteration on this device, in addition to the comparison of the ops."""
+"""Checks of rollouts and iterations of tiny networks on this device, in addition to the comparison of the ops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 import tempflow_fast as tff
 from tempflow_fast.graphs.capture import Capturer, host_syncs
 from tempflow_fast.graphs.replay import CudaGraphs
+from tempflow_fast.grpo import acting
 from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.policies.compiled import compile_blocks
 
@@ -99,17 +102,104 @@ def no_host_sync(policy: DiffusersPolicy, guidance_scale: float) -> Outcome:
 
 def _is_reward(place: str) -> bool:
     path = Path(place.rpartition(":")[0])
-    return path.name == "scoring.py" or "rewards" in path.parts
+    return path.name in ("scoring.py", "background.py") or "rewards" in path.parts
+
+
+def graphs_equal_eager_while_rewards_wait(
+    policy: DiffusersPolicy, guidance_scale: float, capturer: Capturer
+) -> Outcome:
+    """Iterations with graphs score the same images as iterations without, while their rewards wait for the device."""
+    start = [parameter.detach().clone() for parameter in policy.parameters()]
+    scores: list[list[Tensor]] = []
+    graphs = CudaGraphs(capturer)
+    for each in (None, graphs):
+        with torch.no_grad():
+            for parameter, value in zip(policy.parameters(), start, strict=True):
+                parameter.copy_(value)
+        scores.append([])
+        with replaying(each):
+            for seed in range(3):
+                _iteration(policy, guidance_scale, seed, reward=_waiting(scores[-1]), learning_rate=0.0)
+    for eager, captured in zip(*scores, strict=True):
+        assert torch.equal(eager, captured), f"scores differ by {(eager - captured).abs().max():.2e}"
+    assert graphs.num_replays, "nothing was captured"
+    return Outcome(f"{len(scores[0])} pieces of images in 3 iterations, {graphs.num_replays} replays")
+
+
+def _waiting(scores: list[Tensor]) -> Callable[[Tensor, object, object], Tensor]:
+    """A slow reward that waits for the device in the middle of the network's calls, and keeps its scores."""
+
+    def reward(images: Tensor, prompts: object, metadata: object) -> Tensor:
+        time.sleep(0.005)
+        scores.append(redness(images, prompts, metadata).cpu())
+        return scores[-1]
+
+    return reward
+
+
+@contextmanager
+def replaying(graphs: CudaGraphs | None) -> Iterator[None]:
+    """Inside this context iterations use these graphs; None: none."""
+    usual = acting.graphs_of
+    acting.graphs_of = lambda policy: graphs
+    try:
+        yield
+    finally:
+        acting.graphs_of = usual
+
+
+def failed_capture_leaves_nothing(device: torch.device, capturer: Capturer) -> Outcome:
+    """After a capture that failed, memory that two streams have used is freed, and the next capture works."""
+    data = torch.arange(4.0, device=device)
+    capturer.warm_up(lambda: data + 1)
+    try:
+        capturer.capture(lambda: (data + 1).sum().item())
+    except RuntimeError as error:
+        cause = str(error).splitlines()[0]
+    else:
+        raise AssertionError("a capture in which the host waits did not fail")
+    sizes = [_reserved_after_use(device) for _ in range(8)]
+    replay, result = capturer.capture(lambda: data * 2)
+    replay()
+    assert torch.equal(result, data * 2), "the next graph computes something else"
+    assert sizes[-1] <= sizes[1], f"reserved memory grows from {sizes[1]} to {sizes[-1]} bytes"
+    return Outcome(f"{sizes[-1] / 2**20:.0f} MiB reserved in every round; {cause}")
+
+
+def _reserved_after_use(device: torch.device) -> int:
+    """Memory that the allocator holds after a block of 256 MiB was used by two streams; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    block = torch.zeros(2**28, dtype=torch.uint8, device=device)
+    other = torch.cuda.Stream(device)
+    other.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(other):
+        block.add_(1)
+    block.record_stream(other)
+    del block
+    torch.cuda.synchronize(device)
+    return torch.cuda.memory_reserved(device)
 
 
 def _iteration(
-    policy: DiffusersPolicy, guidance_scale: float, seed: int, num_updates: int = 2
+    policy: DiffusersPolicy,
+    guidance_scale: float,
+    seed: int,
+    num_updates: int = 2,
+    reward: Callable[[Tensor, object, object], Tensor] | None = None,
+    learning_rate: float = 1e-4,
 ) -> dict[str, Tensor | float]:
     config = tff.GRPOConfig(
-        num_steps=4, num_branches=3, num_seeds=2, guidance_scale=guidance_scale, max_batch=4, num_updates=num_updates
+        num_steps=4,
+        num_branches=3,
+        num_seeds=2,
+        guidance_scale=guidance_scale,
+        max_batch=4,
+        num_updates=num_updates,
+        cuda_graphs=reward is not None,
     )
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4)
-    return tff.grpo_step(policy, PROMPTS, redness, optimizer, config, seed)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
+    return tff.grpo_step(policy, PROMPTS, reward or redness, optimizer, config, seed)
 
 
 def redness(images: Tensor, prompts: object, metadata: object) -> Tensor:
@@ -117,8 +207,7 @@ def redness(images: Tensor, prompts: object, metadata: object) -> Tensor:
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
-Check = Callable[[DiffusersPolicy, float], Outcome]
-ITERATION_CHECKS: dict[str, Check] = {
+ITERATION_CHECKS: dict[str, Callable[[DiffusersPolicy, float], Outcome]] = {
     "first update at ratio 1": first_ratio_is_one,
     "iterations repeat bit for bit": iterations_repeat,
     "no host sync in an iteration": no_host_sync,

@@ -1,98 +1,155 @@
-"""Rollouts and whole iterations on networks of the published shapes."""
+"""The stage `iteration`: whole iterations of SD3.5-Medium's shape, and the stage `flux`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 import tempflow_fast as tff
-from tempflow_fast.graphs.capture import Capturer
-from tempflow_fast.graphs.replay import CudaGraphs
-from tempflow_fast.policies import DiffusersPolicy
-from tempflow_fast.policies.compiled import compile_blocks
+from tempflow_fast.grpo.memory import Memory, measure
 
 from .. import paper
-from .checks import redness
-from .results import Figures, Outcome
-from .timing import seconds_of
+from .calls import PACKAGES
+from .plan import Plan
+from .results import Check, Figures, Outcome, Session
+from .timing import median_seconds, seconds_of
+from .work import GIB, PROMPT, Large, described, peak_gib, redness
 
-PROMPT = "a red fox in the snow"
-
-
-def rollout_figures(
-    policy: DiffusersPolicy, config: tff.GRPOConfig, guidance_scale: float, capturer: Capturer, compiled: bool
-) -> Outcome:
-    """Seconds of a rollout: eager and captured, each also with compiled blocks if `compiled`."""
-    rows: list[Figures] = []
-    for blocks in (False, True) if compiled else (False,):
-        preparing = seconds_of(lambda: compile_blocks(policy.network), policy.device) if blocks else 0.0
-        name = "compiled" if blocks else "eager"
-        for graphs in (None, CudaGraphs(capturer)):
-            call = _rollout(policy, config, guidance_scale, graphs)
-            # The second call captures what the first has seen; a compiler specialises in both.
-            preparing += sum(seconds_of(call, policy.device) for _ in range(2))
-            seconds = min(seconds_of(call, policy.device) for _ in range(2))
-            label = f"{name}, captured" if graphs else name
-            rows.append({"rollout": label, "seconds": seconds, "first two": preparing})
-            preparing = 0.0
-    for row in rows:
-        row["eager / it"] = rows[0]["seconds"] / row["seconds"]
-    return Outcome(f"{_described(policy, config)}", rows)
+ITERATION, FLUX_CALL = "iterations", "one call"
 
 
-def _rollout(
-    policy: DiffusersPolicy, config: tff.GRPOConfig, guidance_scale: float, graphs: CudaGraphs | None
-) -> Callable[[], object]:
-    table, num = config.table(policy), config.num_seeds
-    condition = policy.encode([PROMPT] * num, guided=True)
-    noise = tff.ops.initial_noise(policy.latent_shape, 0, range(num), policy.device)
-    limits = (config.max_batch, guidance_scale, graphs)
-    return lambda: tff.rollout(policy, condition, table, noise, config.num_branches, 0, None, *limits)
+def checks(plan: Plan, session: Session) -> list[Check]:
+    """The paper's structure eager; ours eager, compiled, merged, merged and compiled."""
+    large = Large(plan, plan.medium, autoencoder=True)
+    found = [
+        _estimate_check(large, plan.iteration),
+        _ours_check(large, plan.iteration, "merged", False),
+        _ours_check(large, plan.iteration, "as trained", False),
+        _paper_check(large, plan.iteration),
+    ]
+    if plan.compiled:
+        found += [_ours_check(large, plan.iteration, weights, True) for weights in ("merged", "as trained")]
+    return found
 
 
-def iteration_figures(policy: DiffusersPolicy, config: tff.GRPOConfig, max_rows: int) -> Outcome:
-    """Seconds and memory of one iteration: the paper's structure, ours, ours captured.
-
-    Ours is timed at its second iteration, and captured at its third, when nothing is left to warm up.
-    """
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5)
-    rows: list[Figures] = []
-
-    def timed(name: str, call: Callable[[int], object], warm_up: int, rounds: int) -> None:
-        for seed in range(warm_up):
-            call(seed)
-        _forget_peak(policy.device)
-        seconds = min(seconds_of(lambda: call(9), policy.device) for _ in range(rounds))
-        rows.append({"iteration": name, "seconds": seconds, "peak GiB": _peak_gib(policy.device)})
-
-    def ours(captured: bool) -> Callable[[int], object]:
-        settings = {**vars(config), "cuda_graphs": captured}
-        return lambda seed: tff.grpo_step(policy, [PROMPT], redness, optimizer, tff.GRPOConfig(**settings), seed)
-
-    timed("ours", ours(False), warm_up=1, rounds=1)
-    timed("ours, captured", ours(True), warm_up=2, rounds=1)
-    timed(
-        "the paper's structure", lambda seed: paper.iteration(policy, [PROMPT], optimizer, config, seed, max_rows), 0, 1
-    )
-    for row in rows:
-        row["paper / it"] = rows[-1]["seconds"] / row["seconds"]
-    return Outcome(_described(policy, config), rows)
+def flux_checks(plan: Plan, session: Session) -> list[Check]:
+    """Calls, the memory of a row, and an iteration of FLUX.1's shape."""
+    large = Large(plan, plan.flux, autoencoder=True)
+    found = [
+        _estimate_check(large, plan.flux_iteration),
+        *(_flux_call_check(large, weights, False) for weights in ("fp32 adapter", "merged")),
+        _training_row_check(large),
+        _ours_check(large, plan.flux_iteration, "merged", False),
+        _paper_check(large, plan.flux_iteration),
+    ]
+    if plan.compiled:
+        found += [_flux_call_check(large, "merged", True), _ours_check(large, plan.flux_iteration, "merged", True)]
+    return found
 
 
-def _described(policy: DiffusersPolicy, config: tff.GRPOConfig) -> str:
-    millions = sum(parameter.numel() for parameter in policy.network.parameters()) / 1e6
-    precision, latents = str(policy.dtype).removeprefix("torch."), list(policy.latent_shape)
-    return (
-        f"{millions:.0f} M parameters in {precision}, latents {latents}, "
-        f"N = {config.num_seeds}, T = {config.num_steps}, K = {config.num_branches}, max_batch {config.max_batch}"
-    )
+def _estimated(large: Large, config: tff.GRPOConfig) -> tuple[Memory, float]:
+    """The memory's parts and the peak of an iteration, in GiB, as `--dry-run` says before anything runs."""
+    memory = measure(large.policy, config)
+    rows = (config.micro_batch or 0, config.max_batch or 0, config.decode_batch or config.max_batch or 0)
+    return memory, memory.total(config.num_seeds, *rows) / GIB
 
 
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def _estimate_check(large: Large, config: tff.GRPOConfig) -> Check:
+    def run() -> Outcome:
+        memory, total = _estimated(large, config)
+        return Outcome(str(memory), [{"iteration": "estimate", "peak GiB": total}])
+
+    return Check("estimated memory", run, 30, ITERATION, PACKAGES)
 
 
-def _peak_gib(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+def _ours_check(large: Large, config: tff.GRPOConfig, weights: str, compiled: bool) -> Check:
+    name = f"ours, {weights}{', compiled' if compiled else ''}"
+    config = replace(config, rollout_weights=weights)
+
+    def run() -> Outcome:
+        optimizer = torch.optim.AdamW(large.policy.parameters(), lr=1e-5)
+
+        def iterate(settings: tff.GRPOConfig, seed: int) -> dict[str, Any]:
+            return tff.grpo_step(large.policy, [PROMPT], redness, optimizer, settings, seed)
+
+        with large.computing(None, compiled):
+            # Calls of one row and of several, so that compilers and libraries are ready.
+            iterate(replace(config, num_steps=3, num_seeds=1, num_branches=2), 0)
+            return _timed(large, config, name, lambda: iterate(config, 1))
+
+    return Check(name, run, 120 if compiled else 60, ITERATION, PACKAGES)
+
+
+def _paper_check(large: Large, config: tff.GRPOConfig) -> Check:
+    name, rows = "the paper's structure", config.micro_batch or config.num_branches
+
+    def run() -> Outcome:
+        optimizer = torch.optim.AdamW(large.policy.parameters(), lr=1e-5)
+
+        def iterate(settings: tff.GRPOConfig) -> dict[str, float]:
+            return paper.iteration(large.policy, [PROMPT], optimizer, settings, 1, rows)
+
+        with large.computing(None, compiled=False):
+            iterate(replace(config, num_steps=3, num_seeds=1, num_branches=2))
+            return _timed(large, config, name, lambda: iterate(config))
+
+    return Check(name, run, 90, ITERATION, PACKAGES)
+
+
+def _timed(large: Large, config: tff.GRPOConfig, name: str, call: Callable[[], Mapping[str, Any]]) -> Outcome:
+    """The seconds of one iteration, those of its stages, and its peak of memory."""
+    found: dict[str, Any] = {}
+
+    def timed() -> None:
+        found["seconds"] = seconds_of(lambda: found.update(call()), large.device)
+
+    peak = peak_gib(large.device, timed)
+    row: Figures = {"iteration": name, "seconds": found["seconds"]}
+    row |= {stage: float(found[f"seconds_{stage}"]) for stage in ("rollout", "decode", "train")}
+    return Outcome(f"{large.described}; {described(config)}", [row | {"peak GiB": peak}])
+
+
+def _flux_call_check(large: Large, weights: str, compiled: bool) -> Check:
+    column = "compiled" if compiled else "eager"
+
+    def run() -> Outcome:
+        rows: list[Figures] = []
+        with large.computing(weights, compiled):
+            for num_rows in large.plan.flux_rows:
+                call = large.call(num_rows)
+                peak = peak_gib(large.device, call)
+                seconds = median_seconds(call, large.device, large.plan.budget, warm_up=1)
+                row: Figures = {"weights": weights, "rows": str(num_rows), f"{column} ms": seconds * 1e3}
+                rows.append(row | {f"{column} peak GiB": peak})
+        return Outcome(large.described, rows)
+
+    return Check(f"calls, {weights}, {column}", run, 90 if compiled else 40, FLUX_CALL, PACKAGES)
+
+
+def _training_row_check(large: Large) -> Check:
+    """What a row adds to a training call with checkpoints, from one and two rows, and what more rows would take."""
+
+    def run() -> Outcome:
+        large.policy.enable_gradient_checkpointing()
+        peaks = []
+        for num_rows in (1, 2):
+            call = large.call(num_rows)
+
+            def step(call: Callable[[], object] = call) -> None:
+                velocity, _ = call()
+                torch.autograd.grad(velocity.sum(), list(large.policy.parameters()), allow_unused=True)
+
+            with large.computing(None, compiled=False):
+                peaks.append(peak_gib(large.device, step))
+        large.policy.network.disable_gradient_checkpointing()
+        per_row = peaks[1] - peaks[0]
+        more: list[Figures] = [
+            {"training call": f"{num_rows} rows{'' if num_rows < 3 else ', extrapolated'}", "peak GiB": peak}
+            for num_rows, peak in ((1, peaks[0]), (2, peaks[1]), (3, peaks[1] + per_row), (6, peaks[1] + 4 * per_row))
+        ]
+        return Outcome(f"{per_row:.2f} GiB a row", more)
+
+    return Check("memory of a training call", run, 40, packages=PACKAGES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,14 @@ class Shape:
     """The number of tokens, their width, and the width of the pooled text."""
     config: dict[str, Any] = field(repr=False)
     guidance_scale: float = 4.5
+    autoencoder: tuple[int, ...] = (128, 256, 512, 512)
+    """The channels of the autoencoder's four resolutions."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the autoencoder's latents; FLUX packs 2 x 2 of them into a token."""
+        channels: int = self.config["in_channels"]
+        return channels // 4 if self.kind == "flux" else channels
 
 
 def sd3(
@@ -77,17 +85,25 @@ SD35_MEDIUM = sd3(
 """Stable Diffusion 3.5 Medium, 2.2 billion parameters."""
 SD3_SMALL = sd3(256, (77, 512, 512), layers=8, heads=8, head=64, sides=(32, 64))
 """A network so small that launching a kernel takes longer than running it."""
-FLUX = _flux(512, (512, 4096, 768), channels=64, layers=(19, 38), heads=24, axes=(16, 56, 56))
+FLUX = _flux(1024, (512, 4096, 768), channels=64, layers=(19, 38), heads=24, axes=(16, 56, 56))
 """FLUX.1-dev, 12 billion parameters."""
-TINY_SD3 = sd3(32, (5, 16, 16), layers=2, heads=2, head=8, sides=(4, 8))
-TINY_FLUX = _flux(32, (5, 16, 16), channels=16, layers=(1, 1), heads=2, axes=(4, 4, 8))
+TINY_SD3 = replace(sd3(32, (5, 16, 16), layers=2, heads=2, head=8, sides=(4, 8)), autoencoder=(8, 8, 8, 8))
+TINY_FLUX = replace(
+    _flux(32, (5, 16, 16), channels=16, layers=(1, 1), heads=2, axes=(4, 4, 8)), autoencoder=(8, 8, 8, 8)
+)
 """For rehearsals on a CPU."""
 
 
+NO_AUTOENCODER = (1, 1, 1, 1)
+"""Channels of one that is only there because a pipeline has one."""
+
+
 class _Pixels(DiffusersPolicy):
-    """Images are the first numbers of the latents."""
+    """Without an autoencoder, images are the first numbers of the latents."""
 
     def decode(self, latents: Tensor) -> Tensor:
+        if tuple(self.pipeline.vae.config.block_out_channels) != NO_AUTOENCODER:
+            return super().decode(latents)
         return latents.flatten(1)[:, : 3 * 16].view(-1, 3, 4, 4).sigmoid()
 
 
@@ -108,30 +124,52 @@ def network_without_weights(shape: Shape, dtype: torch.dtype) -> nn.Module:
         return nn.Module.to(getattr(diffusers, names[shape.kind])(**shape.config), dtype)
 
 
+def autoencoder_without_weights(channels: tuple[int, ...], latent_channels: int) -> nn.Module:
+    """That of SD3.5 and FLUX.1, if it has their channels, on the meta device; needs diffusers."""
+    import diffusers
+
+    with torch.device("meta"):
+        return diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * len(channels),
+            up_block_types=("UpDecoderBlock2D",) * len(channels),
+            block_out_channels=channels,
+            layers_per_block=2,
+            latent_channels=latent_channels,
+            norm_num_groups=min(32, max(1, channels[0] // 2)),
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+
+
 def random_policy(
-    shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16, lora: bool = True
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    lora: bool = True,
+    autoencoder: bool = False,
 ) -> DiffusersPolicy:
-    """A policy of that shape, with a LoRA of rank 32 or for full fine-tuning; needs diffusers and peft."""
+    """A policy of that shape, with a LoRA of rank 32 or for full fine-tuning; needs diffusers and peft.
+
+    With `autoencoder` it decodes by an autoencoder of the published shape in float32; otherwise images are the first
+    numbers of the latents.
+    """
     network = _filled(network_without_weights(shape, dtype).to_empty(device=device))
-    return _policy_around(network, shape, lora)
+    channels = shape.autoencoder if autoencoder else NO_AUTOENCODER
+    vae = _filled(autoencoder_without_weights(channels, shape.latent_channels).to_empty(device=device))
+    return _policy_around(network, vae, shape, lora)
 
 
 def policy_without_weights(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> DiffusersPolicy:
     """The same on the meta device, with a LoRA of rank 32."""
-    return _policy_around(network_without_weights(shape, dtype), shape, lora=True)
+    vae = autoencoder_without_weights(NO_AUTOENCODER, shape.latent_channels)
+    return _policy_around(network_without_weights(shape, dtype), vae, shape, lora=True)
 
 
-def _policy_around(network: nn.Module, shape: Shape, lora: bool) -> DiffusersPolicy:
+def _policy_around(network: nn.Module, vae: nn.Module, shape: Shape, lora: bool) -> DiffusersPolicy:
     import diffusers
 
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(1,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=1,
-        latent_channels=shape.config["in_channels"] // (1 if shape.kind == "sd3" else 4),
-    )
     absent: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     if shape.kind == "sd3":
         absent |= dict.fromkeys(("text_encoder_3", "tokenizer_3"))

@@ -1,7 +1,15 @@
-"""Every op against eager PyTorch, torch.compile and the copy bandwidth of the card."""
+"""One candidate for all ops, timed: `python -m bench.gpu.op_figures CANDIDATE --rows R --numel D`.
+
+Candidates are native and triton (our bodies), eager and compile (PyTorch), and copy (of as many bytes as an op moves).
+All are timed alike, by replays of a captured graph of calls on rotating inputs. A line of JSON per op is printed as
+soon as it is measured, so that whatever ends this process loses no earlier figure.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,12 +17,20 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import linear_sigmas, ops, step_table
+from tempflow_fast.graphs.capture import Capturer, CudaCapturer
+from tempflow_fast.ops import bodies
 
 from .. import baselines
-from .results import Figures, Outcome
-from .timing import median_seconds
+from .children import ROOT
+from .results import Figures, first_line
+from .roofline import CARDS, floor_seconds
+from .timing import CALLS_PER_GRAPH, replayed_seconds
 
 TABLE, STEP, K, SCALE, CLIP_RANGE = step_table(linear_sigmas(10, 3.0)), 3, 6, 4.5, 1e-4
+BODIES = ("native", "triton")
+CANDIDATES = ("copy", "eager", "compile", *BODIES)
+DTYPES = (torch.float32, torch.bfloat16)
+"""Latents travel in float32; 16 bits are what a caller may choose."""
 
 
 @dataclass(frozen=True)
@@ -35,33 +51,73 @@ class Case:
         return torch.autograd.grad(result, self.arguments) if self.differentiated else result
 
 
-def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
-    """Bytes that a copy on the device reads and writes per second."""
-    source = torch.empty(num_bytes // 4, dtype=torch.float32, device=device).normal_()
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), device)
+def measure(
+    candidate: str,
+    device: torch.device,
+    num_rows: int,
+    numel: int,
+    rotated_bytes: int,
+    budget: float,
+    capturer: Callable[[], Capturer],
+) -> Iterator[Figures]:
+    """Times a candidate for all ops on [num_rows, numel] latents with K branches, in fp32 and bf16.
+
+    Args:
+        candidate: one of `CANDIDATES`.
+        device: where it runs.
+        num_rows: R.
+        numel: D.
+        rotated_bytes: what the inputs of the calls of one op take together at least.
+        budget: seconds of the timed replays of an op, about.
+        capturer: makes what captures a graph.
+
+    Yields:
+        A row per op and dtype; `problem` instead of the figure where it failed.
+    """
+    for dtype in DTYPES:
+        sets = [list(cases(device, dtype, num_rows, numel))]
+        smallest = min(case.num_bytes for case in sets[0])
+        num_sets = max(2, min(CALLS_PER_GRAPH, -(-rotated_bytes // smallest)))
+        sets += [list(cases(device, dtype, num_rows, numel)) for _ in range(num_sets - 1)]
+        for same in zip(*sets, strict=True):
+            row: Figures = {
+                "op": same[0].op,
+                "dtype": str(dtype).removeprefix("torch."),
+                "R x D": f"{num_rows} x {numel}",
+            }
+            row |= {"MB": same[0].num_bytes / 1e6, **_floor(same[0], num_rows * numel, device)}
+            try:
+                calls = _calls(candidate, same, device)
+                row[f"{candidate} us"] = replayed_seconds(calls, device, capturer(), budget) * 1e6
+            except Exception as error:  # the other rows are worth having
+                row["problem"] = f"{type(error).__name__}: {first_line(error)}"
+            yield row
 
 
-def measure(device: torch.device, num_rows: int, numel: int, copy_bytes: int, compiled: bool) -> Outcome:
-    """Times of all ops on [num_rows, numel] latents with K branches, in fp32 and bf16."""
-    bandwidth = copy_bandwidth(device, copy_bytes)
-    rows = [
-        _figures(case, dtype, bandwidth, device, compiled)
-        for dtype in (torch.float32, torch.bfloat16)
-        for case in cases(device, dtype, num_rows, numel)
-    ]
-    return Outcome(f"R = {num_rows}, D = {numel}, K = {K}; a copy moves {bandwidth / 1e9:.0f} GB/s", rows)
+def _calls(candidate: str, same: tuple[Case, ...], device: torch.device) -> list[Callable[[], object]]:
+    """The candidate's calls for one op on different memory."""
+    if candidate == "copy":
+        return [_copy(case.num_bytes, device) for case in same]
+    if candidate in BODIES:
+        return [case.ours for case in same]
+    functions = [case.eager for case in same]
+    if candidate == "compile":
+        torch.compiler.reset()  # sizes and dtypes before this one must not make it dynamic
+        functions = [torch.compile(function, dynamic=False) for function in functions]  # the same code, compiled once
+    return [lambda case=case, of=of: case.replaced(of) for case, of in zip(same, functions, strict=True)]
 
 
-def _figures(case: Case, dtype: torch.dtype, bandwidth: float, device: torch.device, compiled: bool) -> Figures:
-    ours, eager = (median_seconds(call, device) for call in (case.ours, lambda: case.replaced(case.eager)))
-    row: Figures = {"op": case.op, "dtype": str(dtype).removeprefix("torch."), "ours us": ours * 1e6}
-    row |= {"eager us": eager * 1e6, "eager / ours": eager / ours}
-    if compiled:
-        function = torch.compile(case.eager)
-        seconds = median_seconds(lambda: case.replaced(function), device)
-        row |= {"compile us": seconds * 1e6, "compile / ours": seconds / ours}
-    return row | {"GB/s": case.num_bytes / ours / 1e9, "of the copy": case.num_bytes / ours / bandwidth}
+def _copy(num_bytes: int, device: torch.device) -> Callable[[], object]:
+    """Reads half of the bytes and writes the other half."""
+    source = torch.zeros(num_bytes // 8, dtype=torch.float32, device=device)
+    return source.clone
+
+
+def _floor(case: Case, num_elements: int, device: torch.device) -> Figures:
+    """The least time by the card's data sheet, if it is a known card."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    card = next((card for card in CARDS if card.name in name), None)
+    return {} if card is None else {"floor us": floor_seconds(case.op, case.num_bytes, num_elements, K, card) * 1e6}
 
 
 def cases(device: torch.device, dtype: torch.dtype, num_rows: int, numel: int) -> Iterator[Case]:
@@ -112,7 +168,7 @@ def cases(device: torch.device, dtype: torch.dtype, num_rows: int, numel: int) -
     )
     changed = [(t.float() + 0.01 * torch.randn_like(t, dtype=torch.float32)).to(dtype) for t in (v, u)]
     yield _loss_case("policy_loss, both passes", changed, x, branches, ops.guided_velocity(v, u, SCALE))
-    yield _loss_case("the same, unchanged policy", [v, u], x, branches, ops.guided_velocity(v, u, SCALE))
+    yield _loss_case("policy_loss, unchanged policy", [v, u], x, branches, ops.guided_velocity(v, u, SCALE))
 
 
 def _loss_case(name: str, velocities: list[Tensor], x: Tensor, branches: Tensor, old: Tensor) -> Case:
@@ -132,3 +188,36 @@ def _loss_case(name: str, velocities: list[Tensor], x: Tensor, branches: Tensor,
         return baselines.tuned_policy_loss(baselines.guided(cond, uncond, SCALE), inputs)
 
     return Case(name, ours, eager, tuple(leaves), (6 + K) * x.nbytes, differentiated=True)
+
+
+def main() -> None:
+    """Print the rows of one candidate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("candidate", choices=CANDIDATES)
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--numel", type=int, required=True)
+    parser.add_argument("--rotated-bytes", type=int, default=2**27)
+    parser.add_argument("--budget", type=float, default=0.3, help="seconds of the timed replays of an op")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    live = bodies.body("euler_step", device.type)
+    if options.candidate in BODIES and live != options.candidate:
+        sys.exit(f"there is no {options.candidate} body on {device.type} here")
+    sizes = (options.rows, options.numel, options.rotated_bytes, options.budget)
+    for row in measure(options.candidate, device, *sizes, lambda: _capturer(device)):
+        print(json.dumps(row), flush=True)
+
+
+def _capturer(device: torch.device) -> Capturer:
+    """Of the device; on a CPU the stand-in of the tests."""
+    if device.type == "cuda":
+        return CudaCapturer(device)
+    sys.path.insert(0, str(ROOT / "tests"))
+    from support.recording import RecordingDevice
+
+    return RecordingDevice()
+
+
+if __name__ == "__main__":
+    main()

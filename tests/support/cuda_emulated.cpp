@@ -1,11 +1,13 @@
-// Runs the launchers of csrc/cuda on the CPU (emulate.h) for test_cuda_emulated.py.
+// Runs the launchers of csrc/cuda without torch: on the CPU (TF_EMULATE, emulate.h) for test_cuda_emulated.py, or on a
+// GPU, compiled by nvcc, for bench/gpu/harness.py, alone or under compute-sanitizer.
 //
 // A request on stdin is the launcher's name, the dtype and its arguments in the order of the argument struct, as tokens:
 // "i 5" and "f 0.5" are numbers, "n" is a null pointer, "p 64" a pointer to 64 bytes that follow the line, "z 64" a
 // pointer to 64 zeros, of which only those that are read take memory. The answer on stdout is the length of the error
-// text, the number of launches, the text, and the bytes behind every "p". Each of these buffers is a separate allocation
-// of exactly the given length, so that the address sanitizer sees every access outside of it. Arguments: "backwards" runs
-// blocks and threads in the opposite order, "forgetful" fills a launcher's rows with NaN after its first launch.
+// text, the number of launches (0 on a GPU), the text, and the bytes behind every "p". Each of these buffers is a separate
+// allocation of exactly the given length, so that a sanitizer sees every access outside of it. Arguments, on the CPU:
+// "backwards" runs blocks and threads in the opposite order, "forgetful" fills a launcher's rows with NaN after its first
+// launch.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -26,11 +28,43 @@ using namespace tempflow::cuda;
 
 namespace {
 
+#if defined(TF_EMULATE)
+char* allocate(size_t size) { return new char[size]; }
+void release(char* data) { delete[] data; }
+void copy(char* to, const char* from, size_t size) {
+  if (size > 0) std::memcpy(to, from, size);   // pointers of nothing may be null, which memcpy must not see
+}
+const char* finish(const char* error) { return error; }
+int num_launches() { return emulation::num_launches(); }
+#else
+void require(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s\n", cudaGetErrorString(error));
+  std::abort();
+}
+char* allocate(size_t size) {
+  void* data = nullptr;
+  require(cudaMalloc(&data, size > 0 ? size : 1));
+  return static_cast<char*>(data);
+}
+void release(char* data) { require(cudaFree(data)); }
+void copy(char* to, const char* from, size_t size) { require(cudaMemcpy(to, from, size, cudaMemcpyDefault)); }
+const char* finish(const char* error) {
+  const cudaError_t late = cudaDeviceSynchronize();
+  return error || late == cudaSuccess ? error : cudaGetErrorString(late);
+}
+int num_launches() { return 0; }
+#endif
+
+struct Release {
+  void operator()(char* data) const { release(data); }
+};
+
 struct Request {
   std::string name;
   int dtype = 0;
   std::vector<std::string> tokens;
-  std::vector<std::unique_ptr<char[]>> buffers;
+  std::vector<std::unique_ptr<char, Release>> buffers;
   std::vector<size_t> sizes, rows_at;      // rows_at: buffers that hold rows
   size_t next_token = 0, next_buffer = 0;
 
@@ -44,15 +78,21 @@ struct Request {
     for (size_t i = 0; i < tokens.size(); ++i) {
       if (tokens[i] != "p") continue;
       sizes.push_back(std::stoull(tokens[i + 1]));
-      buffers.emplace_back(new char[sizes.back()]);
-      if (std::fread(buffers.back().get(), 1, sizes.back(), stdin) != sizes.back()) std::abort();
+      std::vector<char> bytes(sizes.back());
+      if (std::fread(bytes.data(), 1, bytes.size(), stdin) != bytes.size()) std::abort();
+      buffers.emplace_back(allocate(sizes.back()));
+      copy(buffers.back().get(), bytes.data(), bytes.size());
     }
     return true;
   }
 
   void answer(const char* error) const {
-    std::printf("%zu %d\n%s", error ? std::strlen(error) : 0, emulation::num_launches(), error ? error : "");
-    for (size_t i = 0; i < buffers.size(); ++i) std::fwrite(buffers[i].get(), 1, sizes[i], stdout);
+    std::printf("%zu %d\n%s", error ? std::strlen(error) : 0, num_launches(), error ? error : "");
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      std::vector<char> bytes(sizes[i]);
+      copy(bytes.data(), buffers[i].get(), bytes.size());
+      std::fwrite(bytes.data(), 1, bytes.size(), stdout);
+    }
     std::fflush(stdout);
   }
 
@@ -75,9 +115,11 @@ struct Request {
     return reinterpret_cast<T*>(buffers.at(next_buffer++).get());
   }
 
+#if defined(TF_EMULATE)
   void forget_rows() const {
     for (size_t i : rows_at) std::memset(buffers[i].get(), 0xff, sizes[i]);
   }
+#endif
 
   static void* zeros(size_t size) {
     void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -143,14 +185,18 @@ const char* run(Request& r) {
 
 int main(int count, char** arguments) {
   const std::vector<std::string> options(arguments + 1, arguments + count);
+#if defined(TF_EMULATE)
   const auto chosen = [&](const char* name) { return std::find(options.begin(), options.end(), name) != options.end(); };
   emulation::backwards() = chosen("backwards");
+#endif
   for (;;) {
     Request request;
     if (!request.read()) return 0;
+#if defined(TF_EMULATE)
     emulation::num_launches() = 0;
     if (chosen("forgetful"))
       emulation::before_launch() = [&](int before) { if (before == 1) request.forget_rows(); };
-    request.answer(run(request));
+#endif
+    request.answer(finish(run(request)));
   }
 }

@@ -49,9 +49,9 @@ class Emulator:
     """Calls launchers. Every argument is copied to the process, and results are new tensors.
 
     Args:
-        program: the output of `build`.
+        program: the output of `build`, or a program that runs it.
         options: "backwards" runs blocks and threads in the opposite order; "forgetful" fills the rows with NaN before
-            the second launch.
+            the second launch; or the arguments of the program that runs it.
     """
 
     num_launches = 0

@@ -1,0 +1,38 @@
+"""Whether the packaged pipeline learns on this device: a run of `tempflow-fast train`, whole."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from .children import run
+from .plan import Plan
+from .results import Outcome, Session
+
+WINDOW = 10
+LEAST_RISE = 0.05
+"""Of the mean reward between the first and the last iterations; on a CPU it is about 0.15."""
+
+
+def shapes_learns(plan: Plan, session: Session) -> Outcome:
+    """Trains the shapes on the device; the mean reward of the last iterations is above that of the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--recipe", "shapes", "--device", plan.device.type, "--output", folder, "--eval-images", "12"]
+        count = ["--iterations", str(plan.learning_iterations)]
+        ran = run([sys.executable, "-m", "tempflow_fast", "train", *options, *count], session.seconds_left)
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines() if ran.status == 0 else []
+    if not ran.in_time:
+        raise TimeoutError("not done in time")
+    if ran.status:
+        raise RuntimeError(ran.last_line)
+    metrics = [json.loads(line) for line in lines]
+    rewards = [line["reward_mean"] for line in metrics]
+    first, last = statistics.mean(rewards[:WINDOW]), statistics.mean(rewards[-WINDOW:])
+    seconds = statistics.median(line["seconds_rollout"] + line["seconds_train"] for line in metrics)
+    figures = {"run": "shapes", "first ten": first, "last ten": last, "s per iteration": seconds}
+    if len(rewards) >= 2 * WINDOW:
+        assert last - first > LEAST_RISE, f"the mean reward goes from {first:.3f} to {last:.3f}"
+    return Outcome(f"{len(rewards)} iterations: mean reward {first:.3f} to {last:.3f}", [figures])

@@ -1,0 +1,69 @@
+"""Runs one stage in a process of its own: `python -m bench.gpu.stage NAME --output DIR`; `__main__.py` calls it.
+
+A stage that crashes, hangs or leaves the device in a bad state costs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from . import report
+from .build import build
+from .card import facts
+from .children import ROOT
+from .results import Check, Outcome, Result, Session, Skip
+
+BUILD_SECONDS = 180.0
+REHEARSAL = "none: a rehearsal on a CPU, whose figures mean nothing"
+
+
+def main() -> int:
+    """Builds, checks, measures and reports; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.stage")
+    parser.add_argument("stage")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--require", action="store_true")
+    parser.add_argument("--rehearse", action="store_true")
+    options = parser.parse_args()
+    device = torch.device("cpu") if options.rehearse else torch.device("cuda", torch.cuda.current_device())
+    known = facts(device) | ({"card": REHEARSAL} if options.rehearse else {})
+
+    def save(results: list[Result]) -> None:
+        report.write(options.output, options.stage, known, results)
+
+    session = Session(options.minutes, save)
+    session.end_in_time(options.require)
+
+    def built() -> Outcome:
+        return build(ROOT / "build" / "gpu", min(BUILD_SECONDS, session.seconds_left))
+
+    session.run([Check("build", _as_it_is if options.rehearse else built), Check("import", lambda: _import(known))])
+    if session.results[-1].status == "pass":
+        from .plan import on_card, rehearsal
+        from .stages import STAGES
+
+        plan = rehearsal(options.output) if options.rehearse else on_card(device, options.output)
+        session.run(STAGES[options.stage](plan, session))
+    print(f"\n{report.shown(session.results)}\nreport: {options.output / options.stage}.md", flush=True)
+    return session.status(options.require)
+
+
+def _as_it_is() -> Outcome:
+    raise Skip("a rehearsal uses the package as it is")
+
+
+def _import(known: dict[str, str]) -> Outcome:
+    """The package can be imported; what it says about its bodies becomes part of the report."""
+    import tempflow_fast
+
+    known |= tempflow_fast.info()
+    return Outcome(str(Path(tempflow_fast.__file__).parent))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
