@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ class Signal:
     """Measures how much each branch step and each setting teaches for its cost, without training.
 
     Draws independent iterations at the policy as it is and compares their gradients. The same command resumes a
-    measurement that was interrupted, and extends one with more --iterations.
+    measurement that was interrupted, and extends one with more --iterations or --against.
     """
 
     output: Path
@@ -67,12 +66,12 @@ class Signal:
         from ..files import write_json, write_text
         from ..run.checks import find_task
         from ..signal.measure import measure_signal
-        from ..signal.report import as_json, as_text, signal_plot
+        from ..signal.report import as_advice, as_json, as_text, signal_plot
         from ..signal.store import SampleStore
         from ..text import printable
 
         prompts, reward = find_task(config.task)
-        store = SampleStore(self.output, self._facts(config, settings))
+        store = SampleStore(self.output, self._facts(config), settings)
         task, policy = config.task, self._policy(config)
         with tqdm(total=self.iterations, desc="measuring", unit="iteration") as bar:
             report = measure_signal(
@@ -85,11 +84,7 @@ class Signal:
                 store=store,
                 on_iteration=lambda done: bar.update(done - bar.n),
             )
-        name, steps = report.recommended(self.budget)
-        best = (
-            f"\nMost signal per evaluation: {name}; of its branch steps, {list(steps)}.\n" if report.is_resolved else ""
-        )
-        text = f"{as_text(report)}\n{best}"
+        text = f"{as_text(report)}\n{as_advice(report, self.budget)}"
         write_text(self.output / "report.md", text)
         write_json(self.output / "report.json", as_json(report))
         signal_plot(self.output / "signal.png", report)
@@ -105,7 +100,7 @@ class Signal:
             return prepare_policy(config.policy)
         return self.source.load(config)
 
-    def _facts(self, config: TrainConfig, settings: Mapping[str, GRPOConfig]) -> dict[str, Any]:
+    def _facts(self, config: TrainConfig) -> dict[str, Any]:
         """What the samples depend on, by name."""
         from ..checksums import Digests
         from ..processes import Processes
@@ -116,12 +111,11 @@ class Signal:
         facts = {
             **contents,
             "weights": None if tuned is None else digests.of(tuned),
-            "settings": {name: asdict(one) for name, one in settings.items()},
             "prompts_per_iteration": config.task.prompts_per_iteration,
             "seed": self.seed,
         }
         digests.save()
-        return json.loads(json.dumps(facts))
+        return facts
 
 
 def changed(config: GRPOConfig, text: str) -> GRPOConfig:

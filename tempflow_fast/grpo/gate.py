@@ -14,6 +14,8 @@ from .draw import ITERATIONS
 
 COSINE = "gate_cosine"
 """The metric that is held against `gate_bound`."""
+COSINE_STEP = f"{COSINE}_step_"
+"""Name of the same metric of one branch step, before the step."""
 
 
 def gated_trajectories(config: GRPOConfig, num_trajectories: int, seed: int) -> list[int]:
@@ -75,7 +77,7 @@ def gate_metrics(
     steps = branches.steps[branches.pair_of_row]
     found = {COSINE: cosine(ours, theirs)}
     for step in branches.steps.unique().tolist():
-        found[f"{COSINE}_step_{step}"] = cosine(ours[steps == step], theirs[steps == step])
+        found[f"{COSINE_STEP}{step}"] = cosine(ours[steps == step], theirs[steps == step])
     signs = (ours.sign() * theirs.sign())[(ours != 0) & (theirs != 0)]
     stacks = zip(same_size(cheap, branches.pair_of_row), same_size(full, branches.pair_of_row), strict=True)
     ranks = torch.cat([rank_correlation(left, right) for (_, left), (_, right) in stacks])

@@ -220,17 +220,35 @@ class Geometry:
         lines = [(f"branch step {step}", *rest) for step, *rest in rows]
         lines += [("trunk", "", "", "", trunk, "", ""), ("all", "", "", "", trunk + sums[0], *sums[1:])]
         table = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in line] for line in lines]
-        return [*_table(head, table), *self._adaptive_range()]
+        return [*_table(head, table), *self._budget_range(), *self._tails_range()]
+
+    def _tails_range(self) -> list[str]:
+        """How far adaptive tails can move the evaluations."""
+        c = self.config
+        if c.tail_steps != "adaptive":
+            return []
+        full, draws = c.with_full_tails(), possible_draws(c)
+        each = zip(c.branch_counts, full.tail_lengths, strict=True)
+        shortest, longest = zip(*((k * min(rest, 1), k * rest) for (_, k), (_, rest) in each), strict=True)
+        least, most = (
+            self._trunk(draws) + sum(p * sum(tails[place] for place in places) for p, places in draws)
+            for tails in (shortest, longest)
+        )
+        return [
+            f"these tails are the first; a gate moves them: {least:.4g} evaluations with one call, {most:.4g} in full"
+        ]
 
     def _trunk(self, draws: Sequence[tuple[float, tuple[int, ...]]]) -> float:
         """Network evaluations of a trunk, on average over draws."""
         return sum(p * (1 + max(self.config.branch_counts[place][0] for place in places)) for p, places in draws)
 
-    def _adaptive_range(self) -> list[str]:
+    def _budget_range(self) -> list[str]:
         """How far an adaptive budget can move the evaluations: to the m shortest tails, or to the m longest."""
         c, m = self.config, self.config.branches_per_trajectory
-        if c.branch_budget is None or m is None:
+        if c.branch_budget is None:
             return []
+        if m is None:
+            return ["these branches are the first ones; later tails have at most as many evaluations in all"]
         tails = [k * length for (_, k), (_, length) in zip(c.branch_counts, c.tail_lengths, strict=True)]
         order = sorted(range(len(tails)), key=tails.__getitem__)
         found = []

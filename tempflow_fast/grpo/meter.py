@@ -89,10 +89,10 @@ class StepMeter:
     """
 
     def __init__(self, parameters: Sequence[Parameter], branches: Branches, config: GRPOConfig) -> None:
-        assert config.branches_per_trajectory is not None  # see `GRPOConfig`
         self._parameters, self._num = parameters, branches.num_trajectories
         self._config, self._steps = config, [step for step, _ in config.branch_counts]
-        self._probabilities = draw_line(config, config.branches_per_trajectory).probabilities
+        m = config.branches_per_trajectory
+        self._probabilities = (1.0,) * len(self._steps) if m is None else draw_line(config, m).probabilities
         self._sketch = Sketch(sum(parameter.numel() for parameter in parameters), SKETCH_SIZE)
         self._found: dict[int, dict[int, Tensor]] = {number: {} for number in range(config.num_updates)}
 

@@ -31,6 +31,7 @@ from ..checksums import write_checksums
 from ..errors import NotFiniteError, fail
 from ..files import remove, written_aside
 from ..grpo.budget import BranchBudget
+from ..grpo.lengths import TailLengths
 from ..policies.base import Policy
 from ..policies.finite import all_finite
 from ..processes import Processes
@@ -63,6 +64,8 @@ class TrainingState:
     """Whether the run has gone back to full tails, see `gate_action`."""
     budget: BranchBudget = field(default_factory=BranchBudget)
     """What is known about the branch steps, see `branch_budget`."""
+    tails: TailLengths = field(default_factory=TailLengths)
+    """The lengths of adaptive tails, see `tail_steps`."""
 
 
 def save_checkpoint(
@@ -134,6 +137,7 @@ def _write(
         "seconds": state.seconds,
         "full_tails": state.full_tails,
         "budget": state.budget.as_json(),
+        "tails": state.tails.as_json(),
         "optimizer": scalars,
         "average": state.average.counts() if state.average else None,
         "random": random_scalars,
@@ -172,6 +176,7 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
         state.num_iterations, state.seconds = int(facts["num_iterations"]), float(facts["seconds"])
         state.full_tails = bool(facts.get("full_tails", False))  # older checkpoints have no tails but full ones
         state.budget = BranchBudget.from_json(facts["budget"]) if "budget" in facts else BranchBudget()
+        state.tails = TailLengths.from_json(facts["tails"]) if "tails" in facts else TailLengths()
     except MALFORMED as error:
         if isinstance(error, ValueError) and str(error).startswith("load_checkpoint"):
             raise

@@ -15,6 +15,7 @@ from ..evaluation.intervals import OVERALL
 from ..evaluation.result import Evaluation
 from ..evaluation.sheets import sample_sheet
 from ..grpo.gate import COSINE
+from ..grpo.lengths import TailLengths
 from ..grpo.step import grpo_step
 from ..interruption import GivenUpError
 from ..policies import DiffusersPolicy
@@ -162,7 +163,9 @@ class _Loop:
             load_checkpoint(self.start.checkpoint, self.state)
             self._saved = self.state.num_iterations
             if self._any(bool(TAIL_SETTINGS & self.start.changed.keys())):
-                self.state.full_tails = False  # the gate has not seen these tails yet
+                self.state.full_tails, self.state.tails = False, TailLengths()  # no gate has seen these tails yet
+            if self._any("num_branches" in self.start.changed):
+                self.state.budget.counts = {}  # an adaptive budget starts from these
             self._known()  # counts among the evaluations of the run from here on
         if sentence := self.start.sentence():
             self.report(sentence)
@@ -253,7 +256,8 @@ class _Loop:
         rate = learning_rate(config.optimizer, index, fraction)
         set_learning_rate(self.state.optimizer, rate)
         metadata = self.prompts.training(index, task.prompts_per_iteration, task.seed)
-        grpo = self.state.budget.applied(config.grpo.with_full_tails() if self.state.full_tails else config.grpo)
+        own = config.grpo.with_full_tails() if self.state.full_tails else self.state.tails.applied(config.grpo)
+        grpo = self.state.budget.applied(own)
         metrics = grpo_step(
             self.policy,
             [entry["prompt"] for entry in metadata],
@@ -265,8 +269,8 @@ class _Loop:
             processes=self.processes,
         )
         found = {name: float(value) for name, value in metrics.items()}
-        self.state.budget.note(grpo, found)
-        return {"learning_rate": rate, **found}
+        self.state.budget.note(own, found)
+        return {"learning_rate": rate, **found, **self.state.tails.metrics(config.grpo)}
 
     def _note_skipped(self, num_skipped: int) -> None:
         """Ends a run whose updates are not finite again and again."""
@@ -281,15 +285,22 @@ class _Loop:
             )
 
     def _note_gate(self, metrics: dict[str, float]) -> None:
-        """Reports a gate that does not pass, and goes back to full tails if the settings say so."""
-        own, found = self.config.grpo, metrics.get(COSINE)
-        if found is None or found >= own.gate_bound:
+        """Moves adaptive tails; reports a gate that does not pass, and goes back to full tails if asked to."""
+        own, found, done = self.config.grpo, metrics.get(COSINE), self.state.num_iterations
+        for step, before, after, cosine in self.state.tails.note(own, metrics):
+            self.report(
+                f"after {done} iterations: branch step {step} has tails of {after} calls instead of {before}: a cosine "
+                f"of {cosine:.3f}, for a bound of {own.gate_bound:g}"
+                if after != before
+                else f"after {done} iterations: branch step {step} has a cosine of {cosine:.3f} with its full length"
+            )
+        if found is None or found >= own.gate_bound or own.tail_steps == "adaptive":
             return
         back = own.gate_action == "full"
         self.state.full_tails = back
         then = "full tails from here on" if back else "longer tails would keep more (--tail-steps)"
         self.report(
-            f"after {self.state.num_iterations} iterations: advantages after cheap tails have a cosine of {found:.3f} "
+            f"after {done} iterations: advantages after cheap tails have a cosine of {found:.3f} "
             f"with those after full ones, below {own.gate_bound:g}: {then}"
         )
 

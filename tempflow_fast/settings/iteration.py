@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ Aggregate = Literal["rewards", "advantages"]
 BranchDraw = Literal["weighted", "rotating", "staggered", "random", "progressive"]
 BranchBudget = Literal["adaptive"]
 GateAction = Literal["warn", "full"]
+TailSteps = Literal["adaptive"]
 TailSolver = Literal["euler", "ab2", "dpmpp_2m"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
 RolloutWeights = Literal["as trained", "merged"]
@@ -71,15 +73,17 @@ class GRPOConfig:
     """With weighted draws, how often each branch step is drawn, in proportion to these numbers, one per branch step;
     None: all alike."""
     branch_budget: BranchBudget | None = None
-    """With weighted draws, whether the probabilities stay as they are (None), or a run measures the gradient of each
-    branch step and moves them to where the update has the least variance for its cost ("adaptive"). They start as
-    `branch_probabilities`; the metrics have signal_step_<i> and noise_step_<i>."""
+    """Whether a run measures the gradient of each branch step and spends its evaluations where the update has the least
+    variance for its cost ("adaptive"). With weighted draws it moves the probabilities, which start as
+    `branch_probabilities`; without `branches_per_trajectory`, the number of branches of each step, between half and
+    twice `num_branches`. The metrics have signal_step_<i> and noise_step_<i>. None: all stay as they are."""
     budget_memory: float = 20.0
     """With an adaptive budget, the number of iterations after which a measurement counts 1 / e."""
-    tail_steps: int | tuple[int, ...] | None = None
+    tail_steps: int | tuple[int, ...] | TailSteps | None = None
     """Network calls after a branch step: at most this many, or one number per branch step; None: the rest of the
     schedule. A shorter tail goes from the branch's sigma to 0 in levels that are uniform in the schedule; 1 is the
-    prediction of the image from the branch."""
+    prediction of the image from the branch. "adaptive": half of the rest at first, then as short as `gate_bound`
+    allows at each branch step; it needs `gate_every`."""
     tail_solver: TailSolver = "euler"
     """How a tail moves: by Euler steps, by the multistep solver Adams-Bashforth of second order ("ab2"), or by
     DPM-Solver++ with two steps as in diffusers ("dpmpp_2m"). The first step of a tail is always an Euler step."""
@@ -97,7 +101,8 @@ class GRPOConfig:
     gate_bound: float = 0.5
     """Lowest cosine of the advantages after cheap and full tails that passes a gate."""
     gate_action: GateAction = "warn"
-    """What a run does below that bound: say so ("warn"), or say so and use full tails from then on ("full")."""
+    """What a run does below that bound: say so ("warn"), or say so and use full tails from then on ("full"). Adaptive
+    tails get longer instead."""
     group: Group = "seed"
     """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
     aggregate: Aggregate = "rewards"
@@ -199,7 +204,9 @@ class GRPOConfig:
             self._require(fits, "branches_per_trajectory", expected)
         weighted = m is not None and self.branch_draw == "weighted"
         only = "None without weighted draws of branches_per_trajectory"
-        self._require(self.branch_budget is None or weighted, "branch_budget", only)
+        has_counts = m is None and self.trunk == "ode"
+        expected = 'None with rotating steps, and with trunk "sde" where all steps are taken'
+        self._require(self.branch_budget is None or weighted or has_counts, "branch_budget", expected)
         self._require(0 < self.budget_memory < math.inf, "budget_memory", "positive and finite")
         if sizes is None:
             return
@@ -209,7 +216,11 @@ class GRPOConfig:
 
     def _check_tails(self) -> None:
         """Checks the settings of tails."""
-        if self.tail_steps is not None:
+        if self.tail_steps == "adaptive":
+            expected = "a number, a table or None without gate_every; adaptive tails follow the gate"
+            self._require(self.gate_every is not None, "tail_steps", expected)
+            self._require(self.gate_action == "warn", "gate_action", "'warn' with adaptive tails, which get longer")
+        elif self.tail_steps is not None:
             rest = [(self.num_steps - 1 - step, length) for step, length in self.per_step("tail_steps")]
             if isinstance(self.tail_steps, int):
                 self._require(self.tail_steps >= 1, "tail_steps", ">= 1")
@@ -228,7 +239,8 @@ class GRPOConfig:
         """Checks the settings of the gate."""
         if self.gate_every is not None:
             self._require(self.gate_every >= 1, "gate_every", ">= 1 or None")
-            self._require(self.has_cheap_tails, "gate_every", "None where tails are the full ones")
+            may_be_cheap = self.has_cheap_tails or isinstance(self.tail_steps, tuple) or self.tail_steps == "adaptive"
+            self._require(may_be_cheap, "gate_every", "None where tails are the full ones")
         self._require(0 < self.gate_share <= 1, "gate_share", "in (0, 1]")
         self._require(-1 <= self.gate_bound <= 1, "gate_bound", "a cosine, in [-1, 1]")
 
@@ -251,10 +263,13 @@ class GRPOConfig:
 
     @property
     def tail_lengths(self) -> tuple[tuple[int, int], ...]:
-        """(step, network calls of a tail) of every step where branches leave, in ascending order."""
+        """(step, network calls of a tail) of every step where branches leave, in ascending order; the first ones of
+        adaptive tails."""
         rest = [(step, self.num_steps - 1 - step) for step, _ in self.branch_counts]
         if self.tail_steps is None:
             return tuple(rest)
+        if self.tail_steps == "adaptive":  # at the start, see `TailLengths`
+            return tuple((step, -(-left // 2)) for step, left in rest)
         lengths = self.per_step("tail_steps")
         return tuple((step, min(length, left)) for (step, left), (_, length) in zip(rest, lengths, strict=True))
 
@@ -270,6 +285,20 @@ class GRPOConfig:
         full: dict[str, Any] = {"tail_steps": None, "tail_solver": "euler", "tail_precision": None}
         return replace(self, **full, tail_guidance=None, gate_every=None)
 
+    def as_table(self, values: Mapping[int, Any], other: Any) -> tuple[Any, ...]:
+        """A table with one entry per branch step, as settings take it.
+
+        Args:
+            values: step -> value, of some steps.
+            other: the value of the others.
+        """
+        return tuple(values.get(step, other) for step in self._table_steps)
+
+    @property
+    def _table_steps(self) -> tuple[int, ...]:
+        """The branch steps in the order of tables."""
+        return tuple(range(self.num_steps - 1)) if self.branch_steps is None else self.branch_steps
+
     def per_step(self, name: str) -> tuple[tuple[int, Any], ...]:
         """A setting that is one number or a table with one per branch step.
 
@@ -282,8 +311,7 @@ class GRPOConfig:
         Raises:
             ValueError: if the table has another number of entries than there are branch steps.
         """
-        steps = tuple(range(self.num_steps - 1)) if self.branch_steps is None else self.branch_steps
-        tables = []
+        steps, tables = self._table_steps, []
         for each in ("num_branches", name):
             table = getattr(self, each)
             table = table if isinstance(table, tuple) else (table,) * len(steps)

@@ -11,6 +11,7 @@ from ..policies.base import Policy, check_policy
 from ..rewards import get_reward
 from ..rewards.registry import Spec
 from ..settings.iteration import GRPOConfig
+from .contained import part_of, sources
 from .estimates import MIN_ITERATIONS
 from .sample import Sample, sample
 from .store import SampleStore
@@ -37,7 +38,8 @@ def measure_signal(
     """Measures what an iteration teaches, by branch step and in all, for one or more settings.
 
     Independent iterations are drawn at the policy as it is, and nothing is trained. Iteration i has the same prompts
-    and the same noise in all settings, so that their difference is known better than each of them.
+    and the same noise in all settings, so that their difference is known better than each of them. A setting with some
+    of the branch steps of another one, and otherwise the same, takes its gradients from there.
 
     Args:
         policy: the policy; it does not change.
@@ -71,15 +73,17 @@ def measure_signal(
         instance("measure_signal", "prompts", prompts, Sequence, "a list of texts or a function")
     reward, draw = get_reward(reward_fn), prompts if callable(prompts) else _fixed(prompts)
     samples: dict[str, list[Sample]] = {name: [] for name in named}
+    source_of = sources(named)
     for iteration in range(num_iterations):
-        drawn = None if store is None else store.read(iteration)
-        if drawn is None:
+        known = {} if store is None else store.read(iteration)
+        missing = [name for name, source in source_of.items() if source == name and name not in known]
+        if missing:
             entries, key = draw(iteration), (seed << 32) + iteration
-            drawn = {name: sample(policy, entries, reward, config, key, sketch) for name, config in named.items()}
+            known |= {name: sample(policy, entries, reward, named[name], key, sketch) for name in missing}
             if store is not None:
-                store.write(iteration, drawn)
-        for name, one in drawn.items():
-            samples[name].append(one)
+                store.write(iteration, known)
+        for name, source in source_of.items():
+            samples[name].append(known[name] if source == name else part_of(known[source], named[name]))
         if on_iteration is not None:
             on_iteration(iteration + 1)
     return summarised(named, samples)

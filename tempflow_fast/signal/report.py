@@ -43,6 +43,30 @@ def as_text(report: SignalReport) -> str:
     return "\n".join(lines)
 
 
+def as_advice(report: SignalReport, budget: float | None = None) -> str:
+    """What to use, and what is not sure about it; nothing where the signal is not resolved.
+
+    Args:
+        report: what was measured.
+        budget: the most forward passes that a prompt may cost, see `SignalReport.recommended`.
+    """
+    if not report.is_resolved:
+        return ""
+    best, *others = report.order
+    advice = report.recommended(budget)
+    lines = ["", f"Most signal per evaluation: {advice.name}; of it, {advice}."]
+    if others:
+        needed = report.iterations_to_tell[best][others[0]]
+        told = "no number of iterations tells it from the best" if needed is None else _told(needed, report)
+        lines.append(f"Next: {report.settings[others[0]].name}; {told}.")
+    return "\n".join([*lines, ""])
+
+
+def _told(needed: int, report: SignalReport) -> str:
+    more = needed - report.num_iterations
+    return f"{more} more iterations would tell it from the best" if more > 0 else "it is surely less"
+
+
 def as_json(report: SignalReport) -> dict[str, Any]:
     """The same as numbers, lists and dictionaries; a number that is not finite becomes None.
 
@@ -85,8 +109,8 @@ def _setting_row(setting: SettingSignal) -> tuple[str, ...]:
         setting.name,
         f"{setting.evaluations:g}",
         f"{setting.cost:g}",
-        f"{setting.seconds:.2f}",
-        f"{setting.reward:.4f}",
+        "-" if math.isnan(setting.seconds) else f"{setting.seconds:.2f}",
+        "-" if math.isnan(setting.reward) else f"{setting.reward:.4f}",
         str(setting.snr2),
         str(setting.effective),
         str(setting.relative),

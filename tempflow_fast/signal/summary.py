@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..grpo.budget import allotted, branch_range
 from ..grpo.geometry import Geometry
 from ..settings.iteration import GRPOConfig
 from .choose import best_steps
-from .estimates import Estimate, GradientMoments, iterations_to_distinguish
+from .estimates import Estimate, GradientMoments, Moments, iterations_to_distinguish
 from .sample import Sample
 
 RESOLVED = 2.0
@@ -25,8 +27,14 @@ class StepSignal:
     """One branch step of one setting."""
 
     step: int
+    num_branches: int
+    """K."""
+    tail: int
+    """Network calls after the branch step."""
     cost: float
     """Forward passes per prompt for its branches and training rows, without the trunks."""
+    variance: float
+    """Of its gradient, per iteration, summed over elements."""
     spread: float
     """Mean standard deviation of the rewards in a group."""
     snr2: Estimate
@@ -42,6 +50,8 @@ class SettingSignal:
     name: str
     num_seeds: int
     """Trajectories per prompt."""
+    has_branches: bool
+    """Whether every trajectory takes all branch steps, and branches leave them."""
     steps: tuple[StepSignal, ...]
     evaluations: float
     """Network evaluations of the rollout, per prompt."""
@@ -71,6 +81,9 @@ class SignalReport:
     settings: tuple[SettingSignal, ...]
     correlations: tuple[tuple[float, ...], ...]
     """Of the noise of the reference's branch steps, [B][B]."""
+    iterations_to_tell: tuple[tuple[int | None, ...], ...]
+    """Iterations that would tell the signal per evaluation of two settings apart, for all pairs in the order of
+    `settings`; None: no number would."""
 
     @property
     def is_resolved(self) -> bool:
@@ -78,24 +91,62 @@ class SignalReport:
         own = self.settings[0].snr2
         return own.value > RESOLVED * own.error
 
-    def recommended(self, budget: float | None = None) -> tuple[str, tuple[int, ...]]:
-        """The setting with the most signal per evaluation, and the branch steps of it to use.
+    @property
+    def order(self) -> list[int]:
+        """The settings from the most signal per evaluation to the least, as positions; unknown ones are left out."""
+        figures = [setting.per_evaluation.value for setting in self.settings]
+        known = [place for place, figure in enumerate(figures) if math.isfinite(figure)]
+        return sorted(known, key=figures.__getitem__, reverse=True) or [0]
+
+    def recommended(self, budget: float | None = None) -> Recommendation:
+        """What to use of the setting with the most signal per evaluation.
 
         Args:
             budget: the most forward passes that a prompt may cost; None: the best step per cost.
-
-        Returns:
-            The name of the setting and the steps.
         """
-        known = [setting for setting in self.settings if math.isfinite(setting.per_evaluation.value)]
-        best = max(known or self.settings[:1], key=lambda setting: setting.per_evaluation.value)
+        best = self.settings[self.order[0]]
         chosen = best_steps(
             [step.snr2.value for step in best.steps],
             [step.cost for step in best.steps],
             lambda last: best.num_seeds * (best.steps[last].step + 1),
             budget,
         )
-        return best.name, tuple(best.steps[place].step for place in chosen)
+        return Recommendation.of(best, [best.steps[place] for place in chosen])
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to use of a setting."""
+
+    name: str
+    """Of the setting."""
+    branch_steps: tuple[int, ...]
+    num_branches: tuple[int, ...] | None
+    """K of each of these steps, so that the same evaluations have the least variance; None: as in the setting."""
+    tail_steps: tuple[int, ...] | None
+    """Network calls after each of these steps; None: as in the setting."""
+
+    @classmethod
+    def of(cls, setting: SettingSignal, steps: Sequence[StepSignal]) -> Recommendation:
+        """Steps of a setting, with their branches allotted anew.
+
+        Args:
+            setting: the setting.
+            steps: those of its steps to use.
+        """
+        own = tuple(step.step for step in steps)
+        if not setting.has_branches:
+            return cls(setting.name, own, None, None)
+        costs = [max(step.tail, 1) for step in steps]
+        budget = sum(step.num_branches * cost for step, cost in zip(steps, costs, strict=True))
+        moments = [step.num_branches * step.variance for step in steps]
+        counts = allotted(moments, costs, [branch_range(step.num_branches) for step in steps], budget)
+        return cls(setting.name, own, tuple(counts), tuple(step.tail for step in steps))
+
+    def __str__(self) -> str:
+        tables = ("branch_steps", "num_branches", "tail_steps")
+        known = [(name, getattr(self, name)) for name in tables if getattr(self, name) is not None]
+        return " ".join(f"{name}=[{','.join(map(str, table))}]" for name, table in known)
 
 
 def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequence[Sample]]) -> SignalReport:
@@ -116,18 +167,22 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
     reference = names[0]
     costs = {name: _cost(config) for name, config in settings.items()}
 
+    def effective(index: int) -> Callable[[Moments], Tensor]:
+        return lambda m: m.combined(sums).effective_snr2(index, 0)
+
+    def per_evaluation(index: int, other: int) -> Estimate:
+        scale = costs[names[other]][0] / costs[names[index]][0]
+        return moments.ratio(lambda m: scale * effective(index)(m), effective(other))
+
+    def to_tell(index: int, other: int) -> int | None:
+        return iterations_to_distinguish(per_evaluation(index, other), moments.num_iterations)
+
     def setting(index: int) -> SettingSignal:
         name = names[index]
-        ratio = costs[reference][0] / costs[name][0]
-
-        def effective(which: int, scale: float = 1.0) -> Any:
-            return lambda m: scale * m.combined(sums).effective_snr2(which, 0)
-
-        per_evaluation = moments.ratio(effective(index, ratio), effective(0))
-        told = iterations_to_distinguish(per_evaluation, moments.num_iterations)
         return SettingSignal(
             name=name,
             num_seeds=settings[name].num_seeds,
+            has_branches=settings[name].trunk == "ode" and settings[name].branches_per_trajectory is None,
             steps=tuple(
                 _step(settings[name], place[name, step], step, samples[name], moments, place.get((reference, step)))
                 for step in steps[name]
@@ -139,13 +194,15 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
             snr2=moments.estimate(lambda m: m.combined(sums).snr2(index)),
             effective=moments.estimate(effective(index)),
             relative=moments.ratio(effective(index), effective(0)),
-            per_evaluation=per_evaluation,
-            iterations_to_tell=told,
+            per_evaluation=per_evaluation(index, 0),
+            iterations_to_tell=to_tell(index, 0),
         )
 
     own = [place[reference, step] for step in steps[reference]]
     correlations = tuple(tuple(moments.all.correlation(a, b).item() for b in own) for a in own)
-    return SignalReport(moments.num_iterations, tuple(map(setting, range(len(names)))), correlations)
+    places = range(len(names))
+    pairs = tuple(tuple(to_tell(a, b) for b in places) for a in places)
+    return SignalReport(moments.num_iterations, tuple(map(setting, places)), correlations, pairs)
 
 
 def _step(
@@ -159,6 +216,9 @@ def _step(
     """One branch step, whose gradients are a source of `moments`; `reference` is the source to compare it with."""
     return StepSignal(
         step=step,
+        num_branches=dict(config.branch_counts)[step],
+        tail=dict(config.tail_lengths)[step],
+        variance=moments.all.covariance[source, source].item(),
         cost=_step_cost(config, step),
         spread=_mean([one.spread[step] for one in samples]),
         snr2=moments.estimate(lambda m: m.snr2(source)),

@@ -37,6 +37,10 @@ def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
     assert (tmp_path / "signal/signal.png").stat().st_size > 10_000
     said = capsys.readouterr().out
     assert ("Most signal per evaluation" in said) != ("the ratios to it mean nothing yet" in said)
+    more = ["--against", "noise_level=0.5 branch_steps=[3] num_branches=2"]
+    assert main([*command, *more, "--iterations", "3"]) == 0
+    assert [path.stat().st_mtime_ns for path in samples] != times
+    assert len(json.loads((tmp_path / "signal/report.json").read_text())["settings"]) == 4
     assert main([*command, "--iterations", "3", "--seed", "1"]) == 2
     assert "measurement: seed must be 0 as in" in capsys.readouterr().err
 

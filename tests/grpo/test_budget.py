@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from itertools import product
+from operator import mul
 
 import pytest
 import torch
 from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
 
 from tempflow_fast import GRPOConfig, grpo_step
-from tempflow_fast.grpo.budget import FLOOR, BranchBudget
+from tempflow_fast.grpo.budget import FLOOR, BranchBudget, allotted
 from tempflow_fast.grpo.draw import draw_line
 from tempflow_fast.grpo.geometry import Geometry
 
@@ -79,8 +82,8 @@ def test_the_first_measurements_move_them_little():
 def test_old_measurements_are_forgotten():
     config = GRPOConfig(**SMALL, budget_memory=10)
     budget = noted(config, measured(1.0, 0.0, 0.0), measured(0.0, 1.0, 0.0), times=30)
-    assert budget.moments == pytest.approx({0: math.exp(-3) * (1 - math.exp(-3)) / (1 - math.exp(-6)),
-                                            1: (1 - math.exp(-3)) / (1 - math.exp(-6)), 2: 0.0})  # fmt: skip
+    assert budget.moments == pytest.approx({0: 3 * math.exp(-3) * (1 - math.exp(-3)) / (1 - math.exp(-6)),
+                                            1: 3 * (1 - math.exp(-3)) / (1 - math.exp(-6)), 2: 0.0})  # fmt: skip
 
 
 def test_what_is_not_finite_or_never_measured_moves_nothing():
@@ -120,11 +123,79 @@ def test_the_page_has_the_range_of_costs():
     assert f"about {min(costs):.4g} to {max(costs):.4g} evaluations" in line
 
 
+COUNTS = {"num_steps": 4, "num_seeds": 2, "num_branches": 6, "branch_budget": "adaptive", "budget_memory": 5}
+
+
+def counts(budget, config):
+    return dict(budget.applied(config).branch_counts)
+
+
+def test_branches_are_allotted_in_proportion_to_the_root_of_moment_per_cost():
+    """Against all tables of integers within the budget."""
+    moments, costs, ranges, budget = [9.0, 30.0, 2.0], [3, 2, 1], [(2, 12)] * 3, 36
+    tables = [table for table in product(range(2, 13), repeat=3) if sum(map(mul, table, costs)) <= budget]
+    best = min(sum(m / k for m, k in zip(moments, table, strict=True)) for table in tables)
+    found = allotted(moments, costs, ranges, budget)
+    assert sum(map(mul, found, costs)) <= budget
+    assert sum(m / k for m, k in zip(moments, found, strict=True)) == pytest.approx(best, rel=0.02)
+    assert allotted([0.0, 0.0, 5.0], costs, ranges, budget)[2] == 12
+
+
+def test_counts_follow_what_is_measured_within_the_cost_at_the_start():
+    config = GRPOConfig(**COUNTS)
+    budget = noted(config, measured(0.1, 0.1, 9.0), times=4)
+    assert budget.applied(config) is config, "too few measurements"
+    budget.note(config, measured(0.1, 0.1, 9.0))
+    found = counts(budget, config)
+    assert found[2] == 12
+    assert min(found.values()) >= 3
+    assert sum(count * cost for count, cost in zip(found.values(), (3, 2, 1), strict=True)) <= 6 * (3 + 2 + 1)
+
+
+def test_counts_stay_where_others_would_save_little():
+    config = GRPOConfig(**COUNTS)
+    assert noted(config, measured(3.1, 2.0, 1.0), times=20).applied(config) is config
+
+
+def test_what_is_measured_does_not_depend_on_the_counts_in_use():
+    config = GRPOConfig(**COUNTS)
+    budget = noted(config, measured(0.1, 0.1, 9.0), times=5)
+    used, moments = counts(budget, config), dict(budget.moments)
+    scaled = [second * 6 / used[step] for step, second in enumerate((0.1, 0.1, 9.0))]
+    budget.note(config, measured(*scaled))
+    assert budget.moments == pytest.approx(moments)
+
+
+def test_longer_tails_do_not_exceed_the_budget():
+    config = GRPOConfig(**COUNTS, tail_steps=1)
+    budget = noted(config, measured(9.0, 0.1, 0.1), times=5)
+    assert counts(budget, config)[0] > 6
+    longer = GRPOConfig(**COUNTS)
+    budget.note(longer, measured(4.5, 0.2, 0.2))
+    found = counts(budget, longer)
+    assert sum(count * cost for count, cost in zip(found.values(), (3, 2, 1), strict=True)) <= 6 * (3 + 2 + 1)
+
+
+def test_iterations_with_their_own_counts():
+    config = GRPOConfig(**{**COUNTS, "budget_memory": 2}, num_updates=1)
+    policy, budget = OneStep(), BranchBudget()
+    for seed in range(4):
+        now = budget.applied(config)
+        metrics = grpo_step(policy, PROMPTS, brightness, sgd(policy, 1e-3), now, seed)
+        assert int(metrics["num_row_evaluations"]) == Geometry(now, len(PROMPTS)).rollout_rows
+        budget.note(config, metrics)
+    assert counts(budget, config)[1] > 6, "the one step with a gradient"
+    assert BranchBudget.from_json(json.loads(json.dumps(budget.as_json()))) == budget
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"branches_per_trajectory": None}, "branch_budget must be None without weighted draws"),
-        ({"branch_draw": "rotating"}, "branch_budget must be None without weighted draws"),
+        ({"branch_draw": "rotating"}, "branch_budget must be None with rotating steps"),
+        (
+            {"branches_per_trajectory": None, "trunk": "sde", "num_branches": 1, "group": "prompt"},
+            'branch_budget must be None with rotating steps, and with trunk "sde"',
+        ),
         ({"branch_budget": "fixed"}, "branch_budget must be one of"),
         ({"budget_memory": 0.0}, "budget_memory must be positive and finite"),
         ({"budget_memory": math.inf}, "budget_memory must be positive and finite"),

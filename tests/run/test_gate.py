@@ -1,6 +1,8 @@
-"""A run whose cheap tails do not pass the gate says so, goes back to full ones if asked, and resumes as it was."""
+"""A run whose cheap tails do not pass the gate says so, moves or drops them if asked, and resumes as it was."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -39,6 +41,21 @@ def test_a_warning_changes_nothing(tmp_path):
     assert [line.split(" iterations")[0] for line in said if "cosine" in line] == ["after 1", "after 3"]
     cheap, gate = 3 * 3 + 3 * 3 * 2, 3 * 2 * (5 + 4 + 3)
     assert rows_of(run) == [cheap + gate, cheap, cheap + gate, cheap]
+
+
+def test_adaptive_tails_are_resumed_to_the_bit(tmp_path):
+    settings = {**GATE, "tail_steps": "adaptive", "gate_bound": 0.5, "num_branches": 4, "num_iterations": 6}
+    whole, said = go(tmp_path / "whole", tiny_config(**settings))
+    lengths = [[row[f"tail_length_step_{step}"] for step in (0, 1, 2)] for row in whole.read_metrics()]
+    assert lengths[0] == [3, 2, 2]
+    assert lengths[0] != lengths[1] == lengths[2], "the first gate has moved them"
+    moved = [line for line in said if "has tails of" in line]
+    assert len(moved) == sum(a != b for before, after in pairwise(lengths) for a, b in zip(before, after, strict=True))
+    go(tmp_path / "cut", tiny_config(**{**settings, "num_iterations": 3}))
+    cut, _ = go(tmp_path / "cut", tiny_config(**settings))
+    assert untimed(cut) == untimed(whole)
+    go(tmp_path / "cut", tiny_config(**{**settings, "gate_bound": 0.4, "num_iterations": 7}))
+    assert [cut.read_metrics()[-1][f"tail_length_step_{step}"] for step in (0, 1, 2)] == [3, 2, 2], "begun anew"
 
 
 def test_evaluation_always_uses_the_full_sampler():

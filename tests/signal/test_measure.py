@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from operator import mul
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from tempflow_fast import GRPOConfig
 from tempflow_fast.grpo.sketch import Sketch
 from tempflow_fast.policies import Condition, NetworkPolicy
 from tempflow_fast.rewards import get_reward
-from tempflow_fast.signal.report import as_text
+from tempflow_fast.signal.report import as_advice, as_text
 from tempflow_fast.signal.sample import sample
+from tempflow_fast.signal.summary import Recommendation
 
 SHAPE = (3, 2, 2)
 SIZE = 12
@@ -132,8 +135,39 @@ def test_fewer_steps_count_along_the_direction_of_all():
     first, second = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, {"all": every, "some": some}, 30).settings
     for own, reference in zip(second.steps, first.steps[:2], strict=True):
         assert own.snr2.value == pytest.approx(reference.snr2.value, rel=1e-4)
+    assert math.isnan(second.seconds), "taken from the iterations of the first"
     assert second.effective.value <= second.snr2.value * 1.01
     assert second.per_evaluation.value == pytest.approx(second.relative.value * first.evaluations / second.evaluations)
+
+
+def test_the_recommendation_gives_noisy_steps_more_branches():
+    config = GRPOConfig(num_steps=4, num_seeds=2, num_updates=1)
+    report = tff.measure_signal(
+        Drift(), ["x"], slope, {"all": config, "last": dataclasses.replace(config, branch_steps=(2,))}, 20
+    )
+    advice = report.recommended(budget=200)
+    (best,) = [setting for setting in report.settings if setting.name == advice.name]
+    assert set(advice.branch_steps) <= {step.step for step in best.steps}
+    assert sum(map(mul, advice.num_branches, advice.tail_steps)) <= 6 * sum(advice.tail_steps)
+    alone = Recommendation.of(best, best.steps[-1:])
+    assert str(alone) == "branch_steps=[2] num_branches=[6] tail_steps=[1]"
+    noisy = [dataclasses.replace(step, variance=9.0 if step.step == 1 else 1.0) for step in report.settings[0].steps]
+    # sqrt(variance / tail) is 0.58, 2.1 and 1, and the tails of 3, 2 and 1 calls may cost 6 (3 + 2 + 1).
+    assert Recommendation.of(report.settings[0], noisy).num_branches == (3, 11, 5)
+    chain = dataclasses.replace(report.settings[0], has_branches=False)
+    assert str(Recommendation.of(chain, noisy)) == "branch_steps=[0,1,2]"
+
+
+def test_iterations_to_tell_are_known_for_every_pair():
+    config = GRPOConfig(num_steps=5, num_seeds=2, num_updates=1)
+    some, other = (dataclasses.replace(config, branch_steps=steps) for steps in ((0, 1), (2, 3)))
+    report = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, {"all": config, "a": some, "b": other}, 5)
+    pairs = report.iterations_to_tell
+    assert [row[0] for row in pairs] == [setting.iterations_to_tell for setting in report.settings]
+    assert all((pairs[a][b] is None) == (a == b) for a in range(3) for b in range(3))
+    best, second, _ = report.order
+    assert report.settings[best].per_evaluation.value >= report.settings[second].per_evaluation.value
+    assert f"Next: {report.settings[second].name}; " in as_advice(report) or not report.is_resolved
 
 
 @pytest.mark.parametrize(

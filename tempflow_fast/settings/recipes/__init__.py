@@ -33,7 +33,7 @@ def _fast_form(name: str, recipe: Recipe) -> Recipe:
     def form() -> TrainConfig:
         return fast(recipe())
 
-    form.__doc__ = f"As {name}, with fewer branch steps, short tails, and a gate that watches them.\n\n{FAST_SOURCE}"
+    form.__doc__ = f"As {name}, with fewer branch steps, and tails as short as a gate allows.\n\n{FAST_SOURCE}"
     return form
 
 
