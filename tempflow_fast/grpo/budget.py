@@ -81,6 +81,34 @@ def branch_range(start: int) -> tuple[int, int]:
     return max(min(2, start), -(-start // 2)), 2 * start
 
 
+def most_branches(config: GRPOConfig) -> list[int]:
+    """The numbers of branches with the most images that an iteration may have, of each step with branches.
+
+    Args:
+        config: the settings.
+    """
+    counts = [count for _, count in config.branch_counts]
+    if config.branch_budget is None or config.branches_per_trajectory is not None:
+        return counts
+    costs = branch_costs(config)
+    ranges = [branch_range(count) for count in counts]
+    left = sum(map(mul, counts, costs)) - sum(least * cost for (least, _), cost in zip(ranges, costs, strict=True))
+    for place in sorted(range(len(counts)), key=costs.__getitem__):
+        least, most = ranges[place]
+        counts[place] = min(most, least + left // costs[place])
+        left -= (counts[place] - least) * costs[place]
+    return counts
+
+
+def branch_costs(config: GRPOConfig) -> list[int]:
+    """Evaluations of one branch of each step with branches; an image is not free even without a tail.
+
+    Args:
+        config: the settings.
+    """
+    return [max(length, 1) for _, length in config.tail_lengths]
+
+
 def mixed_sizes(start: Sequence[float], wishes: Sequence[float], share: float) -> list[float]:
     """Sizes of which a share is as at the start and the rest as wished; the start where nothing is wished.
 
@@ -162,8 +190,8 @@ class BranchBudget:
 
     def _allot(self, config: GRPOConfig, used: Mapping[int, int]) -> None:
         """Changes the numbers of branches if that saves enough, or if longer tails have made them exceed the budget."""
-        starts, lengths = dict(config.branch_counts), dict(config.tail_lengths)
-        costs = {step: max(length, 1) for step, length in lengths.items()}  # an image is not free
+        starts = dict(config.branch_counts)
+        costs = dict(zip(starts, branch_costs(config), strict=True))
         budget = sum(starts[step] * cost for step, cost in costs.items())
         ranges = [branch_range(start) for start in starts.values()]
         order = list(starts)

@@ -19,6 +19,7 @@ from ..policies.compiled import uncompiled
 from ..policies.merged import merges, num_merged_bytes
 from ..rewards.background import WAITING_BYTES
 from ..settings.iteration import GRPOConfig
+from .budget import most_branches
 
 GIB = 2**30
 ADAM_BYTES = 8
@@ -111,7 +112,7 @@ def measure(policy: Policy, config: GRPOConfig) -> Memory:
         training_row=_row_bytes(policy, condition, config.training_guidance, with_gradient=True),
         rollout_row=_row_bytes(policy, condition, scale, with_gradient=False) + text,
         decoded_row=max(decoded, MEASURED_IMAGES * image),
-        images=image * sum(count for _, count in config.branch_counts),
+        images=image * sum(most_branches(config)),
     )
 
 
@@ -127,7 +128,7 @@ def _num_bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _trajectory_bytes(policy: Policy, condition: Condition, config: GRPOConfig) -> int:
-    counts = [count for _, count in config.branch_counts]
+    counts = most_branches(config)
     # The buffer of the rollout (trunk and finished latents), then the states and the branches as they were drawn; a
     # multistep solver also remembers a latent of each branch.
     per_branch: float = 2 if config.tail_solver == "euler" else 3

@@ -12,7 +12,7 @@ import torch
 from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
 
 from tempflow_fast import GRPOConfig, grpo_step
-from tempflow_fast.grpo.budget import FLOOR, BranchBudget, allotted
+from tempflow_fast.grpo.budget import FLOOR, BranchBudget, allotted, branch_range, most_branches
 from tempflow_fast.grpo.draw import draw_line
 from tempflow_fast.grpo.geometry import Geometry
 
@@ -164,6 +164,15 @@ def test_what_is_measured_does_not_depend_on_the_counts_in_use():
     scaled = [second * 6 / used[step] for step, second in enumerate((0.1, 0.1, 9.0))]
     budget.note(config, measured(*scaled))
     assert budget.moments == pytest.approx(moments)
+
+
+def test_the_most_images_that_an_iteration_may_have():
+    """Tails of 3, 2 and 1 calls: the short ones take the branches of the long ones."""
+    config = GRPOConfig(**COUNTS)
+    assert most_branches(config) == [3, 7, 12]
+    everything = product(*(range(low, high + 1) for low, high in [branch_range(6)] * 3))
+    assert sum(most_branches(config)) == max(sum(t) for t in everything if sum(map(mul, t, (3, 2, 1))) <= 36)
+    assert most_branches(GRPOConfig(**SMALL)) == [3, 3, 3]
 
 
 def test_longer_tails_do_not_exceed_the_budget():
