@@ -10,6 +10,9 @@ NOISELESS = "ode"
 """The sampler of a table without branches."""
 Group = Literal["seed", "prompt"]
 """Which rewards are compared: those of one trajectory's branches, or of all branches of one prompt."""
+AdvantageScale = Literal["group", "global", "none"]
+"""What a reward's distance from the mean of its group is divided by: the standard deviation of the group or of all
+rewards at the branch step, or nothing."""
 EMBEDDED_MODEL = "embedded"
 """The packaged pipeline of coloured shapes."""
 SHAPES_PROMPTS = "shapes"

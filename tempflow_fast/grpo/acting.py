@@ -17,9 +17,9 @@ from ..policies.base import Condition, Policy
 from ..policies.merged import merged_weights, merges
 from ..policies.quantized import quantized
 from ..processes import Processes
-from ..rewards import Scores, WeightedReward
+from ..rewards import WeightedReward
 from ..settings.iteration import GRPOConfig, RolloutPrecision
-from .advantages import group_advantages
+from .advantages import advantages_of
 from .branches import Branches
 from .chain import chain_rollout
 from .draw import drawn_branches
@@ -109,14 +109,16 @@ def act(
                 )
         scored = scorer.collect()
     clock.seconds["seconds_reward_busy"] = scored.seconds_busy
-    advantages = _advantages(scored.rewards, config, images)
-    if config.trunk == "sde":  # the reward of a trajectory belongs to all of its steps
-        advantages = advantages[branches.trajectories]
+    if config.trunk == "ode":
+        advantages = advantages_of(scored.rewards, config, branches)
+    else:  # the reward of a trajectory belongs to all of its steps
+        whole = Branches.everywhere(len(texts), {0: 1})
+        advantages = advantages_of(scored.rewards, config, whole)[branches.trajectories]
     gate = {}
     if gated:
-        part = branches.of(gated)
-        rewards = scored.rewards.total[checked], scored.checks.total
-        gate = gate_metrics(rewards, (advantages[checked], _advantages(scored.checks, config, part)), part)
+        part, both = branches.of(gated), (scored.rewards.at(checked), scored.checks)
+        rewards = both[0].total, both[1].total
+        gate = gate_metrics(rewards, (advantages_of(both[0], config, part), advantages_of(both[1], config, part)), part)
     return Acted(drawn, branches, images, scored, advantages, gate)
 
 
@@ -152,15 +154,3 @@ def computing_in(policy: Policy, precision: RolloutPrecision | None) -> Iterator
         nullcontext() if precision == "bf16" else quantized(policy.network, precision),
     ):
         yield
-
-
-def _advantages(rewards: Scores, config: GRPOConfig, branches: Branches) -> Tensor:
-    """Advantages [R]: of the summed rewards, or the sum of each reward's own."""
-    prompt_ids = torch.arange(branches.num_trajectories) // config.num_seeds
-
-    def relative(scores: Tensor) -> Tensor:
-        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, config.adv_clip, branches)
-
-    if config.aggregate == "rewards":
-        return relative(rewards.total)
-    return rewards.weighted_sum(relative).clamp(-config.adv_clip, config.adv_clip)

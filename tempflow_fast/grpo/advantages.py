@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import get_args
@@ -9,9 +10,41 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..choices import Group
+from ..choices import AdvantageScale, Group
 from ..errors import fail, finite, require
+from ..rewards import Scores
+from ..settings.iteration import GRPOConfig
 from .branches import Branches, same_size
+
+
+def advantages_of(rewards: Scores, config: GRPOConfig, branches: Branches) -> Tensor:
+    """Advantages of the branches of an iteration, whatever the number of rewards.
+
+    With `aggregate` "gdpo" (arXiv 2601.05242) each reward is normalised in its group, the sum A with the rewards'
+    weights is divided by std(A) + adv_eps over all groups at the branch step, and then clipped. The paper also
+    subtracts the mean of A, which is 0 here, since every group's is.
+
+    Args:
+        rewards: flat [R] in the order of `branches`, of all processes.
+        config: the settings.
+        branches: the list of branches of N = P S trajectories, those of a prompt one after the other.
+
+    Returns:
+        Flat [R], float64 on the host.
+    """
+    prompt_ids = torch.arange(branches.num_trajectories) // config.num_seeds
+    gdpo = config.aggregate == "gdpo"
+
+    def relative(scores: Tensor) -> Tensor:
+        clip = math.inf if gdpo else config.adv_clip
+        return group_advantages(scores, config.group, prompt_ids, config.adv_eps, clip, branches, config.adv_scale)
+
+    if config.aggregate == "rewards":
+        return relative(rewards.total)
+    total = rewards.weighted_sum(relative)
+    if gdpo:
+        total = _divided(total, _spreads(total, branches), config.adv_eps)
+    return total.clamp(-config.adv_clip, config.adv_clip)
 
 
 def group_advantages(
@@ -21,6 +54,7 @@ def group_advantages(
     adv_eps: float = 1e-4,
     adv_clip: float = 5.0,
     branches: Branches | None = None,
+    scale: AdvantageScale = "group",
 ) -> Tensor:
     """Advantages (r - mean) / (std + adv_eps) inside each group and branch step, clipped to +-adv_clip.
 
@@ -37,13 +71,15 @@ def group_advantages(
         adv_clip: bound of the absolute advantage.
         branches: the list of branches, where trajectories have different steps or numbers of branches; None: all have
             the same, in the order [N, B, K].
+        scale: "group": std is that of the group. "global": of all rewards at the branch step, as `global_std` of
+            Flow-GRPO. "none": r - mean, without a division.
 
     Returns:
         Shape, dtype and device of `rewards`; the statistics are taken in float64.
 
     Raises:
-        ValueError: for a wrong shape, an unknown group, missing prompt_ids, or rewards that are not finite or further
-            apart than the statistics can hold, about 1e154.
+        ValueError: for a wrong shape, an unknown group or scale, missing prompt_ids, or rewards that are not finite or
+            further apart than the statistics can hold, about 1e154.
     """
     expected, num_dims = ("[N, B, K]", 3) if branches is None else (f"[{branches.num_rows}] like branches", 1)
     if not isinstance(rewards, Tensor) or rewards.dim() != num_dims or not rewards.is_floating_point():
@@ -58,14 +94,20 @@ def group_advantages(
         fail("group_advantages", "rewards", "finite", f"{rewards[tuple(index)].item()} at {index}")
     if group not in get_args(Group):
         fail("group_advantages", "group", f"one of {get_args(Group)}", repr(group))
+    if scale not in get_args(AdvantageScale):
+        fail("group_advantages", "scale", f"one of {get_args(AdvantageScale)}", repr(scale))
     if finite("group_advantages", "adv_eps", adv_eps) < 0:
         fail("group_advantages", "adv_eps", "not negative", adv_eps)
     if not isinstance(adv_clip, Real) or not float(adv_clip) > 0:
         fail("group_advantages", "adv_clip", "positive", adv_clip)
     flat = rewards.flatten()
+    spreads = _spreads(flat, branches) if scale == "global" else None
     advantages = torch.empty_like(flat)
     for rows, groups in _groups(flat, group, prompt_ids, branches):
-        advantages[rows.to(flat.device)] = _normalise(groups, adv_eps, adv_clip).view(rows.shape)
+        distances, std = _distances(groups)
+        if scale != "none":
+            distances = _divided(distances, std if spreads is None else spreads[rows].view(groups.shape), adv_eps)
+        advantages[rows.to(flat.device)] = distances.clamp(-adv_clip, adv_clip).to(flat.dtype).view(rows.shape)
     return advantages.view(rewards.shape)
 
 
@@ -85,16 +127,34 @@ def _groups(
     return [(positions[prompts == prompt], dense[prompts == prompt]) for prompt in prompts.unique()]
 
 
-def _normalise(rewards: Tensor, adv_eps: float, adv_clip: float) -> Tensor:
-    """Groups of rewards, each over the first and the last dimension, normalised."""
+def _distances(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Of groups of rewards, each over the first and the last dimension: r - mean, and the standard deviation."""
     exact, dims = rewards.double(), (0, -1)
     mean, std = exact.mean(dims, keepdim=True), exact.std(dims, correction=0, keepdim=True)
     # Compared on the rewards themselves: rounding of the mean could leave tiny deviations in a group of equal rewards.
     all_equal = exact.amax(dims, keepdim=True) == exact.amin(dims, keepdim=True)
-    if not (all_equal | std.isfinite()).all():
-        fail("group_advantages", "rewards", "of a spread that float64 can square", f"up to {exact.abs().max():.3g}")
-    advantages = ((exact - mean) / (std + adv_eps)).clamp(-adv_clip, adv_clip)
-    return advantages.masked_fill(all_equal, 0.0).to(rewards.dtype)
+    _require_spread((all_equal | std.isfinite()).all(), exact)
+    return (exact - mean).masked_fill(all_equal, 0.0), std
+
+
+def _spreads(values: Tensor, branches: Branches) -> Tensor:
+    """The standard deviation of all values at the branch step of each, float64 [R]."""
+    exact, steps = values.double(), branches.steps[branches.pair_of_row].to(values.device)
+    spreads = torch.empty_like(exact)
+    for step in steps.unique():
+        spreads[steps == step] = exact[steps == step].std(correction=0)
+    _require_spread(spreads.isfinite().all(), exact)
+    return spreads
+
+
+def _divided(distances: Tensor, spreads: Tensor, adv_eps: float) -> Tensor:
+    """Distances / (spreads + adv_eps); a distance of 0 stays 0, even where nothing is spread."""
+    return (distances / (spreads + adv_eps)).masked_fill(distances == 0, 0.0)
+
+
+def _require_spread(fits: Tensor, rewards: Tensor) -> None:
+    if not fits:
+        fail("group_advantages", "rewards", "of a spread that float64 can square", f"up to {rewards.abs().max():.3g}")
 
 
 def _checked_prompts(prompt_ids: Sequence[int] | Tensor | None, num_trajectories: int) -> Tensor:

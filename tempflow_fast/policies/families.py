@@ -14,7 +14,8 @@ ATTENTION = (
     *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
     *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
 )
-"""The attention's projections, which most networks name alike; the choice of the public training scripts."""
+"""The attention's projections, which most networks name alike. The public training scripts adapt these alone for SD3,
+and feed-forward layers as well for FLUX and Qwen-Image (see `settings/recipes/`)."""
 
 
 def _default_pixels(pipeline: Any) -> int:

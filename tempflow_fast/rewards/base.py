@@ -88,6 +88,14 @@ class Scores:
         terms = [self.weights[name] * function(part) for name, part in self.parts.items()]
         return sum(terms[1:], terms[0])
 
+    def at(self, rows: Tensor) -> Scores:
+        """The scores of some images.
+
+        Args:
+            rows: int64 [n].
+        """
+        return Scores({name: part[rows] for name, part in self.parts.items()}, self.weights)
+
     @staticmethod
     def joined(pieces: Sequence[Scores]) -> Scores:
         """The scores of several batches as one.

@@ -16,8 +16,9 @@ from ..quiet import quiet
 class WeightAverage:
     """diffusers' `EMAModel`, stepped by a hook of the optimizer after every `every`-th update.
 
-    In step n the decay is (1 + n) / (10 + n) until that reaches `decay`, so that the first weights are soon forgotten.
-    An update that the optimizer skips, since its gradient is not finite, does not change the average.
+    After update u the decay is u / (u + 9) until that reaches `decay`, as in the public scripts of Flow-GRPO and
+    TempFlow-GRPO, so that the first weights are soon forgotten. An update that the optimizer skips, since its gradient
+    is not finite, does not change the average.
 
     Args:
         policy: whose `parameters()` are averaged; the optimizer must hold the same parameters.
@@ -30,9 +31,12 @@ class WeightAverage:
         with quiet("diffusers", "transformers"):
             from diffusers.training_utils import EMAModel
 
+        average = self
+
         class Average(EMAModel):
             def get_decay(self, optimization_step: int) -> Any:
-                usual = super().get_decay(optimization_step)
+                # The library's own rise counts steps of the average, not updates: `every` times as slow.
+                usual = min(decay, average._num_updates / (average._num_updates + 9))
                 # 1 where an optimizer that decides on the device has skipped this update (see `step_if_finite`).
                 skipped = getattr(inner, "found_inf", None)
                 return usual if skipped is None else 1 - (1 - usual) * (1 - skipped)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..choices import Group, Sampler
+from ..choices import AdvantageScale, Group, Sampler
 from ..errors import fail, require
 from .check import check_types
 from .fields import documented, fixed
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..policies.base import Policy
 
 Trunk = Literal["ode", "sde"]
-Aggregate = Literal["rewards", "advantages"]
+Aggregate = Literal["rewards", "advantages", "gdpo"]
 BranchDraw = Literal["weighted", "rotating", "staggered", "random", "progressive"]
 BranchBudget = Literal["adaptive"]
 GateAction = Literal["warn", "full"]
@@ -105,8 +105,13 @@ class GRPOConfig:
     tails get longer instead."""
     group: Group = "seed"
     """Which rewards are compared: those of the branches of one trajectory ("seed") or of one prompt ("prompt")."""
+    adv_scale: AdvantageScale = "group"
+    """What the distance of a reward from the mean of its group is divided by: the standard deviation of the "group"; of
+    all rewards of the iteration at that branch step ("global"), where groups that barely differ count less; or nothing
+    ("none"), so that advantages are in units of the reward."""
     aggregate: Aggregate = "rewards"
-    """With several rewards: sum the "rewards" and then normalise, or normalise each and sum the "advantages"."""
+    """With several rewards: sum the "rewards" and then normalise; normalise each and sum the "advantages"; or divide
+    that sum by its standard deviation over the iteration as well ("gdpo")."""
     guidance_scale: float = fixed(1.0, scores=True)
     """Classifier-free guidance in the rollout, and in training if `guided_training` is set; up to 1 turns it off."""
     guided_training: bool = True
@@ -117,7 +122,7 @@ class GRPOConfig:
     beta: float = 0.0
     """Weight of the KL to the reference policy, computed on the trained rows; 0 turns it off."""
     adv_eps: float = 1e-4
-    """Added to the standard deviation of a group's rewards before the division."""
+    """Added to the standard deviation of rewards before the division."""
     adv_clip: float = 5.0
     """Largest absolute advantage; larger ones are clipped."""
     num_updates: int = 2
@@ -174,6 +179,8 @@ class GRPOConfig:
             self._require(within, "branch_steps", f"None, or one or more different steps in 0..{self.num_steps - 1}")
         if self.trunk == "sde":
             self._check_chain()
+        gdpo = self.aggregate == "gdpo"
+        self._require(not gdpo or self.adv_scale == "group", "adv_scale", "'group' with aggregate \"gdpo\"")
         least = self.num_branches if isinstance(self.num_branches, int) else self._least_count()
         group_size = least * (self.num_seeds if self.group == "prompt" else 1)
         self._require(group_size >= 2, "num_branches", "enough for a group of two or more rewards")

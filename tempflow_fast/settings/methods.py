@@ -74,7 +74,7 @@ def _tempflow(**others: Any) -> Callable[[GRPOConfig], dict[str, Any]]:
         if config.trunk == "sde":  # about as many images per prompt and step
             branches = min(BRANCHES, seeds)
             seeds = seeds // branches
-        structure = {"trunk": "ode", "noise_weighting": True, "group": "seed"}
+        structure = {"trunk": "ode", "noise_weighting": True, "group": "seed", "adv_scale": "group"}
         return {**structure, "num_seeds": seeds, "num_branches": branches, **others}
 
     return settings
@@ -85,8 +85,9 @@ def _flow_grpo(window: Callable[[GRPOConfig], dict[str, Any]] | None = None, **o
 
     def settings(config: GRPOConfig) -> dict[str, Any]:
         images = config.num_seeds * _most_branches(config)
-        structure = {"trunk": "sde", "noise_weighting": False, "group": "prompt", "cuda_graphs": False}
-        return {**structure, "num_seeds": images, "num_branches": 1, **(window(config) if window else {}), **others}
+        structure = {"trunk": "sde", "noise_weighting": False, "group": "prompt", "adv_scale": "group"}
+        counts = {"num_seeds": images, "num_branches": 1, "cuda_graphs": False}
+        return {**structure, **counts, **(window(config) if window else {}), **others}
 
     return settings
 
@@ -113,9 +114,9 @@ SETTINGS: dict[str, Callable[[GRPOConfig], dict[str, Any]]] = {
     "tempflow": _tempflow(),
     "tempflow_unweighted": _tempflow(noise_weighting=False),
     "tempflow_prompt_groups": _tempflow(group="prompt"),
-    "flow_grpo": _flow_grpo(),
+    "flow_grpo": _flow_grpo(adv_scale="global"),
     "flow_grpo_weighted": _flow_grpo(noise_weighting=True),
-    "flow_grpo_fast": _flow_grpo(_window("random", share=0.5)),
+    "flow_grpo_fast": _flow_grpo(_window("random", share=0.5), adv_scale="global"),
     "mixgrpo": _flow_grpo(_window("progressive")),
     "mixgrpo_random": _flow_grpo(_window("random")),
     "mixgrpo_fixed": _flow_grpo(_first_steps),

@@ -113,7 +113,8 @@ class OptimizerConfig:
     """Share of the run, at its end, in which the learning rate falls linearly to 0. It has no effect
     without --iterations or --minutes."""
     ema_decay: float | None = fixed_presence(None)
-    """Decay of the moving average of the weights. The average is then what is evaluated and saved; None: no average."""
+    """Decay of the moving average of the weights, which update u may raise to u / (u + 9) at most. The average is then
+    what is evaluated and saved; None: no average."""
     ema_every: int = 8
     """Optimizer updates between updates of that average."""
 

@@ -87,7 +87,7 @@ def test_an_iteration_with_a_gate_trains_as_one_without(group, monkeypatch):
     seen = {}
     for name, settings in (("with", CHEAP), ("without", CHEAP | {"gate_every": None}), ("full", {"num_steps": 6})):
         policy = TinyPolicy(torch.float64)
-        real = acting.group_advantages
+        real = acting.advantages_of
         calls = []
 
         def noting(*arguments, real=real, calls=calls):
@@ -95,11 +95,11 @@ def test_an_iteration_with_a_gate_trains_as_one_without(group, monkeypatch):
             return calls[-1]
 
         with monkeypatch.context() as patch:
-            patch.setattr(acting, "group_advantages", noting)
+            patch.setattr(acting, "advantages_of", noting)
             config = GRPOConfig(**{"num_seeds": 2, "num_branches": 3, "group": group, "gate_share": 0.5, **settings})
             metrics = grpo_step(policy, PROMPTS, brightness, sgd(policy, 0.0), config, seed=2)
         seen[name] = (calls, metrics)
-    (ours, theirs), metrics = seen["with"]
+    (ours, _, theirs), metrics = seen["with"]
     (alone,), plain = seen["without"]
     (full,), _ = seen["full"]
     torch.testing.assert_close(ours, alone, rtol=1e-6, atol=1e-6)

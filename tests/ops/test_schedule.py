@@ -23,6 +23,13 @@ def flux_sigmas(num_steps: int, num_tokens: int) -> list[float]:
     return linear_sigmas(num_steps, math.exp(mu))
 
 
+def qwen_sigmas(num_steps: int, num_tokens: int) -> list[float]:
+    """Qwen-Image: as FLUX, with another line, and stretched so that the last level is 0.02."""
+    mu = 0.5 + (0.9 - 0.5) * (num_tokens - 256) / (8192 - 256)
+    levels = linear_sigmas(num_steps, math.exp(mu))[:-1]
+    return [1 - (1 - level) * (1 - 0.02) / (1 - levels[-1]) for level in levels] + [0.0]
+
+
 SD3_STDS = [0.7000, 0.7430, 0.5362, 0.4459, 0.3918, 0.3528, 0.3191, 0.2820, 0.2254, 0.0063]
 PLAIN_STDS = [0.9000, 0.8486, 0.5613, 0.4244, 0.3355, 0.2685, 0.2123, 0.1606, 0.1065, 0.0009]
 
@@ -39,6 +46,7 @@ def test_flow_sde_stds_of_public_settings(shift, noise_level, stds):
         (diffusers_sigmas(10, 3.0), 0.7, 2.2522),  # hard-coded as 2.25 for SD3.5-M
         (flux_sigmas(10, 4096), 0.9, 1.7260),  # hard-coded as 1.73 for FLUX.1-dev, right at 1024 px only
         (flux_sigmas(10, 1024), 0.9, 1.9291),
+        (qwen_sigmas(10, 1024), 1.2, 1.5329),  # hard-coded as 1.53 for Qwen-Image, right at 512 px and this noise only
     ],
 )
 def test_noise_weight_reproduces_the_constants_of_the_public_scripts(sigmas, noise_level, constant):

@@ -9,26 +9,37 @@ from tempflow_fast.run.average import WeightAverage
 
 
 def test_average_follows_the_updates_of_the_optimizer():
-    """Against the definition, with the decay rising as (1 + n) / (10 + n) from the second step on."""
+    """Against the definition, with a decay that rises with the updates as u / (u + 9)."""
     policy = TinyPolicy()
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    average = WeightAverage(policy, optimizer, decay=0.25, every=2)
+    average = WeightAverage(policy, optimizer, decay=0.5, every=2)
     weight = policy.parameters()[0]
-    expected, num_steps, seen = weight.detach().clone(), 0, []
-    for update in range(1, 11):
+    expected, decays = weight.detach().clone(), []
+    for update in range(1, 13):
         for parameter in policy.parameters():
             parameter.grad = torch.full_like(parameter, float(update))
         optimizer.step()
         if update % 2 == 0:
-            num_steps += 1
-            decay = min(0.25, num_steps / (9 + num_steps)) if num_steps > 1 else 0.0
-            seen.append(decay)
-            expected = decay * expected + (1 - decay) * weight.detach()
-    assert seen[0] == 0.0
-    assert seen[-1] == 0.25, "the rise is over"
+            decays.append(min(0.5, update / (9 + update)))
+            expected = decays[-1] * expected + (1 - decays[-1]) * weight.detach()
+    assert decays[:2] == [2 / 11, 4 / 13]
+    assert decays[-2:] == [0.5, 0.5], "the rise is over"
     trained = weight.detach().clone()
     with average.applied():
         assert torch.allclose(weight, expected, atol=1e-6)
         assert not torch.allclose(weight, trained)
     assert torch.equal(weight, trained)
-    assert average.counts() == {"num_updates": 10, "num_steps": 5}
+    assert average.counts() == {"num_updates": 12, "num_steps": 6}
+
+
+def test_the_decay_continues_after_a_resume():
+    policy = TinyPolicy()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    average = WeightAverage(policy, optimizer, decay=0.9, every=8)
+    average.set_counts(79, 9)
+    before, weight = average.weights[0].clone(), policy.parameters()[0]
+    weight.data += 1.0
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(average.weights[0], before + (1 - 80 / 89) * (weight.detach() - before))

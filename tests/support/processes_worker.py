@@ -55,8 +55,13 @@ def adapted() -> SD3Policy:
 CASES = {
     # Seven trajectories: 4 + 3, or 3 + 2 + 2.
     "seed groups": (TinyPolicy, SEVEN, brightness, GRPOConfig(**SMALL, num_seeds=1)),
-    # Two prompts of five seeds each, whose groups no number of processes keeps together.
-    "prompt groups": (TinyPolicy, PROMPTS[:2], rounded, GRPOConfig(**SMALL, num_seeds=5, group="prompt", **GUIDED)),
+    # Two prompts of five seeds each, whose groups no number of processes keeps together; one spread for all of them.
+    "prompt groups": (
+        TinyPolicy,
+        PROMPTS[:2],
+        rounded,
+        GRPOConfig(**SMALL, num_seeds=5, group="prompt", adv_scale="global", **GUIDED),
+    ),
     # Two trajectories, so that the third of three processes has none.
     "few": (TinyPolicy, PROMPTS[:1], brightness, GRPOConfig(**SMALL, num_seeds=2, micro_batch=1)),
     # Trajectories whose branches leave at steps of their own, and a gate in some of them, so that processes have

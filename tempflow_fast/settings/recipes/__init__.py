@@ -14,6 +14,7 @@ from .fast import SOURCE as FAST_SOURCE
 from .fast import fast
 from .flux import flux_hps, flux_pickscore
 from .qwen_image import qwen_image_pickscore
+from .sd35l import sd35l_ocr, sd35l_pickscore
 from .sd35m import sd35m_geneval, sd35m_ocr, sd35m_pickscore
 from .shapes import shapes
 
@@ -26,7 +27,9 @@ PUBLIC: dict[str, Recipe] = {
     "flux-hps": flux_hps,
     "qwen-image-pickscore": qwen_image_pickscore,
 }
-"""Settings that somebody else has published."""
+"""Settings that somebody else has published, see docs/recipes.md."""
+IN_THEIR_SPIRIT: dict[str, Recipe] = {"sd35l-pickscore": sd35l_pickscore, "sd35l-ocr": sd35l_ocr}
+"""The same for models that nobody has published settings for."""
 
 
 def _fast_form(name: str, recipe: Recipe) -> Recipe:
@@ -40,7 +43,8 @@ def _fast_form(name: str, recipe: Recipe) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     "shapes": shapes,
     **PUBLIC,
-    **{f"{name}-fast": _fast_form(name, recipe) for name, recipe in PUBLIC.items()},
+    **IN_THEIR_SPIRIT,
+    **{f"{name}-fast": _fast_form(name, recipe) for name, recipe in (PUBLIC | IN_THEIR_SPIRIT).items()},
 }
 
 

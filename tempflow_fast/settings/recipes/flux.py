@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ..iteration import GRPOConfig
 from ..run import EvaluationConfig, OptimizerConfig, PolicyConfig, RunConfig, TaskConfig, TrainConfig
+from .adapters import ATTENTION, feed_forward
 
 
 def flux_pickscore() -> TrainConfig:
     """FLUX.1-dev with LoRA on PickScore: 48 prompts x 4 seeds x 6 branches, 1024 px, embedded guidance 3.5.
 
     Prompts: lines of text, a training and a test file as in dataset/pickscore of the Flow-GRPO repository.
-    Source: config/dgx.py (flux_pr) and scripts/train_flux_pr.py of the public TempFlow-GRPO scripts, with the reward
-    and prompts of their PickScore runs; learning rate, clip range and weight decay are Flow-GRPO's config/base.py.
+    Source: the public TempFlow-GRPO scripts, value by value in docs/recipes.md; reward and prompts are those of their
+    PickScore runs.
     """
     return _flux("pickscore", "pickscore")
 
@@ -20,7 +21,7 @@ def flux_hps() -> TrainConfig:
     """FLUX.1-dev with LoRA on the human preference score: as flux-pickscore, with the prompts of HPSv2.
 
     Prompts: lines of text in dataset/hpsv2/train.txt and test.txt.
-    Source: config/dgx.py (flux_pr) of the public TempFlow-GRPO scripts, which use HPSv3 instead of HPSv2.
+    Source: the public TempFlow-GRPO scripts, value by value in docs/recipes.md; they use HPSv3 instead of HPSv2.
     """
     return _flux("hpsv2", "hpsv2")
 
@@ -31,9 +32,10 @@ def _flux(folder: str, reward: str) -> TrainConfig:
             model="black-forest-labs/FLUX.1-dev",
             precision="bf16",
             resolution=1024,
-            max_text_length=512,
+            max_text_length=128,
             lora_rank=32,
             lora_alpha=64,
+            lora_targets=(*ATTENTION, *feed_forward("ff"), *feed_forward("ff_context")),
             gradient_checkpointing=True,
             offload_text_encoders=True,
         ),

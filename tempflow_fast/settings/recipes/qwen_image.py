@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from ..iteration import GRPOConfig
 from ..run import EvaluationConfig, OptimizerConfig, PolicyConfig, RunConfig, TaskConfig, TrainConfig
+from .adapters import ATTENTION, feed_forward
 
 
 def qwen_image_pickscore() -> TrainConfig:
     """Qwen-Image with LoRA on PickScore: 48 prompts x 4 seeds x 6 branches, 512 px, guidance 4, no KL, no EMA.
 
     Prompts: lines of text, a training and a test file as in dataset/pickscore of the Flow-GRPO repository.
-    Source: config/dgx.py (pickscore_qwenimage_pr) of the public TempFlow-GRPO scripts; the noise level is that of
-    their shared step function; learning rate, clip range and weight decay are Flow-GRPO's config/base.py.
+    Source: the public TempFlow-GRPO scripts, value by value in docs/recipes.md.
     """
     return TrainConfig(
         policy=PolicyConfig(
             model="Qwen/Qwen-Image",
             precision="bf16",
             resolution=512,
-            lora_rank=32,
-            lora_alpha=64,
+            max_text_length=512,
+            lora_rank=64,
+            lora_alpha=128,
+            lora_targets=(*ATTENTION, *feed_forward("img_mlp"), *feed_forward("txt_mlp")),
             gradient_checkpointing=True,
             offload_text_encoders=True,
         ),
@@ -32,7 +34,7 @@ def qwen_image_pickscore() -> TrainConfig:
         grpo=GRPOConfig(
             num_steps=10,
             sampler="flow_sde",
-            noise_level=0.7,
+            noise_level=1.2,
             num_seeds=4,
             num_branches=6,
             guidance_scale=4.0,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..iteration import GRPOConfig
 from ..run import EvaluationConfig, OptimizerConfig, PolicyConfig, RunConfig, TaskConfig, TrainConfig
+from .adapters import ATTENTION
 
 
 def sd35m_geneval() -> TrainConfig:
     """SD3.5-Medium with LoRA on GenEval: 48 prompts x 4 seeds x 6 branches at 9 of 10 steps, 512 px, guidance 4.5.
 
     Prompts: GenEval's metadata, a training and a test file as in dataset/geneval of the Flow-GRPO repository.
-    Source: config/dgx.py (geneval_sd3_pr) and scripts/train_sd3_pr.py of the public TempFlow-GRPO scripts, which
-    compute in fp16 instead of bf16; learning rate, clip range and weight decay are Flow-GRPO's config/base.py.
+    Source: the public TempFlow-GRPO scripts, value by value in docs/recipes.md; they compute in fp16 instead of bf16.
     """
     return _sd35m(
         TaskConfig(
@@ -31,7 +31,7 @@ def sd35m_pickscore() -> TrainConfig:
     """SD3.5-Medium with LoRA on PickScore: as sd35m-geneval, with a KL weight of 0.001.
 
     Prompts: lines of text, a training and a test file as in dataset/pickscore of the Flow-GRPO repository.
-    Source: config/dgx.py (pickscore_sd3_pr) of the public TempFlow-GRPO scripts.
+    Source: the public TempFlow-GRPO scripts, value by value in docs/recipes.md.
     """
     return _sd35m(_texts("pickscore", "pickscore"), beta=0.001, eval_images=2048, num_iterations=1000)
 
@@ -40,10 +40,11 @@ def sd35m_ocr() -> TrainConfig:
     """SD3.5-Medium with LoRA on rendered text: as sd35m-geneval, rewarded by what an OCR model reads.
 
     Prompts: lines of text with the words to draw in quotes, as in dataset/ocr of the Flow-GRPO repository.
-    Source: config/dgx.py (general_ocr_sd3) of the public TempFlow-GRPO scripts for the KL weight and the test set; the
-    branching settings are those of its GenEval run, because the scripts have no branching run with OCR.
+    Source: the public TempFlow-GRPO scripts, value by value in docs/recipes.md. They have no branching run with OCR:
+    the branching settings are those of their GenEval run, the others those of their OCR run without branches.
     """
-    return _sd35m(_texts("ocr", "ocr"), beta=0.004, eval_images=1018, num_iterations=3000)
+    config = _sd35m(_texts("ocr", "ocr"), beta=0.004, eval_images=1018, num_iterations=3000)
+    return config.with_settings(adv_scale="global", eval_every=60)
 
 
 def _texts(folder: str, reward: str) -> TaskConfig:
@@ -64,6 +65,7 @@ def _sd35m(task: TaskConfig, beta: float, eval_images: int, num_iterations: int)
             max_text_length=128,
             lora_rank=32,
             lora_alpha=64,
+            lora_targets=ATTENTION,
             offload_text_encoders=True,
         ),
         task=task,
