@@ -1,0 +1,59 @@
+"""Who competes. Every method trains the same pipeline on the same reward with six images per group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tempflow_fast.settings.methods import with_method
+from tempflow_fast.settings.recipes import get_recipe
+from tempflow_fast.settings.run import TrainConfig
+
+NUM_STEPS, NUM_BRANCHES = 10, 6
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A method: a name of `--method`, what is set on top of it, and the prompts of an iteration."""
+
+    title: str
+    method: str
+    prompts: int
+    """Prompts per iteration, so that an iteration of each costs 1,600 to 3,400 evaluations."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self) -> TrainConfig:
+        """Its settings before tuning."""
+        base = get_recipe("shapes").with_settings(
+            num_steps=NUM_STEPS,
+            sigmas=tuple(1 - step / NUM_STEPS for step in range(NUM_STEPS + 1)),
+            branch_steps=None,
+            num_branches=NUM_BRANCHES,
+            prompts_per_iteration=self.prompts,
+            # A constant rate, so that a longer budget continues the same run.
+            learning_rate_decay=0.0,
+        )
+        grpo = with_method(base.grpo, self.method)
+        return TrainConfig(
+            run=base.run,
+            policy=base.policy,
+            task=base.task,
+            grpo=grpo,
+            optimizer=base.optimizer,
+            evaluation=base.evaluation,
+        ).with_settings(**self.settings)
+
+
+COMPETITORS = {
+    "flow_grpo": Competitor("Flow-GRPO", "flow_grpo", 30),
+    "flow_grpo_fast": Competitor("Flow-GRPO-Fast", "flow_grpo_fast", 30),
+    "flow_grpo_weighted": Competitor("without branching", "flow_grpo_weighted", 30),
+    "tempflow": Competitor("TempFlow-GRPO", "tempflow", 12),
+    "tempflow_unweighted": Competitor("without weighting", "tempflow_unweighted", 12),
+    "tempflow_prompt_groups": Competitor("prompt groups", "tempflow_prompt_groups", 6, {"num_seeds": 2}),
+    "tempflow_short": Competitor(
+        "TempFlow-GRPO, steps 1 to 4, tails of two", "tempflow", 30, {"branch_steps": (1, 2, 3, 4), "tail_steps": 2}
+    ),
+}
+"""Name -> method. The first is what the others are compared with."""

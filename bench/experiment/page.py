@@ -1,0 +1,175 @@
+"""results.jsonl -> docs/experiment.md and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tempflow_fast.files import write_text
+
+from .. import machine
+from . import plots
+from .analysis import Mean, difference, first_at, reported, shared_end
+from .methods import COMPETITORS, NUM_BRANCHES, NUM_STEPS
+from .plans import evaluations_of, trained_rows_of
+from .results import Result
+from .stages import Design
+
+TARGETS = (0.6, 0.7, 0.8, 0.9, 0.95)
+ENOUGH = 5
+"""Seeds below which nothing is claimed."""
+ORDERINGS = {
+    "branching and weighting help: TempFlow-GRPO over Flow-GRPO": ("tempflow", "flow_grpo"),
+    "weighting helps": ("tempflow", "tempflow_unweighted"),
+    "branching helps": ("tempflow", "flow_grpo_weighted"),
+    "seed groups help": ("tempflow", "tempflow_prompt_groups"),
+    "a few noisy steps are enough: Flow-GRPO-Fast over Flow-GRPO": ("flow_grpo_fast", "flow_grpo"),
+    "chosen steps and short tails over full branching": ("tempflow_short", "tempflow"),
+    "chosen steps and short tails over Flow-GRPO": ("tempflow_short", "flow_grpo"),
+}
+Line = Mapping[str, object]
+
+
+def write_page(path: Path, results: Sequence[Result], design: Design) -> None:
+    """Writes the page and its picture.
+
+    Args:
+        path: of the page; the picture has its name and .png.
+        results: all finished runs.
+        design: of the experiment.
+    """
+    parts = [*_head(design), *_state(results, design)]
+    if any(reported(results, name) for name in COMPETITORS):
+        plots.curves(path.with_suffix(".png"), results)
+        parts += [f"![Strict accuracy and reward]({path.stem}.png)", *_reported(results)]
+    parts += _tuning(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _head(design: Design) -> list[str]:
+    facts = ", ".join(f"{name} {value}" for name, value in machine.facts().items())
+    rows = []
+    for name in design.methods:
+        config = COMPETITORS[name].config()
+        rows.append(
+            {
+                "method": COMPETITORS[name].title,
+                "prompts an iteration": config.task.prompts_per_iteration,
+                "evaluations": evaluations_of(config),
+                "rows trained": trained_rows_of(config),
+            }
+        )
+    return [
+        "# The paper's experiment in miniature",
+        f"`make experiment` writes this page from its `results.jsonl`. The embedded pipeline is trained on the six "
+        f"GenEval tasks of its world, in fp32 without guidance, T = {NUM_STEPS}, K = {NUM_BRANCHES}, CPS noise, two "
+        "updates an iteration, AdamW at a constant rate. All methods share prompts, initial noise and evaluation of a "
+        f"seed. Strict accuracy is of {design.eval_images} images of held-out prompts with ten steps, the same ones "
+        "every time.",
+        f"Machine: {facts}. Seconds are those of a shared machine; compare evaluations first.",
+        table(rows),
+    ]
+
+
+def _state(results: Sequence[Result], design: Design) -> list[str]:
+    """What is done, so that nobody takes a beginning for an end."""
+    counts = {name: len(reported(results, name)) for name in design.methods}
+    if min(counts.values()) >= ENOUGH:
+        return []
+    tuned = sum(result["stage"] == "tuning" for result in results)
+    seeds = ", ".join(f"{COMPETITORS[name].title} {count}" for name, count in counts.items())
+    return [
+        f"**Not finished, so nothing is claimed yet.** Tuning runs done: {tuned}. Reported seeds done, of "
+        f"{len(design.seeds)}: {seeds}. The same command continues."
+    ]
+
+
+def _reported(results: Sequence[Result]) -> list[str]:
+    shown = {name: runs for name in COMPETITORS if (runs := reported(results, name))}
+    end = shared_end([run for runs in shown.values() for run in runs], "evaluations")
+    return [
+        "## Evaluations and seconds to a strict accuracy",
+        "Means over seeds with 95 % intervals; *k of n* where some seeds have not reached it within the runs so far.",
+        table([_to_targets(name, runs, "evaluations") for name, runs in shown.items()]),
+        table([_to_targets(name, runs, "seconds") for name, runs in shown.items()]),
+        "## The paper's orderings",
+        f"Differences of strict accuracy at equal evaluations (at most {end:,.0f}), paired by seed. An ordering holds "
+        "if its interval is above 0.",
+        table([line for text, pair in ORDERINGS.items() if (line := _ordering(text, pair, shown))]),
+        "## By task, at the end of each run",
+        table([_tasks(name, runs) for name, runs in shown.items()]),
+        "## During training",
+        table([_metrics(name, runs) for name, runs in shown.items()]),
+    ]
+
+
+def _to_targets(name: str, runs: Sequence[Result], axis: str) -> Line:
+    line: dict[str, object] = {axis: COMPETITORS[name].title}
+    for target in TARGETS:
+        found = [first_at(run, axis, target) for run in runs]
+        reached = [place for place in found if place is not None]
+        if len(reached) == len(found):
+            mean = Mean.of(reached)
+            line[f"{target:g}"] = f"{mean.value:,.0f}" + (f" ± {mean.error:,.0f}" if mean.count > 1 else "")
+        else:
+            line[f"{target:g}"] = f"{len(reached)} of {len(found)}" if reached else "not reached"
+    return line
+
+
+def _ordering(text: str, pair: tuple[str, str], shown: Mapping[str, Sequence[Result]]) -> Line | None:
+    if not all(name in shown for name in pair):
+        return None
+    found = difference(shown[pair[0]], shown[pair[1]])
+    if found is None:
+        return None
+    verdict = "holds" if found.value > found.error else "reversed" if found.value < -found.error else "open"
+    return {"ordering": text, "difference": found, "seeds": found.count, "": verdict}
+
+
+def _tasks(name: str, runs: Sequence[Result]) -> Line:
+    scores = {task: Mean.of([run["tasks"][task][-1] for run in runs]) for task in runs[0]["tasks"]}
+    return {"method": COMPETITORS[name].title, **{task: f"{mean.value:.2f}" for task, mean in scores.items()}}
+
+
+def _metrics(name: str, runs: Sequence[Result]) -> Line:
+    names = {"clip_fraction": "clipped ratios", "image_diversity": "diversity in a group", "group_std": "spread"}
+    steps = {each: f"step {each.rsplit('_', 1)[1]}" for each in runs[0]["metrics"] if each.startswith("group_std_step")}
+    line: dict[str, object] = {"method": COMPETITORS[name].title}
+    for metric, title in {**names, **steps}.items():
+        # A trajectory that takes the noisy steps itself has no group of its own, and no spread in it.
+        values = [value for run in runs if (value := run["metrics"].get(metric)) or metric == "clip_fraction"]
+        line[title] = f"{Mean.of(values).value:.3g}" if values else "-"
+    return line
+
+
+def _tuning(results: Sequence[Result]) -> list[str]:
+    runs = [result for result in results if result["stage"] == "tuning"]
+    if not runs:
+        return []
+    order = list(COMPETITORS)
+    runs.sort(key=lambda run: (order.index(run["method"]), -run["noise_level"], run["learning_rate"], run["seed"]))
+    lines = [
+        {
+            "method": COMPETITORS[run["method"]].title,
+            "seed": run["seed"],
+            "learning rate": f"{run['learning_rate']:g}",
+            "noise": f"{run['noise_level']:g}",
+            "evaluations": f"{run['evaluations'][-1]:,.0f}",
+            "strict accuracy": f"{run['accuracy'][0]:.3f} -> {run['accuracy'][-1]:.3f}",
+        }
+        for run in runs
+    ]
+    return [
+        "## Tuning",
+        "Seeds and held-out prompts that are not reported; every method gets as many runs and evaluations. The highest "
+        "accuracy at the end is chosen; of equal ones, that with the smallest rate.",
+        table(lines),
+    ]
+
+
+def table(lines: Sequence[Line]) -> str:
+    """A table in Markdown with the columns of all lines."""
+    head = list(dict.fromkeys(key for line in lines for key in line))
+    rows = [head, ["---"] * len(head), *([str(line.get(key, "-")) for key in head] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,123 @@
+"""A run of the experiment: its settings, the process that makes it, and what is kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tempflow_fast.evaluation.intervals import OVERALL
+from tempflow_fast.grpo.geometry import Geometry
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.settings.run import TrainConfig
+
+from .methods import COMPETITORS
+
+WATCHED = ("clip_fraction", "group_std", "image_diversity", "signal_fraction", "grad_norm")
+"""Metrics whose mean over the iterations is kept."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is: a method, its tuned settings, a seed, and how far it goes."""
+
+    stage: str
+    """"tuning" or "report"."""
+    method: str
+    seed: int
+    learning_rate: float
+    noise_level: float
+    budget: int
+    """Network evaluations of the rollouts. A larger one continues the same run."""
+    spacing: int | None
+    """Evaluations between two looks at the held-out prompts; None: only at the end."""
+    eval_images: int
+    eval_seed: int
+    prompts: int | None = None
+    """Prompts per iteration; None: the method's own."""
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"{self.stage}-{self.method}-{self.seed}-{self.learning_rate:g}-{self.noise_level:g}"
+
+    @property
+    def digest(self) -> str:
+        """Of all that its result depends on, but its length."""
+        text = json.dumps([self.name, asdict(replace(self.config(), run=TrainConfig().run))], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def config(self) -> TrainConfig:
+        """The settings of the run."""
+        config = COMPETITORS[self.method].config()
+        if self.prompts is not None:
+            config = config.with_settings(prompts_per_iteration=self.prompts)
+        each = evaluations_of(config)
+        return config.with_settings(
+            seed=self.seed,
+            learning_rate=self.learning_rate,
+            noise_level=self.noise_level,
+            num_iterations=max(1, round(self.budget / each)),
+            eval_images=self.eval_images,
+            eval_seed=self.eval_seed,
+            eval_every=None if self.spacing is None else max(1, round(self.spacing / each)),
+        )
+
+    def start(self, directory: Path) -> subprocess.Popen[bytes]:
+        """Starts or resumes the run in a process of its own, with one thread.
+
+        Args:
+            directory: of all runs; the run's log is next to its directory.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "bench.experiment.one", json.dumps(asdict(self)), str(directory / self.name)]
+        with (directory / f"{self.name}.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def result(self, directory: Path) -> dict[str, Any]:
+        """What is kept of the finished run: one line of results.jsonl.
+
+        Args:
+            directory: of all runs.
+        """
+        run = RunDirectory(directory / self.name)
+        metrics = run.read_metrics()
+        spent, total = [0.0], 0.0
+        for row in metrics:
+            total += row["num_row_evaluations"]
+            spent.append(total)
+        scored = sorted(int(path.name) for path in (run.path / "evaluations").iterdir())
+        scores = [json.loads((run.path / "evaluations" / f"{at:06d}" / "scores.json").read_text()) for at in scored]
+        steps = sorted({name for row in metrics for name in row if name.startswith("group_std_step_")})
+        return {
+            **asdict(self),
+            "digest": self.digest,
+            "trained_rows": trained_rows_of(self.config()),
+            "iterations": scored,
+            "evaluations": [spent[at] for at in scored],
+            "seconds": [0.0 if at == 0 else metrics[at - 1]["seconds"] for at in scored],
+            "accuracy": [each[OVERALL]["accuracy"] for each in scores],
+            "reward": [each[OVERALL]["reward"] for each in scores],
+            "tasks": {task: [each[task]["accuracy"] for each in scores] for task in scores[0] if task != OVERALL},
+            "metrics": {name: _mean(metrics, name) for name in (*WATCHED, *steps) if name in metrics[0]},
+        }
+
+
+def evaluations_of(config: TrainConfig) -> int:
+    """Network evaluations of one iteration's rollout."""
+    return Geometry(config.grpo, config.task.prompts_per_iteration).costs()[0].rollout
+
+
+def trained_rows_of(config: TrainConfig) -> int:
+    """Rows that an iteration runs forward and backward."""
+    return Geometry(config.grpo, config.task.prompts_per_iteration).costs()[0].trained
+
+
+def _mean(metrics: list[dict[str, float]], name: str) -> float:
+    return math.fsum(row[name] for row in metrics) / len(metrics)

@@ -1,0 +1,133 @@
+"""The experiment: its arithmetic on curves that are known, and a toy of it from the first run to the page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from support import ROOT
+
+from bench.experiment.__main__ import QUICK
+from bench.experiment.analysis import Mean, at, difference, first_at
+from bench.experiment.methods import COMPETITORS
+from bench.experiment.page import write_page
+from bench.experiment.plans import evaluations_of
+from bench.experiment.results import add_result, is_done, read_results
+from bench.experiment.stages import Design
+
+
+def curve(seed: int, *accuracy: float, method: str = "tempflow", stage: str = "report") -> dict:
+    """A result with looks at 0, 100, 200, ... evaluations."""
+    return {
+        "stage": stage,
+        "method": method,
+        "seed": seed,
+        "learning_rate": 1e-4,
+        "noise_level": 0.8,
+        "evaluations": [100.0 * index for index in range(len(accuracy))],
+        "seconds": [float(index) for index in range(len(accuracy))],
+        "accuracy": list(accuracy),
+        "reward": list(accuracy),
+        "tasks": {"counting": list(accuracy)},
+        "metrics": {"clip_fraction": 0.0},
+    }
+
+
+def test_a_target_is_reached_on_the_line_between_two_looks():
+    run = curve(1, 0.5, 0.6, 0.8)
+    assert first_at(run, "evaluations", 0.7) == pytest.approx(150)
+    assert first_at(run, "seconds", 0.55) == pytest.approx(0.5)
+    assert first_at(run, "evaluations", 0.5) == 0
+    assert first_at(run, "evaluations", 0.81) is None
+    assert at(run, "evaluations", 125) == pytest.approx(0.65)
+    assert at(run, "evaluations", 1e9) == 0.8
+
+
+def test_the_interval_is_students():
+    mean = Mean.of([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (mean.value, mean.count) == (3.0, 5)
+    assert mean.error == pytest.approx(2.776 * (2.5 / 5) ** 0.5)
+
+
+def test_differences_are_paired_by_seed_at_equal_evaluations():
+    first = [curve(1, 0.5, 0.7, 0.9), curve(2, 0.5, 0.6, 0.7), curve(3, 0.5, 1.0)]
+    second = [curve(2, 0.5, 0.5), curve(1, 0.5, 0.6)]
+    found = difference(first, second)
+    assert found.count == 2
+    assert found.value == pytest.approx(0.1)
+    assert found.error == pytest.approx(0, abs=1e-12)
+
+
+def test_tuning_chooses_the_best_end_and_the_smaller_rate_of_equal_ones():
+    results = [
+        {**curve(101, 0.5, accuracy, stage="tuning"), "learning_rate": rate, "noise_level": noise}
+        for rate, noise, accuracy in ((2e-4, 0.8, 0.6), (4e-4, 0.8, 0.7), (8e-4, 0.8, 0.7), (4e-4, 0.5, 0.65))
+    ]
+    results.append({**curve(1, 0.5, 0.99), "learning_rate": 2e-4})  # a reported run has no say
+    assert Design().chosen(results, "tempflow", (0.8, 0.5)) == (4e-4, 0.8)
+
+
+def test_every_method_gets_the_same_tuning():
+    plans = Design().first_tuning()
+    of_each = {name: [plan for plan in plans if plan.method == name] for name in COMPETITORS}
+    assert {len(each) for each in of_each.values()} == {3}
+    for plan in plans:
+        config = plan.config()
+        spent = config.run.num_iterations * evaluations_of(config)
+        assert spent == pytest.approx(plan.budget, rel=0.05)
+
+
+def test_no_reported_seed_or_prompt_is_tuned_on():
+    design = Design()
+    assert not {*design.tuning_seeds} & {*design.seeds}
+    tuning = {plan.eval_seed for plan in design.first_tuning()}
+    assert tuning == {7}
+    known = [curve(101, 0.5, 0.6, method=name, stage="tuning") for name in COMPETITORS]
+    assert {plan.eval_seed for plan in design.report(known)} == {0}
+
+
+def test_a_longer_budget_continues_a_run_and_replaces_its_line(tmp_path):
+    short = Design().first_tuning()[0]
+    longer = replace(short, budget=10 * short.budget)
+    assert longer.digest == short.digest
+    assert longer.name == short.name
+    path = tmp_path / "results.jsonl"
+    add_result(path, {"digest": short.digest, "budget": short.budget})
+    assert is_done(read_results(path), short)
+    assert not is_done(read_results(path), longer)
+    add_result(path, {"digest": short.digest, "budget": longer.budget})
+    assert len(read_results(path)) == 1
+    assert is_done(read_results(path), longer)
+
+
+def test_the_page_claims_nothing_with_few_seeds(tmp_path):
+    page = tmp_path / "page.md"
+    names = list(COMPETITORS)
+    few = [curve(seed, 0.5, 0.9, method=name) for name in names for seed in (1, 2)]
+    write_page(page, few, Design())
+    assert "nothing is claimed" in page.read_text()
+    write_page(page, [curve(seed, 0.5, 0.9, method=name) for name in names for seed in range(1, 6)], Design())
+    assert "nothing is claimed" not in page.read_text()
+    assert "| 2 of" not in page.read_text()
+
+
+@pytest.mark.slow
+def test_a_toy_runs_to_its_page_and_repeats_nothing(tmp_path):
+    command = [sys.executable, "-m", "bench.experiment", "--quick", "--output", str(tmp_path / "runs")]
+    command += ["--page", str(tmp_path / "page.md"), "--jobs", "2"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    assert "reported seeds: 0 of 4" in ran.stdout
+    results = tmp_path / "page" / "results.jsonl"
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {(line["method"], line["seed"]) for line in lines} == {(m, s) for m in QUICK.methods for s in QUICK.seeds}
+    for line in lines:
+        assert len(line["accuracy"]) == len(line["evaluations"]) >= 2
+        assert line["evaluations"][-1] == pytest.approx(QUICK.budget, rel=0.25)
+    assert "Flow-GRPO" in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    assert "reported seeds: 4 of 4" in again.stdout
+    assert results.read_text().splitlines() == [json.dumps(line) for line in lines]
