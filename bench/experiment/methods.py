@@ -22,6 +22,8 @@ class Competitor:
     prompts: int
     """Prompts per iteration, so that an iteration of each costs 1,600 to 3,400 evaluations."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    forward: bool = False
+    """Whether an iteration is `awm_step` instead of `grpo_step`; it has no noise level to tune."""
 
     def config(self) -> TrainConfig:
         """Its settings before tuning."""
@@ -55,5 +57,6 @@ COMPETITORS = {
     "tempflow_short": Competitor(
         "TempFlow-GRPO, steps 1 to 4, tails of two", "tempflow", 30, {"branch_steps": (1, 2, 3, 4), "tail_steps": 2}
     ),
+    "awm": Competitor("AWM", "flow_grpo", 30, forward=True),
 }
 """Name -> method. The first is what the others are compared with."""

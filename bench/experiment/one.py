@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 
+from tempflow_fast.run import train as loop
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.prepare import prepare_policy
 from tempflow_fast.run.signals import StopRequest
-from tempflow_fast.run.train import train
 
+from .awm import awm_step
+from .methods import COMPETITORS
 from .plans import Plan
 
 if __name__ == "__main__":
     plan = Plan(**json.loads(sys.argv[1]))
     config = plan.config()
+    if COMPETITORS[plan.method].forward:
+        loop.grpo_step = awm_step  # the loop, its checkpoints and evaluations are the same
     with StopRequest() as stop:
-        train(config, prepare_policy(config.policy), RunDirectory(sys.argv[2]), stop)
+        loop.train(config, prepare_policy(config.policy), RunDirectory(sys.argv[2]), stop)
     sys.exit(stop.status)

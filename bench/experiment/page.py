@@ -11,7 +11,7 @@ from .. import machine
 from . import plots
 from .analysis import Mean, difference, first_at, reported, shared_end
 from .methods import COMPETITORS, NUM_BRANCHES, NUM_STEPS
-from .plans import evaluations_of, trained_rows_of
+from .plans import evaluations_of, trained_by
 from .results import Result
 from .stages import Design
 
@@ -26,6 +26,7 @@ ORDERINGS = {
     "a few noisy steps are enough: Flow-GRPO-Fast over Flow-GRPO": ("flow_grpo_fast", "flow_grpo"),
     "chosen steps and short tails over full branching": ("tempflow_short", "tempflow"),
     "chosen steps and short tails over Flow-GRPO": ("tempflow_short", "flow_grpo"),
+    "chosen steps and short tails over AWM": ("tempflow_short", "awm"),
 }
 Line = Mapping[str, object]
 
@@ -57,7 +58,7 @@ def _head(design: Design) -> list[str]:
                 "method": COMPETITORS[name].title,
                 "prompts an iteration": config.task.prompts_per_iteration,
                 "evaluations": evaluations_of(config),
-                "rows trained": trained_rows_of(config),
+                "rows trained": trained_by(name),
             }
         )
     return [

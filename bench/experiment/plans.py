@@ -17,6 +17,7 @@ from tempflow_fast.grpo.geometry import Geometry
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.settings.run import TrainConfig
 
+from .awm import LEVELS
 from .methods import COMPETITORS
 
 WATCHED = ("clip_fraction", "group_std", "image_diversity", "signal_fraction", "grad_norm")
@@ -98,7 +99,6 @@ class Plan:
         return {
             **asdict(self),
             "digest": self.digest,
-            "trained_rows": trained_rows_of(self.config()),
             "iterations": scored,
             "evaluations": [spent[at] for at in scored],
             "seconds": [0.0 if at == 0 else metrics[at - 1]["seconds"] for at in scored],
@@ -114,8 +114,16 @@ def evaluations_of(config: TrainConfig) -> int:
     return Geometry(config.grpo, config.task.prompts_per_iteration).costs()[0].rollout
 
 
-def trained_rows_of(config: TrainConfig) -> int:
-    """Rows that an iteration runs forward and backward."""
+def trained_by(name: str) -> int:
+    """Rows that an iteration of a method runs forward and backward, before tuning.
+
+    Args:
+        name: key of `COMPETITORS`.
+    """
+    competitor = COMPETITORS[name]
+    config = competitor.config()
+    if competitor.forward:
+        return competitor.prompts * config.grpo.num_seeds * LEVELS
     return Geometry(config.grpo, config.task.prompts_per_iteration).costs()[0].trained
 
 

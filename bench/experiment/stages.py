@@ -58,13 +58,16 @@ class Design:
         ]
 
     def second_tuning(self, results: Sequence[Result]) -> list[Plan]:
-        """The other noise levels at the best learning rate of each method."""
-        return [
-            plan
-            for noise in self.noise_levels[1:]
-            for method in self.methods
-            for plan in self.tuning(method, self.chosen(results, method, self.noise_levels[:1])[0], noise)
-        ]
+        """The other noise levels at the best learning rate of each method; as many more rates for one without noise."""
+        first, *others = self.noise_levels
+        plans = []
+        for index, noise in enumerate(others):
+            for method in self.methods:
+                rate, level = self.chosen(results, method, (first,))[0], noise
+                if COMPETITORS[method].forward:
+                    rate, level = 2.0 ** (index + 1) * max(self.learning_rates), first
+                plans += self.tuning(method, rate, level)
+        return plans
 
     def report(self, results: Sequence[Result]) -> list[Plan]:
         """The reported runs, seed by seed, so that a stop leaves whole seeds."""

@@ -8,8 +8,12 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from support import ROOT
+from support.tiny import PROMPTS, TinyPolicy, brightness
 
+import tempflow_fast as tff
+from bench.experiment import awm
 from bench.experiment.__main__ import QUICK
 from bench.experiment.analysis import Mean, at, difference, first_at
 from bench.experiment.methods import COMPETITORS
@@ -17,6 +21,7 @@ from bench.experiment.page import write_page
 from bench.experiment.plans import evaluations_of
 from bench.experiment.results import add_result, is_done, read_results
 from bench.experiment.stages import Design
+from tempflow_fast.rewards import get_reward
 
 
 def curve(seed: int, *accuracy: float, method: str = "tempflow", stage: str = "report") -> dict:
@@ -112,6 +117,32 @@ def test_the_page_claims_nothing_with_few_seeds(tmp_path):
     write_page(page, [curve(seed, 0.5, 0.9, method=name) for name in names for seed in range(1, 6)], Design())
     assert "nothing is claimed" not in page.read_text()
     assert "| 2 of" not in page.read_text()
+
+
+def test_awm_moves_the_velocity_against_the_advantage_of_what_was_drawn():
+    """With the velocity one number b, the loss of x0 and e is (b - e + x0)^2, so the first update follows
+    2 mean(A (b - e + x0)), whatever the noise levels; e averages out, since advantages add up to 0 in a group."""
+    policy = TinyPolicy()
+    bias = torch.nn.Parameter(torch.tensor(0.3))
+    policy.velocity = lambda latents, sigma, condition, scale=1.0: (bias.expand_as(latents), None)
+    policy.parameters = lambda: [bias]
+    latents = torch.randn(4000, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    advantages = latents.mean((1, 2, 3)) - latents.mean()
+    config = tff.GRPOConfig(num_steps=2, num_updates=1, max_grad_norm=1e9, branch_steps=(0,))
+    optimizer = torch.optim.SGD([bias], lr=1.0)
+    awm.train(policy, policy.encode(["a"] * 4000), latents, advantages, optimizer, config, seed=0)
+    expected = 2 * (advantages * latents.mean((1, 2, 3))).mean()
+    assert 0.3 - bias.item() == pytest.approx(expected.item(), rel=0.15)
+
+
+def test_awm_raises_what_it_is_rewarded_for():
+    policy, rewards = TinyPolicy(), []
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    config = tff.GRPOConfig(num_steps=4, num_seeds=24, num_branches=1, group="prompt", trunk="sde", clip_range=0.1)
+    for seed in range(40):
+        metrics = awm.awm_step(policy, PROMPTS, get_reward(brightness), optimizer, config, seed)
+        rewards.append(float(metrics["reward_mean"]))
+    assert sum(rewards[-5:]) > sum(rewards[:5]) + 0.5
 
 
 @pytest.mark.slow
