@@ -14,7 +14,7 @@ from .summary import SettingSignal, SignalReport, StepSignal
 
 SETTING_HEAD = (
     *("setting", "evaluations", "passes", "seconds", "reward", "snr2", "along the first"),
-    *("relative", "per evaluation", "iterations to tell"),
+    *("relative", "per evaluation", "kept at least", "iterations to tell"),
 )
 UNRESOLVED = (
     "The signal of the first setting is not above 0 by two standard errors, so the ratios to it mean nothing yet: "
@@ -115,6 +115,7 @@ def _setting_row(setting: SettingSignal) -> tuple[str, ...]:
         str(setting.effective),
         str(setting.relative),
         str(setting.per_evaluation),
+        "-" if setting.kept is None else str(setting.kept),
         told,
     )
 

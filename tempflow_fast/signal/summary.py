@@ -69,6 +69,9 @@ class SettingSignal:
     """The effective snr2 over that of the reference."""
     per_evaluation: Estimate
     """The same, divided by the ratio of evaluations."""
+    kept: Estimate | None
+    """The squared correlation of its noise with that of the reference at the same branch steps: the relative signal if
+    all that differs is noise. It is known long before the signal is. None where the reference has no such steps."""
     iterations_to_tell: int | None
     """Iterations that would tell its signal per evaluation from the reference's; None: no number would."""
 
@@ -163,8 +166,10 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
         torch.stack([torch.stack([one.gradients[step] for one in samples[name]]) for name, step in sources])
     )
     place = {source: index for index, source in enumerate(sources)}
-    sums = torch.tensor([[float(source[0] == name) for source in sources] for name in names])
     reference = names[0]
+    wholes = [[float(source[0] == name) for source in sources] for name in names]
+    same = [[float(source[0] == reference and source[1] in steps[name]) for source in sources] for name in names]
+    sums = torch.tensor(wholes + same)
     costs = {name: _cost(config) for name, config in settings.items()}
 
     def effective(index: int) -> Callable[[Moments], Tensor]:
@@ -173,6 +178,12 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
     def per_evaluation(index: int, other: int) -> Estimate:
         scale = costs[names[other]][0] / costs[names[index]][0]
         return moments.ratio(lambda m: scale * effective(index)(m), effective(other))
+
+    def kept(index: int) -> Estimate | None:
+        has_all = set(steps[names[index]]) <= set(steps[reference])
+        if not has_all or settings[names[index]].trunk != settings[reference].trunk:
+            return None
+        return moments.estimate(lambda m: m.combined(sums).correlation(index, len(names) + index).square())
 
     def to_tell(index: int, other: int) -> int | None:
         return iterations_to_distinguish(per_evaluation(index, other), moments.num_iterations)
@@ -195,6 +206,7 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
             effective=moments.estimate(effective(index)),
             relative=moments.ratio(effective(index), effective(0)),
             per_evaluation=per_evaluation(index, 0),
+            kept=kept(index),
             iterations_to_tell=to_tell(index, 0),
         )
 

@@ -17,8 +17,8 @@ from tempflow_fast.grpo.sketch import Sketch
 from tempflow_fast.policies import Condition, NetworkPolicy
 from tempflow_fast.rewards import get_reward
 from tempflow_fast.signal.report import as_advice, as_text
-from tempflow_fast.signal.sample import sample
-from tempflow_fast.signal.summary import Recommendation
+from tempflow_fast.signal.sample import Sample, sample
+from tempflow_fast.signal.summary import Recommendation, summarised
 
 SHAPE = (3, 2, 2)
 SIZE = 12
@@ -168,6 +168,26 @@ def test_iterations_to_tell_are_known_for_every_pair():
     best, second, _ = report.order
     assert report.settings[best].per_evaluation.value >= report.settings[second].per_evaluation.value
     assert f"Next: {report.settings[second].name}; " in as_advice(report) or not report.is_resolved
+
+
+def test_what_is_kept_at_least_is_the_squared_correlation_with_the_same_steps():
+    """Gradients at two of three steps, with independent noise of the same variance on top: half of the variance is
+    shared."""
+    every = GRPOConfig(num_steps=4, num_seeds=1, num_updates=1)
+    some = dataclasses.replace(every, branch_steps=(0, 2))
+    chain = dataclasses.replace(every, trunk="sde", num_branches=1, group="prompt", num_seeds=2)
+    rng, samples = torch.Generator().manual_seed(0), {"every": [], "some": [], "noisy": [], "chain": []}
+    for _ in range(40):
+        gradients = {step: torch.randn(500, generator=rng) for step in range(3)}
+        noisy = {step: gradients[step] + torch.randn(500, generator=rng) for step in (0, 2)}
+        drawn = {"every": gradients, "some": {step: gradients[step] for step in (0, 2)}, "noisy": noisy}
+        for name, its in {**drawn, "chain": gradients}.items():
+            samples[name].append(Sample(its, dict.fromkeys(its, 0.0), 0.0, 0.0))
+    settings = {"every": every, "some": some, "noisy": dataclasses.replace(some, tail_steps=1), "chain": chain}
+    kept = [setting.kept for setting in summarised(settings, samples).settings]
+    assert [kept[0].value, kept[1].value] == pytest.approx([1, 1])
+    assert abs(kept[2].value - 0.5) < 4 * kept[2].error < 0.1
+    assert kept[3] is None
 
 
 @pytest.mark.parametrize(
