@@ -36,8 +36,9 @@ def run(
     seconds: float,
     environment: Mapping[str, str] | None = None,
     shown: bool = False,
+    folder: Path = ROOT,
 ) -> Ran:
-    """Runs a program in the repository's root, in a session of its own.
+    """Runs a program in a session of its own.
 
     A launcher such as compute-sanitizer has a child that would outlive it, and share the card with all later timings.
 
@@ -46,11 +47,12 @@ def run(
         seconds: time limit; what the program has written until then is kept.
         environment: variables in addition to those of this process.
         shown: whether the output goes to this process's own instead of the result.
+        folder: where it runs.
     """
     pipe = None if shown else subprocess.PIPE
     process = subprocess.Popen(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=folder,
         env={**os.environ, **(environment or {})},
         stdout=pipe,
         stderr=pipe,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from .plan import Plan
 from .results import Check, Figures, Outcome, Session, Skip
 
 PACKAGES = calls.PACKAGES
+PROFILED = ("branch_step_kernel", "loss_gradient_kernel")
+PROFILE = ("Duration", "DRAM Throughput", "Compute (SM) Throughput")
 
 
 def graphs(plan: Plan, session: Session) -> list[Check]:
@@ -55,18 +57,23 @@ def _tiny_network(plan: Plan, shape: models.Shape) -> list[Check]:
 
 def ops(plan: Plan, session: Session) -> list[Check]:
     """Every candidate at every size, after a quick comparison of the bodies, without which no figure counts."""
-    candidates = [each for each in CANDIDATES if plan.compiled or each != "compile"]
-    timed = [
-        Check(
-            f"{candidate}, {num_rows} x {numel}",
-            lambda candidate=candidate, size=(num_rows, numel): _op_times(plan, session, candidate, *size),
-            needs=20,
-            table="ops",
-        )
-        for num_rows, numel in plan.op_sizes
-        for candidate in candidates
-    ]
-    return [*kernels.parities(plan, session, quick=True), *timed, Check("ncu", lambda: _ncu(plan, session), needs=60)]
+
+    def timed(candidate: str) -> list[Check]:
+        return [
+            Check(
+                f"{candidate}, {num_rows} x {numel}",
+                lambda size=(num_rows, numel): _op_times(plan, session, candidate, *size),
+                needs=20,
+                table="ops",
+            )
+            for num_rows, numel in plan.op_sizes
+        ]
+
+    found = kernels.parities(plan, session, quick=True)
+    for candidate in CANDIDATES:
+        found += timed(candidate) if candidate != "compile" else []
+    found += [_profile_check(plan, session, name) for name in PROFILED]
+    return found + (timed("compile") if plan.compiled else [])  # last, since nobody knows how long compiling takes
 
 
 def _op_times(plan: Plan, session: Session, candidate: str, num_rows: int, numel: int) -> Outcome:
@@ -91,23 +98,37 @@ def _op_times(plan: Plan, session: Session, candidate: str, num_rows: int, numel
     return Outcome(f"{len(rows)} rows", rows, problem="; ".join(problems)[:500])
 
 
-def _ncu(plan: Plan, session: Session) -> Outcome:
-    """What the profiler says about two kernels: time, and how busy memory and multiprocessors are."""
-    ncu = shutil.which("ncu")
-    if plan.device.type != "cuda" or ncu is None:
-        raise Skip("no ncu here" if plan.device.type == "cuda" else "it measures CUDA kernels")
-    num_rows, numel = plan.op_sizes[0]
-    log = plan.output / "ncu.csv"
-    program = [sys.executable, "-m", "bench.gpu.op_figures", "native", "--rows", str(num_rows), "--numel", str(numel)]
-    options = ["--csv", "--section", "SpeedOfLight", "--kernel-name", "regex:branch_step|loss_gradient"]
-    command = [ncu, *options, "--launch-count", "4", "--log-file", str(log), "--kill", "yes", *program]
-    ran = run(command, min(100.0, session.seconds_left), {"TEMPFLOW_FAST_BODY": "native"})
-    if not log.exists() or not ran.in_time:
-        raise Skip("not done in time" if not ran.in_time else ran.last_line)
-    lines = [line for line in log.read_text().splitlines() if line.startswith('"')]
-    if not lines:
-        raise Skip(f"ncu wrote no table: {log.read_text().strip().splitlines()[-1:]}")
-    return Outcome(f"{len(lines) - 1} lines in {os.path.basename(log)}")
+def _profile_check(plan: Plan, session: Session, kernel: str) -> Check:
+    """What ncu says about the first launch of a kernel: time, and how busy memory and multiprocessors are."""
+
+    def profile() -> Outcome:
+        ncu = shutil.which("ncu")
+        if plan.device.type != "cuda" or ncu is None:
+            raise Skip("no ncu here" if plan.device.type == "cuda" else "it measures CUDA kernels")
+        num_rows, numel = plan.op_sizes[0]
+        log = plan.output / f"ncu-{kernel}.csv"
+        sizes = ("--rows", str(num_rows), "--numel", str(numel), "--budget", "0.01")
+        program = (sys.executable, "-m", "bench.gpu.op_figures", "native", *sizes)
+        options = ("--csv", "--section", "SpeedOfLight", "--kernel-name", f"regex:{kernel}", "--launch-count", "1")
+        command = (ncu, *options, "--kill", "yes", "--log-file", log, *program)
+        ran = run(command, min(90.0, session.seconds_left), {"TEMPFLOW_FAST_BODY": "native"})
+        figures = profiled(log.read_text()) if log.exists() else {}
+        if not figures:
+            raise Skip(f"ncu gave no figures: {ran.last_line if ran.in_time else 'not done in time'}")
+        return Outcome("", [{"kernel": kernel, **figures}])
+
+    return Check(f"ncu, {kernel}", profile, needs=45, table="ncu")
+
+
+def profiled(log: str) -> Figures:
+    """The wanted figures in ncu's CSV, whose first lines are messages."""
+    lines = [line for line in log.splitlines() if line.startswith('"')]
+    found: Figures = {}
+    for row in csv.DictReader(lines):
+        if row.get("Metric Name") in PROFILE:
+            value = float(row["Metric Value"].replace(",", ""))
+            found[f"{row['Metric Name']}, {row['Metric Unit']}"] = value
+    return found
 
 
 STAGES: dict[str, Callable[[Plan, Session], list[Check]]] = {

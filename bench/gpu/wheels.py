@@ -17,7 +17,7 @@ def install(folder: Path, site: Path, seconds: float = 120.0) -> str:
 
     Args:
         folder: holds the wheels; those of packages that are installed are left out.
-        site: the private folder, made if necessary. It comes after everything else on the path of Python.
+        site: the private folder, made if necessary. Nothing that the environment has gets into it.
         seconds: time limit.
 
     Returns:
@@ -44,7 +44,7 @@ def install(folder: Path, site: Path, seconds: float = 120.0) -> str:
 
 
 def _use(site: Path) -> None:
-    """Puts the folder at the end of the path, here and in children."""
+    """Puts the folder on the path, here and in children."""
     site.mkdir(parents=True, exist_ok=True)
     sys.path.append(str(site))
     parts = [part for part in (os.environ.get("PYTHONPATH"), str(site)) if part]

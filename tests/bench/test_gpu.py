@@ -15,7 +15,7 @@ import torch
 from support import ROOT
 from support.recording import RecordingDevice
 
-from bench.gpu import checks, children, models, parity, predictions, report, wheels
+from bench.gpu import checks, children, models, parity, predictions, report, stages, wheels
 from bench.gpu.__main__ import NOT_RUN, STAGES
 from bench.gpu.card import facts
 from bench.gpu.plan import on_card, rehearsal
@@ -107,6 +107,18 @@ def test_a_body_is_compared_in_a_process_of_its_own(tmp_path):
     result = rehearsed("kernels", tmp_path, "parity, reference", "CUDA", "Triton")
     assert result.pop("parity, reference").detail == "7 of 7 ops"
     assert {each.detail for each in result.values()} == {"CUDA kernels need a CUDA device"}
+
+
+def test_figures_are_read_from_the_table_of_ncu():
+    log = (
+        "==PROF== Connected to process 7\n"
+        '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+        '"0","branch_step_kernel","DRAM Throughput","%","61.5"\n'
+        '"0","branch_step_kernel","Duration","ns","21,504"\n'
+        '"0","branch_step_kernel","L2 Cache Throughput","%","40"\n'
+    )
+    assert stages.profiled(log) == {"DRAM Throughput, %": 61.5, "Duration, ns": 21504.0}
+    assert stages.profiled("==ERROR== ERR_NVGPUCTRPERM") == {}
 
 
 def test_figures_of_a_wrong_body_are_refused(tmp_path):

@@ -71,6 +71,10 @@ WIDE = {
     "loss_gradient_kernel": (8, 1),
 }
 
+VERSION = importlib.metadata.version("triton").rpartition(".")[0]
+# Two versions of Triton keep 8 bytes of one kernel in memory: docs/gpu-kernels.md.
+KEEPING, KEPT_ON_THE_STACK = ("loss_gradient_kernel", "sm_100"), {"stack_bytes": 8, "local_accesses": 2}
+
 
 @pytest.mark.slow
 def test_compiled_for_gpus():
@@ -83,7 +87,8 @@ def test_compiled_for_gpus():
         for variant, targets in variants.items():
             for target, found in targets.items():
                 where = f"{kernel} {variant} {target}: {found}"
-                assert not any(found[fact] for fact in NOT_USED), where
+                allowed = KEPT_ON_THE_STACK if (kernel, target) == KEEPING and VERSION in ("3.6", "3.7") else {}
+                assert all(found[fact] <= allowed.get(fact, 0) for fact in NOT_USED), where
                 # Three or four programs of 256 threads on a multiprocessor: enough accesses in flight (docs/gpu.md).
                 assert found["registers"] <= 80, where
                 if kernel in WIDE and "odd" not in variant:  # odd rows are accessed element by element
