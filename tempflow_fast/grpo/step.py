@@ -22,6 +22,7 @@ from .acting import act
 from .branches import Branches, same_size
 from .meter import check_halves
 from .rollout import Rollout
+from .rounding import warn_of_rounding
 from .shares import Shares
 from .stage_clock import StageClock
 from .update import check_training, update
@@ -124,6 +125,7 @@ def _checked_inputs(
     check_policy("grpo_step", policy, "encode", "velocity", "decode", "sigmas", "parameters", "latent_shape")
     _check_surroundings(policy)
     check_training("grpo_step", optimizer, config)
+    warn_of_rounding(policy)
     if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
         fail("grpo_step", "prompts", "a list of at least one text", repr(prompts))
     for prompt in prompts:

@@ -19,6 +19,7 @@ from .finite_step import step_if_finite
 from .meter import StepMeter, measured_groups
 from .objective import current_velocity, gather, micro_batch_loss
 from .rollout import Rollout
+from .rounding import warn_of_rounding
 from .shares import Shares
 
 
@@ -63,6 +64,7 @@ def update(
     instance("update", "rollout", rollout, Rollout, "what `rollout` returns")
     instance("update", "advantages", advantages, Tensor, "a tensor")
     check_training("update", optimizer, config)
+    warn_of_rounding(policy)
     processes = processes or Processes()
     branches = branches or rollout.branch_list
     shares = shares or Shares(branches.num_trajectories, config.num_updates)
