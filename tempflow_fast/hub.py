@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import fail
+from .choices import EMBEDDED_MODEL
+from .errors import fail, require
 from .text import shortened
 
 SWITCHES = ("huggingface_hub.constants", "datasets.config")
 """Modules whose HF_HUB_OFFLINE decides whether a library asks the hub."""
+INDEX = "model_index.json"
+"""The file that says what a model's directory holds."""
 PATIENCE = 5.0
 """Seconds in which the hub has to answer."""
 
@@ -59,6 +62,23 @@ def _why_unreachable() -> str | None:
     except Exception as error:  # of either library
         return shortened(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
     return None
+
+
+def check_source(function: str, model: str) -> None:
+    """Refuses what names no model, without asking the hub.
+
+    Args:
+        function: the caller, for the error.
+        model: a directory, or owner/name on the hub.
+
+    Raises:
+        ValueError: for a path that does not exist or is no directory of a model.
+    """
+    path = Path(model)
+    # A hub name is owner/name; anything else that does not exist must be a mistyped path.
+    on_hub = model.count("/") == 1 and not model.startswith((".", "/")) and not path.exists()
+    expected = f"{EMBEDDED_MODEL!r}, a directory with a {INDEX}, or a hub name"
+    require(on_hub or (path / INDEX).is_file(), function, "model", expected, repr(model))
 
 
 def model_file(function: str, model: str, file: str) -> Path:

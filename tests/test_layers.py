@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tempflow_fast"
 # the modules of a folder may import one another.
 LAYERS = (
     ("choices", "errors", "interruption", "quiet", "text", "version"),
-    ("geneval", "hub"),
+    ("extensions", "geneval", "hub"),
     ("batching", "files", "kernels", "shapes", "weight_files"),
     ("checksums", "convert"),
     ("ops",),

@@ -12,17 +12,21 @@ from .options import require_option
 AllowCode = Annotated[
     bool,
     tyro.conf.arg(
-        help="Run code that files name: a reward module:function in the settings of a run directory, or classes "
-        "in a model directory. What is typed on the command line needs no permission."
+        help="Run code that files name: a reward module:function or a policy module:Class in a run directory or in "
+        "--config, or classes in a model directory. What is typed on the command line needs no permission."
     ),
 ]
 
 
-def check_code(rewards: Iterable[str | None], place: object, allow_code: bool) -> None:
-    """Refuses rewards that are code and come from a file, before anything is imported.
+NAMES_OF_CODE = ("reward", "accuracy", "policy")
+"""Settings that may name code."""
+
+
+def check_code(named: Iterable[str | None], place: object, allow_code: bool) -> None:
+    """Refuses rewards and policies that are code and come from a file, before anything is imported.
 
     Args:
-        rewards: descriptions from the file, as in `get_reward`; None: no reward.
+        named: descriptions of rewards from the file, as in `get_reward`, and names of policies; None: no such.
         place: the file or its directory.
         allow_code: whether the user has allowed it.
 
@@ -33,6 +37,6 @@ def check_code(rewards: Iterable[str | None], place: object, allow_code: bool) -
 
     if allow_code:
         return
-    named = sorted({repr(code) for reward in rewards if reward is not None for code in code_in(reward)})
-    expected = f"given to run {' and '.join(named)}, which a file names: the settings in {str(place)!r}"
-    require_option(not named, "allow_code", expected, "no permission")
+    found = sorted({repr(code) for name in named if name is not None for code in code_in(name)})
+    expected = f"given to run {' and '.join(found)}, which a file names: the settings in {str(place)!r}"
+    require_option(not found, "allow_code", expected, "no permission")

@@ -88,6 +88,8 @@ class Evaluate:
         for name in ("save_images", "compare"):
             holds = self.directory is not None or not getattr(self, name)
             require_option(holds, name, "given together with --directory", "no --directory")
+        for name in ("prompts", "rewards") if self.source.is_own else ():
+            require_option(getattr(self, name) is not None, name, "given with a model that no recipe names", "none")
         if self.per_prompt is not None:
             holds = self.per_prompt >= 1 and self.prompts is not None and self.images is None
             require_option(holds, "per_prompt", ">= 1, with --prompts and without --images", self.per_prompt)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..choices import DEFAULT_RECIPE
+from ..choices import EMBEDDED_MODEL
+from .base import base_settings
 from .code import AllowCode, check_code
 from .options import require_option
 
@@ -22,7 +23,10 @@ class Model:
     """The model and its settings."""
 
     model: str | None = None
-    """`embedded` for the packaged model, a diffusers pipeline directory, or a hub name; None: the recipe's model."""
+    """`embedded` for the packaged model, a diffusers pipeline directory, or a hub name; None: the recipe's model.
+    Without a recipe, it is used as its publishers use models of its class."""
+    policy: str | None = None
+    """Class that runs the model, as for tempflow-fast train; None: that in the settings."""
     lora: Path | None = None
     """Adapter to load into the model: a file in the layout of diffusers' `save_lora_weights`, or its directory."""
     weights: Path | None = None
@@ -43,17 +47,22 @@ class Model:
             ValueError: for options that contradict each other, an unknown recipe, or settings out of range.
         """
         from ..run.directory import RunDirectory
-        from ..settings.recipes import get_recipe
 
-        for name in ("model", "lora", "recipe"):
+        for name in ("model", "policy", "lora", "recipe"):
             given = getattr(self, name)
             require_option(self.weights is None or given is None, name, "left out with --weights", given)
         if self.weights is None:
-            config = get_recipe(DEFAULT_RECIPE if self.recipe is None else self.recipe)
+            config = base_settings(self.recipe, self.model).settings
         else:
             config = RunDirectory(self.weights).read_config()
-        settings |= {"model": self.model, "device": self.device}
+            check_code((config.policy.policy,), self.weights, self.allow_code)
+        settings |= {"model": self.model, "policy": self.policy, "device": self.device}
         return config.with_settings(**{name: value for name, value in settings.items() if value is not None})
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the model is one that neither a run nor a recipe names, so that there are no prompts for it."""
+        return self.weights is None and self.recipe is None and self.model not in (None, EMBEDDED_MODEL)
 
     def check_rewards(self, task: TaskConfig) -> None:
         """Refuses the rewards of the run in --weights if they are code that the user has not allowed.

@@ -10,10 +10,12 @@ class Recipes:
     """Lists the recipes: what each one trains, where its settings come from, and how it differs from the defaults."""
 
     def __call__(self) -> int:
-        from ..settings.recipes import RECIPES
+        from .. import extensions
+        from ..settings.recipes import RECIPES, find_recipe
         from ..settings.run import TrainConfig, differences
 
-        for name, recipe in RECIPES.items():
+        for name in [*RECIPES, *extensions.installed(extensions.RECIPES)]:
+            recipe = find_recipe(name)
             print(f"{name}\n{_indented(recipe.__doc__ or '')}")
             for setting, (_, value) in differences(TrainConfig(), recipe()).items():
                 print(f"        {setting} = {value}")

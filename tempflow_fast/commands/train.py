@@ -7,22 +7,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ..choices import DEFAULT_RECIPE
 from ..run.directory import RunDirectory
 from ..settings.methods import Method, method_settings, with_method
-from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig
-from .code import AllowCode, check_code
+from .base import Base, base_settings
+from .code import NAMES_OF_CODE, AllowCode, check_code
+from .options import require_option
 
 if TYPE_CHECKING:
     from ..processes import Processes
 
 LIMITS = ("num_iterations", "minutes")
-REWARDS = ("reward", "accuracy")
+HELP = {"-h", "--help"}
+LOOKED_AT = ("recipe", "config", "method", "output", "resume", "model", "prompts", "minutes", *NAMES_OF_CODE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,11 @@ class Train:
     output: Path
     """Run directory: a new or empty one, or that of a run to resume."""
     recipe: str | None = None
-    """Recipe with the settings, see tempflow-fast recipes; None: the settings of the run in --output, else shapes."""
+    """Recipe with the settings: a name from tempflow-fast recipes, or module:function for your own. None: the settings
+    of the run in --output, or else those of the family of --model, or else shapes."""
+    config: Path | None = None
+    """File with settings, YAML or JSON, by group as in the config.json of a run; options override it. What it leaves
+    out comes from --recipe, or else from the family of its model."""
     method: Method | None = None
     """Method whose settings replace those of the recipe or the run, before the options after them; None: no change.
     See docs/methods.md."""
@@ -46,42 +51,43 @@ class Train:
     later checkpoint is damaged; never: refuse a directory in use."""
     dry_run: bool = False
     """Print what each process does in an iteration and what it costs, without training."""
+    verbose: Annotated[bool, tyro.conf.arg(aliases=("-v",))] = False
+    """Also print what was built and which implementation each op uses, and every setting."""
     allow_code: AllowCode = False
     settings: TrainConfig = field(default_factory=TrainConfig)
-    stored_rewards: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
-    """The rewards that come from the run in --output."""
+    code: tyro.conf.Suppress[tyro.conf.Fixed[tuple[str, ...]]] = ()
+    """Rewards and policies whose names come from a file."""
+    place: tyro.conf.Suppress[tyro.conf.Fixed[Path | None]] = None
+    """That file, or the run in --output."""
+    nearest: tyro.conf.Suppress[tyro.conf.Fixed[str | None]] = None
+    """The recipe that the settings come from, or the nearest one; "": the defaults; None: a run's own."""
 
     @classmethod
     def defaults(cls, arguments: Sequence[str]) -> Train:
         """Returns the options that hold where `arguments` do not set them.
 
-        They come from the recipe or the run, which `arguments` name.
+        They come from the recipe, the file of settings, the run, or the family of the model that `arguments` name.
 
         Args:
             arguments: the command line.
 
         Raises:
-            ValueError: for an unknown recipe.
+            ValueError: for an unknown recipe, a file or model that cannot be read, or a model of one's own without
+                prompts or a reward.
         """
-        given, stored = _first_look(arguments), ()
-        run = RunDirectory(given.output) if given.output else None
-        if given.recipe is None and given.resume != "never" and run is not None and run.exists():
-            settings = run.read_config()
-            rewards = (getattr(settings.task, name) for name in REWARDS if getattr(given, name) is None)
-            stored = tuple(reward for reward in rewards if reward is not None)
-        else:
-            settings = get_recipe(DEFAULT_RECIPE if given.recipe is None else given.recipe)
-        if given.method is not None:
-            settings = replace(settings, grpo=with_method(settings.grpo, given.method))
-        # A limit on the command line replaces both limits of the recipe.
-        limits = {name for name in LIMITS if getattr(given, name) is not None}
-        if len(limits) == 1:
-            settings = settings.with_settings(**{name: None for name in LIMITS if name not in limits})
-        return cls(output=tyro.MISSING, settings=settings, stored_rewards=stored)
+        given = _first_look(arguments)
+        base = _base(given)
+        for name in ("prompts", "reward") if base.is_own and not HELP & set(arguments) else ():
+            is_there = getattr(given, name) is not None or name in base.in_file
+            require_option(is_there, name, "given with a model that no recipe names", "none")
+        settings = _adapted(base, given)
+        untyped = [name for name in NAMES_OF_CODE if name in base.in_file and getattr(given, name) is None]
+        code = tuple(value for name in untyped if (value := settings.flat()[name]) is not None)
+        return cls(output=tyro.MISSING, settings=settings, code=code, place=base.file, nearest=base.recipe)
 
     def __call__(self) -> int:
         run, config = RunDirectory(self.output), self.settings
-        check_code(self.stored_rewards, self.output, self.allow_code)
+        check_code(self.code, self.place, self.allow_code)
         from ..processes import launched
 
         processes = launched(cpu=config.policy.device == "cpu")
@@ -91,7 +97,7 @@ class Train:
         from ..ops.info import info
         from ..run.checks import check_directory, check_run
         from ..run.prepare import fitted, prepare_policy
-        from ..run.report import change_table, closing_lines
+        from ..run.report import change_table, closing_lines, opening_lines
         from ..run.signals import StopRequest
         from ..run.train import train
 
@@ -105,8 +111,9 @@ class Train:
         if self.method is not None:
             names = method_settings(config.grpo, self.method)
             say(f"method {self.method}: " + ", ".join(f"{name} {getattr(config.grpo, name)}" for name in names))
-        say(f"seed {config.task.seed}, model {config.policy.model}, run directory {run.path}, {processes.kind}")
-        say(info())
+        say(opening_lines(config, policy, run.path, processes, self.nearest))
+        if self.verbose:
+            say(f"\n{info()}\n\n{config.to_json()}")
         with StopRequest(config.run.grace_seconds, processes.count == 1, processes.is_main) as stop:
             try:
                 trained = train(config, policy, run, stop, say, processes, fall_back=self.resume == "auto")
@@ -138,10 +145,31 @@ def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], 
     return 0
 
 
+def _base(given: argparse.Namespace) -> Base:
+    """The settings of the run to resume, or else those that the options name."""
+    run = None if given.output is None else RunDirectory(given.output)
+    names_others = (given.recipe, given.config) != (None, None) or given.resume == "never"
+    if run is None or names_others or not run.exists():
+        return base_settings(given.recipe, given.model, None if given.config is None else Path(given.config))
+    return Base(run.read_config(), None, run.path, frozenset(NAMES_OF_CODE))
+
+
+def _adapted(base: Base, given: argparse.Namespace) -> TrainConfig:
+    """The settings without what belongs to others that the options replace."""
+    settings = base.settings
+    if given.prompts is not None and base.file is None:
+        settings = settings.with_settings(eval_prompts=None)  # those of a recipe belong to its own prompts
+    if given.method is not None:
+        settings = replace(settings, grpo=with_method(settings.grpo, given.method))
+    # A limit on the command line replaces both limits of the recipe.
+    limits = {name for name in LIMITS if getattr(given, name) is not None}
+    return settings.with_settings(**{name: None for name in LIMITS if len(limits) == 1 and name not in limits})
+
+
 def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
     """The options that decide the defaults of the others, parsed first."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--recipe", "--method", "--output", "--resume", "--minutes", *(f"--{name}" for name in REWARDS)):
-        parser.add_argument(option, nargs="?")
+    for option in LOOKED_AT:
+        parser.add_argument(f"--{option}", nargs="?")
     parser.add_argument("--iterations", "--num-iterations", "--num_iterations", nargs="?", dest="num_iterations")
     return parser.parse_known_args(arguments)[0]

@@ -22,6 +22,9 @@ from .measures import Measure, task_measure
 from .result import NUM_SHOWN, Evaluation, Noise, small
 from .sample import sample_images
 
+FEWEST_IMAGES, MOST_IMAGES = 16, 512
+"""Bounds of the number of images where it is that of the held-out prompts."""
+
 
 class Store(Protocol):
     """Where scores are saved as they arrive, so that an evaluation can resume. All processes share it."""
@@ -137,7 +140,10 @@ def heldout(config: TrainConfig) -> tuple[PromptSet, list[Entry]]:
     """
     task, own = config.task, config.evaluation
     prompts = get_prompts(task.prompts, task.eval_prompts, task.prompt_column)
-    return prompts, prompts.heldout(own.eval_images, own.eval_seed)
+    num_images = own.eval_images
+    if num_images is None:
+        num_images = min(max(len(prompts.everything()[1]), FEWEST_IMAGES), MOST_IMAGES)
+    return prompts, prompts.heldout(num_images, own.eval_seed)
 
 
 def _plain_table(policy: Policy, num_steps: int) -> StepTable:

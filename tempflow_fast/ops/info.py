@@ -38,6 +38,16 @@ def info() -> Info:
     return facts
 
 
+def bodies_on(device_type: str) -> str:
+    """Returns the implementations that serve the ops on a device, such as "native (avx2)".
+
+    Args:
+        device_type: cpu or cuda.
+    """
+    own = {_cpu_body(op) if device_type == "cpu" else bodies.body(op, device_type) for op in bodies.OPS}
+    return " and ".join(sorted(own))
+
+
 def _no_cuda() -> str:
     return native.build_record().get("cuda", "not built")
 

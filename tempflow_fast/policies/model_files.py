@@ -13,14 +13,13 @@ from torch import nn
 
 from ..errors import fail, require
 from ..files import read_json
-from ..hub import model_file, without_retries
+from ..hub import INDEX, model_file, without_retries
 from ..quiet import quiet
 from ..text import shortened
 from ..weight_files import conversion, opened_safetensors
 
 LIBRARIES = ("diffusers", "transformers")
 """Where the classes of a pipeline's parts come from; a class of any other library is code that the model names."""
-INDEX = "model_index.json"
 JSON_FILES = ("*config.json", "*.index.json", "tokenizer.json")
 """The files of a part that must hold JSON objects."""
 WITHOUT_CODE = "without code of its own (allow_code lets it run)"

@@ -188,7 +188,7 @@ def _prompt_set(prompts: str, eval_prompts: str | None, column: str, stamps: tup
         return ListedPrompts(entries, heldout)
     random.Random(0).shuffle(entries)
     names = dict.fromkeys(same_prompt(entry[PROMPT]) for entry in entries)
-    expected = "two or more different ones, so that one can be held out"
+    expected = "two or more different ones, so that one can be held out, or given with eval_prompts"
     require(len(names) >= 2, "get_prompts", "prompts", expected, f"{len(names)} in {prompts!r}")
     kept = set(list(names)[::HELD_OUT_EVERY])
     train, heldout = ([e for e in entries if (same_prompt(e[PROMPT]) in kept) is is_out] for is_out in (False, True))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, NoReturn
 
-from ..errors import fail, require, unknown
+from .. import extensions
+from ..errors import fail, require
+from ..extensions import find_code
 from ..hub import without_retries
 from ..text import shortened
 from .base import Reward, name_of, one_line
@@ -39,6 +38,8 @@ REWARDS = {
 }
 """Reward name -> "module:attribute", imported on first use: a reward's libraries load only if it is asked for.
 
+Installed packages add names by entry points of the group tempflow_fast.rewards.
+
 A class is called with the reward's settings, and its instance is the reward; any other callable is a reward itself.
 """
 
@@ -54,7 +55,7 @@ def get_reward(reward: Spec) -> WeightedReward:
 
     Args:
         reward: one of
-            - a name of `REWARDS`, or "module:attribute";
+            - a name of `REWARDS` or of an installed package, or "module:attribute";
             - several with weights: "pickscore=1.0,ocr=0.5";
             - a mapping, or its JSON, from names to weights or to settings: `{"pickscore": 0.5, "remote": {"weight":
               1.0, "urls": ["http://127.0.0.1:18080"]}}`. Every reward has the settings `weight` (default 1), `cache`
@@ -201,18 +202,8 @@ def _require_settings(target: str, kind: type, options: Mapping[str, Any]) -> No
 
 
 def _imported(target: str) -> Callable[..., Any]:
-    module_name, separator, attribute = REWARDS.get(target, target).partition(":")
-    if not separator:
-        unknown("get_reward", "reward", target, REWARDS, ' or "module:function"')
-    if target not in REWARDS and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the import path of a script has its folder, not the user's
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        fail("get_reward", "reward", '"module:function", two names of Python', repr(target))
-    try:
-        found = getattr(import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:
-        _refuse_to_load(f'"{module_name}:{attribute}"', error)
-    got = f'"{module_name}:{attribute}" of {type(found)}'
+    found = find_code("get_reward", "reward", target, REWARDS, extensions.REWARDS)
+    got = f'"{REWARDS.get(target, target)}" of {type(found)}'
     require(callable(found), "get_reward", "reward", "a callable or a class of one", got)
     return found
 

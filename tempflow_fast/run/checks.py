@@ -52,7 +52,7 @@ def check_run(config: TrainConfig, processes: Processes) -> None:
     device = usable_device("check_run", device_of(config.policy.device, processes.device))
     _check_iteration(config, processes)
     get_prompts(config.task.prompts, config.task.eval_prompts, config.task.prompt_column)
-    find_model(config.policy.model)[1].check_text_length(config.policy.max_text_length)
+    find_model(config.policy.model, config.policy.policy)[1].check_text_length(config.policy.max_text_length)
     check_optimizer(config.optimizer)
     Trackers(config.run.trackers, Path())
     for name in ("rollout_precision", "tail_precision"):

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 
+from .. import extensions
 from ..choices import EMBEDDED_MODEL
 from ..errors import fail, require
+from ..extensions import find_code, installed
+from ..hub import check_source
 from ..ops.checks import usable_device
 from ..policies import POLICIES, DiffusersPolicy
 from ..policies.model_files import read_index
@@ -21,8 +24,12 @@ def load_policy(
     resolution: int | tuple[int, int] | None = None,
     max_text_length: int | None = None,
     allow_code: bool = False,
+    policy: str | None = None,
 ) -> DiffusersPolicy:
-    """Loads a model by name. Its policy class is the entry of `POLICIES` for the pipeline class in model_index.json.
+    """Loads a model by name.
+
+    Its policy class is the entry of `POLICIES` for the pipeline class in model_index.json, or that of an installed
+    package under this name, by an entry point of the group tempflow_fast.policies.
 
     Args:
         model: `embedded` for the packaged model, a directory in the layout of a diffusers pipeline, or the name of such
@@ -33,39 +40,54 @@ def load_policy(
         resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
         max_text_length: maximum number of tokens of a prompt; None: the default of the policy class.
         allow_code: whether the model's parts may be code from its directory or from other libraries.
+        policy: another class of policy, "module:Class" or a name as above; None: by the pipeline class.
 
     Returns:
         The policy.
 
     Raises:
-        ValueError: if the model cannot be loaded, its pipeline class is not in `POLICIES`, or a setting does not fit.
+        ValueError: if the model cannot be loaded, there is no policy for its pipeline class, or a setting does not fit.
     """
     device = usable_device("load_policy", device)
-    source, kind = find_model(model)
+    source, kind = find_model(model, policy)
     return kind.from_pretrained(source, device, dtype, resolution, max_text_length, allow_code)
 
 
-def find_model(model: str | Path) -> tuple[str, type[DiffusersPolicy]]:
+def find_model(model: str | Path, policy: str | None = None) -> tuple[str, type[DiffusersPolicy]]:
     """Finds a model by name, without loading more of it than its index.
 
     Args:
         model: as in `load_policy`.
+        policy: as in `load_policy`.
 
     Returns:
         Where diffusers finds it, and the class of its policy.
 
     Raises:
-        ValueError: if there is no such model, or its pipeline class is not in `POLICIES`.
+        ValueError: if there is no such model, or no policy for its pipeline class.
+    """
+    source = find_source(model)
+    name = read_index("load_policy", source)["_class_name"]
+    known = {*POLICIES, *installed(extensions.POLICIES)}
+    if policy is None and name not in known:
+        fail("load_policy", "model", f"one of {', '.join(sorted(known))}, or given with a policy", f"a {name}")
+    form = '"module:Class"'
+    found = find_code("load_policy", "policy", policy or name, POLICIES, extensions.POLICIES, form)
+    fits = isinstance(found, type) and issubclass(found, DiffusersPolicy)
+    require(fits, "load_policy", "policy", "a class with the base DiffusersPolicy", f"{policy or name!r}")
+    return source, found
+
+
+def find_source(model: str | Path) -> str:
+    """Returns where diffusers finds a model: a directory, or owner/name on the hub, which is not asked.
+
+    Args:
+        model: as in `load_policy`.
+
+    Raises:
+        ValueError: if it can be neither.
     """
     require(isinstance(model, (str, Path)), "load_policy", "model", "a name or a path", repr(model))
-    model = str(model)
-    path = pipeline_path() if model == EMBEDDED_MODEL else Path(model)
-    is_directory = (path / "model_index.json").is_file()
-    # A hub name is owner/name; anything else that does not exist must be a mistyped path, so the hub is not asked.
-    if not is_directory and (path.exists() or model.count("/") != 1 or model.startswith((".", "/"))):
-        expected = f"{EMBEDDED_MODEL!r}, a directory with a model_index.json, or a hub name"
-        fail("load_policy", "model", expected, repr(str(path)))
-    source = str(path) if is_directory else model
-    name = read_index("load_policy", source)["_class_name"]
-    require(name in POLICIES, "load_policy", "model", f"one of {', '.join(sorted(POLICIES))}", f"a {name}")
-    return source, POLICIES[name]
+    source = str(pipeline_path() if model == EMBEDDED_MODEL else model)
+    check_source("load_policy", source)
+    return source

@@ -138,6 +138,7 @@ def _loaded(
         config.resolution,
         config.max_text_length,
         allow_code,
+        config.policy,
     )
     if config.offload_text_encoders:
         policy.offload_text_encoders()

@@ -5,10 +5,52 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from ..evaluation.evaluate import heldout
 from ..evaluation.intervals import OVERALL
 from ..evaluation.result import Evaluation
-from ..text import printable
+from ..grpo.geometry import Geometry
+from ..ops.info import bodies_on
+from ..policies import DiffusersPolicy
+from ..policies.lora import described
+from ..processes import Processes
+from ..settings.recipes import get_recipe
+from ..settings.run import TrainConfig, differences
+from ..text import printable, shortened
 from .train import Trained
+
+
+def opening_lines(
+    config: TrainConfig, policy: DiffusersPolicy, directory: Path, processes: Processes, recipe: str | None
+) -> str:
+    """Writes what a run is about to do, one fact per line.
+
+    Args:
+        config: the settings.
+        policy: the model.
+        directory: the run directory.
+        processes: those that share the run.
+        recipe: the recipe to compare the settings with, "" for the defaults; None: nothing.
+    """
+    task, grpo, trained = config.task, config.grpo, policy.parameters()
+    total, count = sum(p.numel() for p in policy.network.parameters()), sum(p.numel() for p in trained)
+    sets, shown = heldout(config)
+    held_out = sets.everything()[1]
+    geometry = Geometry(grpo, task.prompts_per_iteration, processes.count, seed=task.seed << 32)
+    lines = {
+        "model": f"{config.policy.model} by {type(policy).__name__}, {total:,} parameters",
+        "trained": f"{count:,} in {str(trained[0].dtype).removeprefix('torch.')}, {described(policy.network) or 'all'}",
+        "prompts": f"{len(sets.everything()[0])} of {task.prompts}; evaluation with {len(shown)} images of "
+        f"{len(held_out)} held-out prompts",
+        "iteration": f"{geometry.images.num_rows} images of {task.prompts_per_iteration} prompts x {grpo.num_seeds} "
+        f"seeds, by {grpo.num_steps} steps; reward {task.reward}",
+        "device": f"{policy.device}, {config.policy.precision}, {processes.kind}; ops {bodies_on(policy.device.type)}",
+        "output": f"{directory}, seed {task.seed}",
+    }
+    if recipe is not None:
+        changed = differences(get_recipe(recipe) if recipe else TrainConfig(), config)
+        values = ", ".join(f"{name} {shortened(value)}" for name, (_, value) in changed.items())
+        lines["settings"] = f"{recipe or 'the defaults'}{', but ' if values else ''}{values}"
+    return "\n".join(f"{name:<10} {printable(line)}" for name, line in lines.items())
 
 
 def score_table(evaluation: Evaluation) -> str:

@@ -27,6 +27,9 @@ class PolicyConfig:
 
     model: str = fixed(EMBEDDED_MODEL, scores=True)
     """`embedded` for the packaged pipeline of shapes, a diffusers pipeline directory, or a hub name (owner/name)."""
+    policy: str | None = fixed(None, scores=True)
+    """Class that runs the model: module:Class for your own `DiffusersPolicy`, or a name of an installed package; None:
+    by the pipeline class in the model's model_index.json."""
     device: str = "auto"
     """Device of the model: cpu, cuda, cuda:1, ...; auto: the GPU of this process, or the CPU if there is no GPU."""
     precision: Literal["fp32", "bf16"] = fixed("fp32", scores=True)
@@ -137,8 +140,8 @@ class OptimizerConfig:
 class EvaluationConfig:
     """How the policy is evaluated: on the same held-out prompts and the same noise every time."""
 
-    eval_images: int = fixed(600, scores=True)
-    """Number of images per evaluation."""
+    eval_images: int | None = fixed(600, scores=True)
+    """Number of images per evaluation; None: one for each held-out prompt, but at least 16 and at most 512."""
     eval_seed: int = fixed(0, scores=True)
     """Seed of the prompts and the noise of evaluation. It is separate from `seed`, so that runs with different seeds
     are scored alike."""

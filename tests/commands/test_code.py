@@ -21,6 +21,7 @@ FORMS = {
     "JSON": {"reward": json.dumps({TRAP: 1.0})},
     "JSON with a name": {"reward": json.dumps({"shapes": {"reward": TRAP, "weight": 0.5}})},
     "accuracy": {"accuracy": TRAP},
+    "policy": {"policy": TRAP},
 }
 COMMANDS = {
     "train": ["train", "--output", "run"],
@@ -28,6 +29,7 @@ COMMANDS = {
     "another reward typed": ["train", "--output", "run", "--seed", "0", "--prompts", TRAP],
     "eval": ["eval", "--weights", "run"],
     "eval into a directory": ["eval", "--weights", "run", "--directory", "scores"],
+    "signal": ["signal", "--weights", "run", "--output", "signal"],
 }
 
 
@@ -56,6 +58,36 @@ def test_code_in_a_run_directory_does_not_run(place, capsys, settings, arguments
         "the settings in 'run', got no permission"
     )
     assert not (place / "ran").exists()
+
+
+def test_a_policy_in_a_run_directory_does_not_run_to_draw(place, capsys):
+    stored(policy=TRAP)
+    assert main(["sample", "--weights", "run", "--prompt", "x", "--output", "x.png"]) == 2
+    assert f"--allow-code must be given to run {TRAP!r}" in capsys.readouterr().err
+    assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])
+def test_code_in_a_file_of_settings_does_not_run(place, capsys, settings, name):
+    (place / name).write_text(get_recipe("shapes").with_settings(**settings).to_json())
+    train = ["train", "--config", name, "--output", "new"]
+    assert main(train) == 2
+    assert capsys.readouterr().err.endswith(
+        f"--allow-code must be given to run {TRAP!r}, which a file names: the settings in {name!r}, got no permission\n"
+    )
+    assert not (place / "ran").exists()
+    assert main([*train, "--allow-code"]) == 2
+    assert (place / "ran").exists()
+
+
+@pytest.mark.parametrize("option", ["--policy", "--reward", "--recipe"])
+def test_code_that_is_typed_over_a_file_runs(place, capsys, option):
+    (place / "settings.json").write_text(get_recipe("shapes").with_settings(policy=TRAP).to_json())
+    arguments = [] if option == "--policy" else ["--policy", "None"]
+    assert main(["train", "--config", "settings.json", "--output", "new", option, TRAP, *arguments]) == 2
+    assert "--allow-code" not in capsys.readouterr().err
+    assert (place / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +132,9 @@ def test_code_in_a_model_directory_does_not_run(place, capsys, command):
     (place / "model" / "model_index.json").write_text(json.dumps(changed))
     for folder in (place / "model", place / "model" / "transformer"):
         shutil.copy(place / "trap_of_tests.py", folder)
-    output = {"sample": ["--prompt", "x", "--output", "x.png"], "train": ["--output", "out"]}[command]
+    output = {"sample": ["--prompt", "x", "--output", "x.png"], "train": ["--recipe", "shapes", "--output", "out"]}[
+        command
+    ]
     assert main([command, "--model", "model", *output]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "allow_code lets it run" in line

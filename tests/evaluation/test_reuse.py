@@ -39,6 +39,8 @@ def made(tmp_path_factory, model) -> Path:
 def command(model: Path, directory: Path) -> list[str]:
     return [
         "eval",
+        "--recipe",
+        "shapes",
         "--model",
         str(model),
         "--directory",

@@ -47,7 +47,7 @@ EARLY = {
     "a tracker that is not installed": ("--trackers wandb", "pip install wandb", "wandb"),
     "no such device": ("--device gpu", "one that torch can use here, got 'gpu'"),
     "no such model": ("--model ./none", "model must be 'embedded'"),
-    "a model of another class": ("--model other", "a FooPipeline"),
+    "a model of another class": ("--model other --prompts shapes --reward shapes", "a FooPipeline"),
     "too long texts": ("--max-text-length 9999", "max_text_length must be in 1.."),
     "a file in the way": ("--output judge.py", "judge.py"),
     "a file above": ("--output judge.py/run", "in a directory that can be written, got '"),

@@ -96,7 +96,7 @@ class Faults(AbstractContextManager):
             seconds: time after which it is killed; None: never.
             file_size: limit for every file in bytes; None: no limit.
         """
-        options = ["--model", str(self._model)]
+        options = ["--recipe", "shapes", "--model", str(self._model)]
         options += [part for name, value in SETTINGS.items() for part in (f"--{name}", *str(value).split())]
         request = {
             "arguments": ["train", "--output", str(directory), *options, "--trackers"],

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...errors import unknown
+from ... import extensions
+from ...errors import fail, instance, require
+from ...extensions import find_code
 from ..run import TrainConfig
 from .fast import SOURCE as FAST_SOURCE
 from .fast import fast
@@ -52,11 +54,29 @@ def get_recipe(name: str) -> TrainConfig:
     """Returns the settings of a recipe.
 
     Args:
-        name: a key of `RECIPES`.
+        name: a key of `RECIPES`, the name of an entry point of the group tempflow_fast.recipes, or "module:function".
 
     Raises:
-        ValueError: for an unknown name; it suggests the nearest ones.
+        ValueError: for an unknown name, which suggests the nearest ones, or code that fails or returns anything else.
     """
-    if name not in RECIPES:
-        unknown("get_recipe", "name", name, RECIPES)
-    return RECIPES[name]()
+    recipe = find_recipe(name)
+    try:
+        found = recipe()
+    except Exception as error:  # of the user's code
+        fail("get_recipe", "name", "that of a recipe", f"{name!r}: {type(error).__name__}: {error}")
+    instance("get_recipe", f"what {name!r} returns", found, TrainConfig, "a TrainConfig")
+    return found
+
+
+def find_recipe(name: str) -> Recipe:
+    """Returns a recipe itself, whose docstring says where its settings come from.
+
+    Args:
+        name: as in `get_recipe`.
+
+    Raises:
+        ValueError: for an unknown name, or code that cannot be imported.
+    """
+    recipe = find_code("get_recipe", "name", name, RECIPES, extensions.RECIPES)
+    require(callable(recipe), "get_recipe", "name", "that of a function without arguments", repr(name))
+    return recipe
