@@ -16,7 +16,8 @@ from tempflow_fast.run.load import find_model
 from tempflow_fast.settings.recipes import get_recipe
 
 CODE = """
-from tempflow_fast.policies import SD3Policy
+from dataclasses import replace
+from tempflow_fast.policies import FAMILIES, SD3Policy
 from tempflow_fast.settings.recipes import get_recipe
 
 def dark(images, prompts, metadata):
@@ -33,7 +34,7 @@ def fails():
     raise KeyError("no such thing")
 
 class Own(SD3Policy):
-    pipeline_name = "OwnPipeline"
+    family = replace(FAMILIES["StableDiffusion3Pipeline"], pipeline="OwnPipeline")
 """
 GIVEN = """
 [tempflow_fast.rewards]
@@ -83,7 +84,7 @@ def test_an_installed_package_gives_a_reward_a_recipe_and_a_policy(place, model,
 def test_code_is_named_where_nothing_is_installed(place, model):
     (place / "code_of_others.py").write_text(CODE)
     assert get_recipe("code_of_others:calm").optimizer.learning_rate == 1e-6
-    assert find_model(model, "code_of_others:Own")[1].pipeline_name == "OwnPipeline"
+    assert find_model(model, "code_of_others:Own")[1].family.pipeline == "OwnPipeline"
     with pytest.raises(
         ValueError, match=r"load_policy: model must be one of FluxPipeline, .* policy, got a OwnPipeline"
     ):

@@ -1,4 +1,6 @@
-"""What the README says to type works: each command is run here on a small scale, or by CI unchanged."""
+"""What the README says to type works: each command is run here on a small scale, or by CI unchanged.
+
+Its program that trains is run by test_snippets.py."""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from support.pipelines import sd3_pipeline
 from support.runs import OPTIONS
 
 from tempflow_fast.cli import main
@@ -65,25 +66,6 @@ def test_tuned_model_loads_in_diffusers(workplace, monkeypatch):
     names = {}
     exec(python_block("StableDiffusion3Pipeline"), names)
     assert names["image"].size == (24, 24)
-
-
-@pytest.mark.slow
-def test_own_pipeline_and_reward(tmp_path, monkeypatch, capsys):
-    """The example on a tiny pipeline instead of the large one: nothing else about it is changed."""
-    monkeypatch.chdir(tmp_path)
-    sd3_pipeline(tmp_path / "tokenizer").save_pretrained("tiny")
-    code = python_block("grpo_step")
-    for old, new in {
-        '"stabilityai/stable-diffusion-3.5-medium"': '"tiny"',
-        'device="cuda"': 'device="cpu"',
-        "resolution=512": "resolution=16",
-        "range(100)": "range(2)",
-    }.items():
-        assert old in code
-        code = code.replace(old, new)
-    exec(code, {})
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    assert (tmp_path / "tuned" / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
 
 
 def test_example_is_short():
