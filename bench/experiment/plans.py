@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,12 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of all that its result depends on, but its length."""
-        text = json.dumps([self.name, asdict(replace(self.config(), run=TrainConfig().run))], default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """Of all that its result depends on, but its length. Settings of their default value do not count, so that one
+        that is added to the package does not make old results new."""
+        usual = TrainConfig().flat()
+        changed = {name: value for name, value in self.config().flat().items() if value != usual[name]}
+        kept = {name: value for name, value in changed.items() if name not in ("num_iterations", "eval_every")}
+        return hashlib.sha256(json.dumps([self.name, kept], sort_keys=True).encode()).hexdigest()[:12]
 
     def config(self) -> TrainConfig:
         """The settings of the run."""
