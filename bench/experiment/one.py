@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
 from tempflow_fast.run import train as loop
 from tempflow_fast.run.directory import RunDirectory
@@ -14,7 +18,16 @@ from .awm import awm_step
 from .methods import COMPETITORS
 from .plans import Plan
 
+
+def end_without(parent: int) -> None:
+    """Ends this process with a checkpoint when its parent is gone, however that ended: nobody would wait for it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_without, args=(os.getppid(),), daemon=True).start()
     plan = Plan(**json.loads(sys.argv[1]))
     config = plan.config()
     if COMPETITORS[plan.method].forward:
