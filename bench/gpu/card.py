@@ -1,4 +1,5 @@
-"""Facts about the card and its machine. This module does not import the package, which may not be built yet."""
+"""Facts about the card and its machine. This module needs neither the package, which may not be built yet, nor torch to
+be imported, so that an environment without it gets a sentence."""
 
 from __future__ import annotations
 
@@ -6,21 +7,30 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def missing_card() -> str:
-    """Why there is nothing to measure here, as a sentence; empty if there is a card."""
+    """Why there is nothing to measure here; empty if there is a card."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"{sys.executable} cannot import torch ({error})"
     if torch.cuda.is_available():
         return ""
     if not (torch.version.cuda or torch.version.hip):
-        return f"There is no GPU to measure on: torch {torch.__version__} is built for the CPU alone."
-    return f"There is no GPU to measure on: torch {torch.__version__} finds no card, or no driver for it."
+        return f"torch {torch.__version__} is built for the CPU alone"
+    return f"torch {torch.__version__} finds no card, or no driver for it"
 
 
 def facts(device: torch.device) -> dict[str, str]:
     """What a reader needs to know to compare the figures."""
+    import torch
+
     found = {"card": platform.processor() or platform.machine(), "device": str(device)}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)

@@ -34,6 +34,13 @@ def program(*arguments: object, path: Path | None = None) -> subprocess.Complete
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_without_torch_it_says_so(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('it is not there')")
+    ran = program(path=tmp_path)
+    assert ran.stdout == f"not run: no GPU: {sys.executable} cannot import torch (it is not there)\n"
+    assert (ran.returncode, ran.stderr) == (NOT_RUN, "")
+
+
 @pytest.mark.slow
 def test_without_a_card_nothing_is_run_and_the_status_says_so():
     if torch.cuda.is_available():

@@ -16,6 +16,7 @@ from support.op_draws import OPS, draw_call
 from support.tolerances import assert_near
 from torch import Tensor
 
+from bench.gpu import harness
 from tempflow_fast.ops import native, reference
 
 COMPILER = shutil.which("g++")
@@ -264,6 +265,13 @@ def test_results_repeat_in_any_order_of_blocks(program):
         results.append([*cuda.branch_step(*state, 2, KEY, IDS), density, *cuda.policy_loss(*loss_inputs(case), True)])
         cuda.close()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_program_may_run_the_kernels(program):
+    """As compute-sanitizer does on a GPU; what it says when it ends counts."""
+    assert harness.compare_calls(["env", str(program)], num_draws=2) == 12
+    with pytest.raises(AssertionError, match="ended with status 9"):
+        harness.compare_calls(["sh", "-c", f"'{program}'; exit 9"], num_draws=1)
 
 
 def test_no_rows(cuda):
