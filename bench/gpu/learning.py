@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from .children import run
+from . import BUILT
+from .children import ROOT, run
 from .plan import Plan
 from .results import Outcome, Session
 
@@ -22,7 +24,8 @@ def shapes_learns(plan: Plan, session: Session) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--recipe", "shapes", "--device", plan.device.type, "--output", folder, "--eval-images", "12"]
         count = ["--iterations", str(plan.learning_iterations)]
-        ran = run([sys.executable, "-m", "tempflow_fast", "train", *options, *count], session.seconds_left)
+        command = [sys.executable, "-m", "tempflow_fast", "train", *options, *count]
+        ran = run(command, session.seconds_left, folder=Path(os.environ.get(BUILT, ROOT)))  # not the checkout
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines() if ran.status == 0 else []
     if not ran.in_time:
         raise TimeoutError("not done in time")
