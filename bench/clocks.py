@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from tempflow_fast.grpo.memory import LiveBytes
+from tempflow_fast.grpo.live_bytes import LiveBytes
 from tempflow_fast.policies import DiffusersPolicy
 
 MIB = 2**20

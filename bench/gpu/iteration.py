@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 import tempflow_fast as tff
-from tempflow_fast.grpo.memory import Memory, measure
+from tempflow_fast.grpo.geometry import Geometry
+from tempflow_fast.grpo.measure import measure
+from tempflow_fast.grpo.memory import Load
 
 from .. import paper
 from .calls import PACKAGES
@@ -50,17 +52,11 @@ def flux_checks(plan: Plan, session: Session) -> list[Check]:
     return found
 
 
-def _estimated(large: Large, config: tff.GRPOConfig) -> tuple[Memory, float]:
-    """The memory's parts and the peak of an iteration, in GiB, as `--dry-run` says before anything runs."""
-    memory = measure(large.policy, config)
-    rows = (config.micro_batch or 0, config.max_batch or 0, config.decode_batch or config.max_batch or 0)
-    return memory, memory.total(config.num_seeds, *rows) / GIB
-
-
 def _estimate_check(large: Large, config: tff.GRPOConfig) -> Check:
     def run() -> Outcome:
-        memory, total = _estimated(large, config)
-        return Outcome(str(memory), [{"iteration": "estimate", "peak GiB": total}])
+        """As `--dry-run` says before anything runs."""
+        memory, load = measure(large.policy, config), Load.of(Geometry(config, 1), 1)
+        return Outcome(memory.page(load), [{"iteration": "estimate", "peak GiB": memory.total(load) / GIB}])
 
     return Check("estimated memory", run, 30, ITERATION, PACKAGES)
 

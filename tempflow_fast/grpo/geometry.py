@@ -22,7 +22,7 @@ from .meter import check_halves
 from .shares import Shares
 from .tails import Tails, tails_of
 from .update import training_plans
-from .wavefront import Wavefront, least_calls, process_waves
+from .wavefront import Call, Wavefront, least_calls, process_waves
 
 SHOWN = 8
 """Most processes that are listed one by one."""
@@ -149,6 +149,26 @@ class Geometry:
         if self.config.trunk == "sde":
             return self.config.num_steps * len(equal_pieces(len(self.shares[0].carried), self.config.max_batch))
         return sum(map(sum, least_calls(self._waves)))
+
+    @cached_property
+    def _calls(self) -> list[Call]:
+        """The network calls of the first process, which has the most."""
+        wave, least = self._waves[0], least_calls(self._waves)
+        return [call for step, number in enumerate(least) for call in wave.calls(step, number)]
+
+    @property
+    def captured_rows(self) -> int:
+        """Rows of all network calls of different sizes together: each has a graph of its own, if they are captured."""
+        return 0 if self.config.trunk == "sde" else sum(set(map(len, self._calls)))
+
+    @property
+    def most_finished(self) -> int:
+        """The most branches that are finished, and decoded, at once in a process."""
+        if self.config.trunk == "sde":
+            return len(self.shares[0].carried)
+        wave = self._waves[0]
+        at_birth = [len(wave.finished_at_birth(step)) for step in range(wave.num_steps)]
+        return max(*at_birth, *(len(call.finished) for call in self._calls))
 
     @cached_property
     def rollout_rows(self) -> int:

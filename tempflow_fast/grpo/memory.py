@@ -1,219 +1,272 @@
-"""What an iteration will hold in memory, measured on tensors without data, before anything is run."""
+"""What an iteration will hold in memory: solved from its parts, before anything is run."""
 
 from __future__ import annotations
 
-import math
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-
-from ..policies.base import Condition, Policy
-from ..policies.compiled import uncompiled
-from ..policies.merged import merges, num_merged_bytes
+from ..policies.prompt_cache import CACHE_BYTES
 from ..rewards.background import WAITING_BYTES
-from ..settings.iteration import GRPOConfig
 from .budget import most_branches
 
+if TYPE_CHECKING:
+    from .geometry import Geometry
+
 GIB = 2**30
-ADAM_BYTES = 8
-"""AdamW's two moments of a parameter in float32."""
-ROWS = 64
-DECODED_ROWS = 4
-MEASURED_IMAGES = 5
-"""An image and what its statistics take at their peak, in images."""
-PROMPT = "a prompt"
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What a call holds beyond what is there before and after it."""
+
+    fixed: int
+    """Bytes of any call."""
+    row: int
+    """Bytes that each row adds."""
+
+    def of(self, rows: int) -> int:
+        """Bytes of a call.
+
+        Args:
+            rows: how many it has.
+        """
+        return self.fixed + self.row * rows
+
+    def rows_within(self, limit: float) -> int:
+        """The most rows that a call may have.
+
+        Args:
+            limit: bytes.
+        """
+        return int((limit - self.fixed) // max(self.row, 1))
+
+
+@dataclass(frozen=True)
+class Load:
+    """The part of an iteration that the busiest process has."""
+
+    trajectories: int
+    branches: int
+    """All those that are drawn, and those that a gate finishes again."""
+    pairs: int
+    """(trajectory, branch step) pairs."""
+    later_pairs: int
+    """Those of all updates but the first: their old velocities wait for them."""
+    images: int
+    prompts: int
+    """Different texts of the whole run, as far as they are known."""
+    training_rows: int
+    """Rows of the largest training call."""
+    rollout_rows: int
+    """Rows of the largest network call of the rollout."""
+    decoded_rows: int
+    """Images of the largest decoding call."""
+    num_training_calls: int
+    """Training calls of an update."""
+    captured_rows: int
+    """Rows of all network calls of different shapes together."""
+
+    @classmethod
+    def of(cls, geometry: Geometry, num_iterations: int | None) -> Load:
+        """That of an iteration.
+
+        Args:
+            geometry: its work.
+            num_iterations: of the run; None: without end.
+        """
+        c, work = geometry.config, geometry.work
+        pairs = max(sum(w.pairs) for w in work)
+        rollout_rows = min(c.max_batch or 2**62, max(w.most_rows for w in work))
+        carried = max(w.num_carried for w in work)
+        branches = -(-geometry.branches.num_rows * carried // geometry.num_trajectories)
+        images = max(w.num_images for w in work)
+        if c.branch_budget is not None and c.branches_per_trajectory is None:  # later iterations have other counts
+            branches = images = max(branches, carried * sum(most_branches(c)))
+        return cls(
+            trajectories=carried,
+            branches=branches + (0 if c.gate_every is None else int(c.gate_share * branches)),
+            pairs=pairs,
+            later_pairs=max(sum(w.pairs[1:]) for w in work),
+            images=images,
+            prompts=2**62 if num_iterations is None else geometry.num_prompts * num_iterations,
+            training_rows=min(c.micro_batch or 2**62, max(max(w.pairs) for w in work)),
+            rollout_rows=rollout_rows,
+            decoded_rows=min(c.decode_batch or 2**62, geometry.most_finished),
+            num_training_calls=max(geometry.training_calls),
+            captured_rows=geometry.captured_rows,
+        )
+
+    def with_rows(self, training_rows: int, rollout_rows: int, decoded_rows: int) -> Load:
+        """The same in smaller calls.
+
+        Args:
+            training_rows: the most rows of a training call.
+            rollout_rows: of a network call of the rollout.
+            decoded_rows: of a decoding call.
+        """
+        rollout_rows = min(rollout_rows, self.rollout_rows)
+        return replace(
+            self,
+            training_rows=min(training_rows, self.training_rows),
+            rollout_rows=rollout_rows,
+            decoded_rows=min(decoded_rows, self.decoded_rows),
+            captured_rows=self.captured_rows * rollout_rows // self.rollout_rows,
+        )
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in one process that holds the whole network (sharding divides `weights` and `state`).
+    """Bytes in one process that holds the whole network; sharding divides those of the network and of training it.
 
-    An estimate from below: the reward, the workspaces of libraries, what an allocator loses between its blocks, and
-    the pool of captured graphs (about a rollout call's rows once more) come on top.
+    Rewards, the context and workspaces of CUDA, buckets of data-parallel training, and what an allocator loses between
+    its blocks come on top.
     """
 
-    weights: int
-    """Parameters and buffers of the network, and the copies with a merged adapter."""
-    frozen: int
-    """Text encoders and autoencoder, where they are on the network's device."""
-    state: int
-    """Gradients and AdamW's moments of the parameters that training changes."""
-    trajectory: int
-    """What a trajectory keeps from the rollout to the update: latents, and its text."""
-    training_row: int
-    """What a row adds to the peak of a training call."""
-    rollout_row: int
-    """What a row adds to the peak of a rollout call."""
-    decoded_row: int
-    """What an image adds to the peak of decoding it and measuring it."""
-    images: int
-    """The images of a trajectory, of which those wait for their scores that `WAITING_BYTES` allows."""
+    network: int
+    """Parameters and buffers, without adapters."""
+    adapter: int
+    merged: int
+    """Copies of the weights with the adapter added, for the rollout."""
+    reference: int
+    """The frozen copy of a network that is trained as a whole with a KL term."""
+    encoders: int
+    """Text encoders."""
+    offloaded: bool
+    """Whether those are on the device only while prompts are encoded."""
+    autoencoder: int
+    optimizer: int
+    """What the optimizer remembers of the trained weights."""
+    average: int
+    """The moving average of the trained weights."""
+    gradients: int
+    latent: int
+    """One latent in float32."""
+    text: int
+    """The encoding of one prompt, and that of the negative prompt if guided."""
+    image: int
+    remembered: int
+    """Latents that the rollout keeps of each branch."""
+    velocities: int
+    """Velocities of a network call: two if guided."""
+    training: Calls
+    """Forward and backward, beyond gradients that are there before."""
+    training_alone: Calls
+    """The same with its own gradients, where there are none before."""
+    rollout: Calls
+    decoding: Calls
+    graphs: bool
+    """Whether network calls are captured: their pool is never used for anything else."""
 
-    def total(self, num_trajectories: int, training_rows: int, rollout_rows: int, decoded_rows: int) -> int:
-        """The peak with so many trajectories of this process, and so many rows in its calls."""
-        calls = max(self.training_row * training_rows, self.rollout_row * rollout_rows, self.decoded_row * decoded_rows)
-        waiting = min(self.images * num_trajectories, WAITING_BYTES)
-        return self.weights + self.frozen + self.state + self.trajectory * num_trajectories + waiting + calls
+    @property
+    def resident(self) -> dict[str, int]:
+        """What is there all the time."""
+        parts = {
+            "network": self.network,
+            "adapter": self.adapter,
+            "merged copies": self.merged,
+            "reference": self.reference,
+            "text encoders": 0 if self.offloaded else self.encoders,
+            "autoencoder": self.autoencoder,
+            "optimizer": self.optimizer,
+            "moving average": self.average,
+        }
+        return {name: size for name, size in parts.items() if size}
 
-    def fitting(self, limit: float, num_trajectories: int) -> tuple[int, int, int]:
-        """(micro_batch, max_batch, decode_batch): the most rows in calls of each kind that stay below `limit` bytes.
+    def drawn(self, load: Load) -> int:
+        """The rollout as it stays until the update, and the encodings of prompts.
+
+        Args:
+            load: of the process.
+        """
+        latents = 2 * load.trajectories + self.remembered * load.branches + load.pairs
+        return self.latent * latents + self.text * load.trajectories + min(CACHE_BYTES, self.text * load.prompts)
+
+    def pool(self, load: Load) -> int:
+        """The pool of captured graphs: the memory of the largest call, and the inputs and outputs of all.
+
+        Args:
+            load: of the process.
+        """
+        if not self.graphs:
+            return 0
+        return self._pool(load).of(load.rollout_rows)
+
+    def _pool(self, load: Load) -> Calls:
+        outputs = self.velocities * self.latent * load.captured_rows // load.rollout_rows
+        return Calls(self.rollout.fixed, self.rollout.row + self.latent + self.text + outputs)
+
+    def stages(self, load: Load) -> dict[str, int]:
+        """Stage of an iteration -> what it holds at its peak, beyond `resident`.
+
+        Args:
+            load: of the process.
+        """
+        drawn, pool = self.drawn(load), self.pool(load)
+        waiting = min(self.image * load.images, max(WAITING_BYTES, self.image * load.decoded_rows))
+        old = self.latent * load.later_pairs
+        alone = self.training_alone.of(load.training_rows)
+        if load.num_training_calls > 1:
+            alone = max(alone, self.gradients + self.training.of(load.training_rows))
+        return {
+            "encode": self.encoders if self.offloaded else 0,
+            "rollout": drawn + (pool or self.rollout.of(load.rollout_rows)),
+            "decode": drawn + pool + waiting + self.decoding.of(load.decoded_rows),
+            "train": drawn + pool + old + alone,
+        }
+
+    def total(self, load: Load) -> int:
+        """The peak.
+
+        Args:
+            load: of the process.
+        """
+        return sum(self.resident.values()) + max(self.stages(load).values())
+
+    def fitting(self, limit: float, load: Load) -> tuple[int, int, int]:
+        """The most rows in calls of each kind that stay below a limit.
+
+        Args:
+            limit: bytes.
+            load: of the process; the rows of its calls do not count.
+
+        Returns:
+            (micro_batch, max_batch, decode_batch).
 
         Raises:
             ValueError: if not even calls of one row do.
         """
-        left = limit - self.total(num_trajectories, 0, 0, 0)
-        rows = int(left // self.training_row), int(left // self.rollout_row), int(left // self.decoded_row)
+        left = limit - sum(self.resident.values()) - self.drawn(load)
+        waiting = min(self.image * load.images, WAITING_BYTES)
+        pool = left / 2 if self.graphs else 0  # which is then never free for the other calls
+        training = left - pool - self.latent * load.later_pairs - self.gradients
+        rows = (
+            self.training.rows_within(training),
+            self._pool(load).rows_within(pool) if self.graphs else self.rollout.rows_within(left),
+            self.decoding.rows_within(left - pool - waiting),
+        )
         if min(rows) < 1:
-            need = self.total(num_trajectories, 1, 1, 1) / GIB
+            need = self.total(load.with_rows(1, 1, 1)) / GIB
             raise ValueError(f"Memory: limit must be at least {need:.2f} GiB, got {limit / GIB:.2f} GiB")
         return rows
 
-    def __str__(self) -> str:
-        parts = {
-            "network": self.weights,
-            "text encoders and autoencoder": self.frozen,
-            "gradients and optimizer": self.state,
-            "per trajectory": self.trajectory,
-            "per row of a training call": self.training_row,
-            "per row of a rollout call": self.rollout_row,
-            "per decoded image": self.decoded_row,
-        }
-        listed = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items())
-        return f"GiB without rewards and workspaces: {listed}"
+    def page(self, load: Load) -> str:
+        """A table of all parts.
 
-
-def measure(policy: Policy, config: GRPOConfig) -> Memory:
-    """The memory that `policy` needs in an iteration; one prompt is encoded and one network row computed for it.
-
-    To be called before the network is wrapped for many processes.
-    """
-    parameters = list(policy.network.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    scale = config.guidance_scale
-    condition = policy.encode([PROMPT], guided=policy.guides(scale))
-    with torch.no_grad(), uncompiled():
-        # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
-        policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)
-    merged = num_merged_bytes(policy.network) if merges(policy.network, config.rollout_weights) else 0
-    text = _num_bytes(list(condition.tensors.values()))  # gathered for every row of a call
-    decoded, image = _decoded_bytes(policy)
-    return Memory(
-        weights=_num_bytes([*parameters, *policy.network.buffers()]) + merged,
-        frozen=_num_bytes(_frozen(policy)),
-        state=_num_bytes(trained) + ADAM_BYTES * sum(parameter.numel() for parameter in trained),
-        trajectory=_trajectory_bytes(policy, condition, config),
-        training_row=_row_bytes(policy, condition, config.training_guidance, with_gradient=True),
-        rollout_row=_row_bytes(policy, condition, scale, with_gradient=False) + text,
-        decoded_row=max(decoded, MEASURED_IMAGES * image),
-        images=image * sum(most_branches(config)),
-    )
-
-
-def _frozen(policy: Policy) -> list[Tensor]:
-    """The weights of a pipeline's other parts, where they are on the device of its network."""
-    parts = getattr(getattr(policy, "pipeline", None), "components", {}).values()
-    others = [part for part in parts if isinstance(part, nn.Module) and part is not policy.network]
-    return [weight for part in others for weight in part.parameters() if weight.device == policy.device]
-
-
-def _num_bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _trajectory_bytes(policy: Policy, condition: Condition, config: GRPOConfig) -> int:
-    counts = most_branches(config)
-    # The buffer of the rollout (trunk and finished latents), then the states and the branches as they were drawn; a
-    # multistep solver also remembers a latent of each branch.
-    per_branch: float = 2 if config.tail_solver == "euler" else 3
-    per_branch += 0 if config.gate_every is None else config.gate_share  # finished a second time
-    num_latents = 1 + math.ceil(per_branch * sum(counts)) + len(counts)
-    latents = 4 * torch.Size(policy.latent_shape).numel() * num_latents
-    return latents + _num_bytes(list(condition.tensors.values()))
-
-
-def _decoded_bytes(policy: Policy) -> tuple[int, int]:
-    """What one of many images adds to the peak of a decoding call, and the image itself."""
-    peaks, sizes = [], []
-    for rows in (DECODED_ROWS, 2 * DECODED_ROWS):
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
-            latents = torch.empty(rows, *policy.latent_shape, device=policy.device)
-            with _WithoutData(fake) as bytes_:
-                sizes.append(policy.decode(latents).nbytes)
-        peaks.append(bytes_.peak)
-    return (peaks[1] - peaks[0]) // DECODED_ROWS, (sizes[1] - sizes[0]) // DECODED_ROWS
-
-
-def _row_bytes(policy: Policy, condition: Condition, guidance_scale: float, with_gradient: bool) -> int:
-    """What one of many rows adds to the peak of a call; with few, the gradients of the weights may be the peak."""
-    few, many = (_peak(policy, condition, rows, guidance_scale, with_gradient) for rows in (ROWS, 2 * ROWS))
-    return -((few - many) // ROWS)
-
-
-def _peak(policy: Policy, condition: Condition, num_rows: int, guidance_scale: float, with_gradient: bool) -> int:
-    """Most bytes alive at once in one call of `num_rows` rows, beyond weights and inputs."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, uncompiled():
-        latents = torch.empty(num_rows, *policy.latent_shape, device=policy.device)
-        sigma = torch.full((num_rows,), 0.5, device=policy.device)
-        rows = Condition(
-            {name: tensor.expand(num_rows, *tensor.shape[1:]) for name, tensor in condition.tensors.items()}
+        Args:
+            load: of the process.
+        """
+        head = (
+            f"GiB in a process, at most {load.training_rows} rows per training call, {load.rollout_rows} per rollout "
+            f"call and {load.decoded_rows} per decoding call; rewards and the device's own come on top"
         )
-        with _WithoutData(fake) as bytes_, torch.set_grad_enabled(with_gradient):
-            velocity, uncond = policy.velocity(latents, sigma, rows, guidance_scale)
-            if with_gradient:
-                # Not .backward(): the gradients of real parameters must not become tensors without data.
-                total = velocity.sum() if uncond is None else velocity.sum() + uncond.sum()
-                torch.autograd.grad(total, policy.parameters(), allow_unused=True)
-    return bytes_.peak
+        return "\n".join([head, *(f"{name:<28}{size / GIB:9.3f}" for name, size in self._lines(load))])
 
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operators make inside it, from their making to their end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        args, kwargs = tree_map_only(Tensor, self._entering, (args, kwargs or {}))
-        out = func(*args, **kwargs)
-        tree_map_only(Tensor, self._count, out)
-        return out
-
-    def _entering(self, tensor: Tensor) -> Tensor:
-        """An input, whose storage was there before."""
-        self._seen.add(tensor.untyped_storage())
-        return tensor
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.live -= size
-
-
-class _WithoutData(LiveBytes):
-    """The same for tensors without data; others that are used are taken for such."""
-
-    def __init__(self, fake: FakeTensorMode) -> None:
-        super().__init__()
-        self.fake = fake
-
-    def _entering(self, tensor: Tensor) -> Tensor:
-        return super()._entering(tensor if isinstance(tensor, FakeTensor) else self.fake.from_tensor(tensor))
+    def _lines(self, load: Load) -> Iterator[tuple[str, int]]:
+        stages = self.stages(load)
+        yield from self.resident.items()
+        yield "rollout's latents and texts", self.drawn(load)
+        if self.graphs:
+            yield "pool of captured graphs", self.pool(load)
+        yield from ((f"peak of {name}", size) for name, size in stages.items())
+        yield "in total", self.total(load)

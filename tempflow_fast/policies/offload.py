@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import require
 
@@ -60,13 +61,15 @@ def swapped(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[Non
     """
     before = []
     try:
-        for tensor, other in zip(tensors, others, strict=True):
-            before.append((tensor, tensor.data))
-            tensor.data = other
+        with _disable_current_modes():  # `FakeTensorMode` would hand out tensors without data for `data`
+            for tensor, other in zip(tensors, others, strict=True):
+                before.append((tensor, tensor.data))
+                tensor.data = other
         yield
     finally:
-        for tensor, data in before:
-            tensor.data = data
+        with _disable_current_modes():
+            for tensor, data in before:
+                tensor.data = data
 
 
 def own_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:

@@ -27,16 +27,9 @@ class Bf16Decoder:
     """
 
     def __init__(self, vae: Any) -> None:
-        decoder: Any = getattr(vae, "decoder", None)
-        blocks: Any = getattr(decoder, "up_blocks", None)
-        expected = "'fp32' for an autoencoder whose decoder has no up_blocks"
-        require(decoder is not None and bool(blocks), "Bf16Decoder", "vae_precision", expected, type(vae).__name__)
-        first = [part for part in (getattr(vae, "post_quant_conv", None), decoder) if part is not None]
-        last = [blocks[-1], *(part for name, part in decoder.named_children() if name.endswith("_out"))]
-        for part in (*first, *last):
+        self._tensors = bf16_weights(vae)
+        for part in (*_first(vae), *_last(vae)):
             part.register_forward_pre_hook(_in_precision_of_weights)
-        exact = {id(tensor) for tensor in own_tensors(last)}
-        self._tensors = [tensor for tensor in own_tensors(first) if id(tensor) not in exact]
         self._copies = [tensor.detach().to(torch.bfloat16) for tensor in self._tensors]
 
     @contextmanager
@@ -44,6 +37,34 @@ class Bf16Decoder:
         """Inside this context the decoder computes in bf16, and gives float32 pixels."""
         with swapped(self._tensors, self._copies):
             yield
+
+
+def bf16_weights(vae: Any) -> list[Tensor]:
+    """The weights of which `Bf16Decoder` makes copies.
+
+    Args:
+        vae: as for that class.
+
+    Raises:
+        ValueError: as that class.
+    """
+    exact = {id(tensor) for tensor in own_tensors(_last(vae))}
+    return [tensor for tensor in own_tensors(_first(vae)) if id(tensor) not in exact]
+
+
+def _first(vae: Any) -> list[nn.Module]:
+    """What decodes."""
+    parts = (getattr(vae, "post_quant_conv", None), vae.decoder)
+    return [part for part in parts if part is not None]
+
+
+def _last(vae: Any) -> list[nn.Module]:
+    """The decoder's last block and what follows it."""
+    decoder: Any = getattr(vae, "decoder", None)
+    blocks: Any = getattr(decoder, "up_blocks", None)
+    expected = "'fp32' for an autoencoder whose decoder has no up_blocks"
+    require(decoder is not None and bool(blocks), "Bf16Decoder", "vae_precision", expected, type(vae).__name__)
+    return [blocks[-1], *(part for name, part in decoder.named_children() if name.endswith("_out"))]
 
 
 def _in_precision_of_weights(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

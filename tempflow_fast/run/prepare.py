@@ -10,7 +10,8 @@ from torch import nn
 
 from ..graphs.capture import replayable
 from ..grpo.geometry import Geometry
-from ..grpo.memory import GIB, measure
+from ..grpo.measure import measure
+from ..grpo.memory import GIB, Load
 from ..policies import DiffusersPolicy
 from ..policies.compiled import compile_blocks
 from ..settings.run import PolicyConfig, TrainConfig
@@ -64,20 +65,23 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
     Raises:
         ValueError: if calls with one row exceed the limit.
     """
-    memory, grpo = measure(policy, config.grpo), config.grpo
-    geometry = Geometry(grpo, config.task.prompts_per_iteration, num_processes)
-    num_trajectories = max(work.num_carried for work in geometry.work)
-    training, rollout = max(max(work.pairs) for work in geometry.work), max(work.most_rows for work in geometry.work)
-    images = max(work.num_images for work in geometry.work)
-    decoded = grpo.decode_batch or min(grpo.max_batch or rollout, images)
-    most = (grpo.micro_batch or training, grpo.max_batch or rollout, decoded)
+    memory = measure(policy, config.grpo, config.optimizer, config.policy)
+    load = load_of(config, num_processes)
     if config.policy.memory_limit is not None:
-        fitting = memory.fitting(config.policy.memory_limit * GIB, num_trajectories)
-        most = (min(most[0], fitting[0]), min(most[1], fitting[1]), min(most[2], fitting[2]))
-        config = config.with_settings(micro_batch=most[0], max_batch=most[1], decode_batch=most[2])
-    total = memory.total(num_trajectories, *most) / GIB
-    rows = f"at most {most[0]} rows per training call, {most[1]} per rollout call and {most[2]} per decoding call"
-    return config, f"{memory}\nabout {total:.3g} in total, with {rows}"
+        load = load.with_rows(*memory.fitting(config.policy.memory_limit * GIB, load))
+        rows = load.training_rows, load.rollout_rows, load.decoded_rows
+        config = config.with_settings(**dict(zip(("micro_batch", "max_batch", "decode_batch"), rows, strict=True)))
+    return config, memory.page(load)
+
+
+def load_of(config: TrainConfig, num_processes: int) -> Load:
+    """What the busiest process has to hold.
+
+    Args:
+        config: the settings.
+        num_processes: how many processes share the run.
+    """
+    return Load.of(Geometry(config.grpo, config.task.prompts_per_iteration, num_processes), config.run.num_iterations)
 
 
 def tuned_policy(

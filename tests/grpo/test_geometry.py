@@ -1,8 +1,6 @@
-"""The work geometry against what an iteration really does, and the memory of a row against what autograd keeps."""
+"""The work geometry against what an iteration really does."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +9,6 @@ from support.tiny import PROMPTS, TinyPolicy, brightness
 
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.grpo.geometry import Geometry
-from tempflow_fast.grpo.memory import GIB, Memory, measure
-from tempflow_fast.rewards.background import WAITING_BYTES
 
 
 @pytest.mark.parametrize(
@@ -113,33 +109,3 @@ def test_the_page_has_means_per_trajectory(settings, means):
 def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=f"Geometry: {message}"):
         Geometry(*arguments)
-
-
-def test_memory_of_a_perceptron():
-    width, policy = 4096, TinyPolicy(width=4096)
-    memory = measure(policy, GRPOConfig(num_steps=3, num_branches=2))
-    num_parameters = 17 * width + width + 12 * width + 12
-    assert memory.weights == 4 * num_parameters
-    assert memory.state == 12 * num_parameters
-    # Hidden values before and after the tanh; with a graph the latter are kept, and two gradients come to them.
-    assert memory.rollout_row == pytest.approx(2 * 4 * width, rel=0.02)
-    assert memory.training_row == pytest.approx(3 * 4 * width, rel=0.02)
-    # Two steps: trunk, two states, four branches as drawn and finished, each of 12 numbers; a text of four.
-    assert memory.trajectory == 4 * 12 * (1 + 2 + 4 + 4) + 4 * 4
-    image = 4 * 12
-    assert (memory.images, memory.decoded_row, memory.frozen) == (4 * image, 5 * image, 0)
-    assert all(parameter.grad is None and type(parameter) is torch.nn.Parameter for parameter in policy.parameters())
-    guided = measure(policy, GRPOConfig(num_steps=3, guidance_scale=2.0))
-    assert guided.training_row == pytest.approx(4 * 4 * width, rel=0.02), "the second call keeps its values, too"
-
-
-def test_rows_that_fit():
-    rows = {"training_row": GIB // 2, "rollout_row": GIB // 8, "decoded_row": GIB // 4}
-    memory = Memory(weights=GIB // 2, frozen=GIB // 2, state=GIB, trajectory=GIB // 4, images=0, **rows)
-    fitting = memory.fitting(5 * GIB, num_trajectories=4)
-    assert fitting == (4, 16, 8)
-    assert memory.total(4, *fitting) == 5 * GIB
-    assert replace(memory, images=GIB).total(4, *fitting) == 5 * GIB + WAITING_BYTES
-    with pytest.raises(ValueError, match=r"limit must be at least 3.50 GiB, got 3.25 GiB"):
-        memory.fitting(3.25 * GIB, num_trajectories=4)
-    assert "network 0.5, text encoders and autoencoder 0.5, gradients and optimizer 1" in str(memory)

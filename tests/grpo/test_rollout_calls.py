@@ -17,7 +17,7 @@ from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.graphs.replay import CudaGraphs
 from tempflow_fast.grpo.acting import acting_network
 from tempflow_fast.grpo.advantages import group_advantages
-from tempflow_fast.grpo.memory import measure
+from tempflow_fast.grpo.measure import measure
 from tempflow_fast.grpo.objective import MicroBatch, micro_batch_loss
 from tempflow_fast.policies import SD3Policy
 from tempflow_fast.policies.compiled import clock, compile_blocks

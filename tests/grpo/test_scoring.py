@@ -13,7 +13,7 @@ from tempflow_fast.grpo import step as grpo
 from tempflow_fast.grpo.advantages import group_advantages
 from tempflow_fast.grpo.branches import Branches
 from tempflow_fast.grpo.image_statistics import STATISTICS, image_statistics
-from tempflow_fast.grpo.memory import LiveBytes
+from tempflow_fast.grpo.live_bytes import LiveBytes
 from tempflow_fast.grpo.scoring import RolloutScorer, Scored
 from tempflow_fast.grpo.shares import Shares
 from tempflow_fast.processes import Processes

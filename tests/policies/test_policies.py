@@ -9,7 +9,7 @@ from support.policies import CLASSES, NUM_STEPS, make, velocity
 from support.tiny import PROMPTS
 
 import tempflow_fast as tff
-from tempflow_fast.grpo.memory import measure
+from tempflow_fast.grpo.measure import measure
 from tempflow_fast.policies import Condition, NetworkPolicy, SD3Policy
 from tempflow_fast.run.load import load_policy
 
