@@ -27,8 +27,7 @@ from tempflow_fast.run.prepare import prepare_policy
 from tempflow_fast.settings.recipes import get_recipe
 
 from . import paper
-from .networks import EVERY_REWARD_COUNTS, optimizer_of
-from .test_iteration import redness
+from .networks import EVERY_REWARD_COUNTS, optimizer_of, redness
 
 PAPER = "the paper's structure, fp32"
 

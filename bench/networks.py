@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from tempflow_fast import GRPOConfig
 from tempflow_fast.policies import DiffusersPolicy
@@ -77,3 +78,8 @@ class Work:
 def optimizer_of(policy: DiffusersPolicy) -> torch.optim.Optimizer:
     """AdamW that hardly moves, so that every round does the same."""
     return torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
+
+
+def redness(images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+    """A reward that takes no time."""
+    return images[:, 0].mean((1, 2))

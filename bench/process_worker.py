@@ -11,8 +11,7 @@ import torch
 from tempflow_fast import grpo_step
 from tempflow_fast.processes import launched
 
-from .networks import MIDDLE, PROMPTS, Work, optimizer_of
-from .test_iteration import redness
+from .networks import MIDDLE, PROMPTS, Work, optimizer_of, redness
 
 ROUNDS = 2
 

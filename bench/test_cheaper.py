@@ -12,10 +12,10 @@ from tempflow_fast.policies import DiffusersPolicy
 from tempflow_fast.policies.compiled import clock, compile_blocks
 
 from . import paper
-from .networks import EVERY_REWARD_COUNTS, LARGE, Work, optimizer_of
+from .networks import EVERY_REWARD_COUNTS, LARGE, Work, optimizer_of, redness
 from .op_cases import COMPILES
 from .rollout_distance import shapes_distances
-from .test_iteration import OURS, PAPER, limit, redness
+from .test_iteration import OURS, PAPER, limit
 
 BF16, COMPILED, BOTH, INT8 = "ours, bf16", "ours, compiled", "ours, bf16, compiled", "ours, int8"
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from torch import Tensor
 from torch.optim import Optimizer
 
 from tempflow_fast import GRPOConfig, grpo_step
@@ -17,7 +16,7 @@ from tempflow_fast.policies import DiffusersPolicy
 
 from . import paper
 from .clocks import NetworkClock
-from .networks import LARGE, MIDDLE, SMALL, Work, optimizer_of
+from .networks import LARGE, MIDDLE, SMALL, Work, optimizer_of, redness
 
 PAPER, OURS, STAGE = "the paper's structure", "ours", "seconds_"
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
@@ -26,11 +25,6 @@ LONGER = [Work(SMALL, 1, *variant) for variant in VARIANTS[1:]]
 LONGER += [Work(SMALL, n, *variant) for n in (2, 4, 8) for variant in (VARIANTS[0], VARIANTS[3])]
 LONGER += [Work(MIDDLE, 1, *variant) for variant in VARIANTS] + [Work(MIDDLE, n) for n in (2, 4)] + [Work(LARGE)]
 ROUNDS = {SMALL: 3, MIDDLE: 1, LARGE: 1}
-
-
-def redness(images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-    """A reward that takes no time."""
-    return images[:, 0].mean((1, 2))
 
 
 @dataclass

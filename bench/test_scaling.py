@@ -14,9 +14,8 @@ from tempflow_fast import GRPOConfig, grpo_step, ops
 from tempflow_fast.grpo.geometry import Geometry
 
 from .conftest import ROOT
-from .networks import MIDDLE, PROMPTS, SMALL, Work, optimizer_of
+from .networks import MIDDLE, PROMPTS, SMALL, Work, optimizer_of, redness
 from .op_cases import TABLE
-from .test_iteration import redness
 
 SIZES = {"N": (1, 2, 4, 8), "T": (4, 6, 8, 10), "K": (2, 4, 6, 12)}
 POINTS = [
