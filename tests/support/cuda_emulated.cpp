@@ -31,9 +31,7 @@ namespace {
 #if defined(TF_EMULATE)
 char* allocate(size_t size) { return new char[size]; }
 void release(char* data) { delete[] data; }
-void copy(char* to, const char* from, size_t size) {
-  if (size > 0) std::memcpy(to, from, size);   // pointers of nothing may be null, which memcpy must not see
-}
+void copy(char* to, const char* from, size_t size) { std::memcpy(to, from, size); }
 const char* finish(const char* error) { return error; }
 int num_launches() { return emulation::num_launches(); }
 #else
@@ -55,6 +53,9 @@ const char* finish(const char* error) {
 }
 int num_launches() { return 0; }
 #endif
+
+// Never null, which fread and fwrite do not take.
+std::vector<char> host_buffer(size_t size) { return std::vector<char>(std::max<size_t>(size, 1)); }
 
 struct Release {
   void operator()(char* data) const { release(data); }
@@ -78,10 +79,10 @@ struct Request {
     for (size_t i = 0; i < tokens.size(); ++i) {
       if (tokens[i] != "p") continue;
       sizes.push_back(std::stoull(tokens[i + 1]));
-      std::vector<char> bytes(sizes.back());
-      if (std::fread(bytes.data(), 1, bytes.size(), stdin) != bytes.size()) std::abort();
+      std::vector<char> bytes = host_buffer(sizes.back());
+      if (std::fread(bytes.data(), 1, sizes.back(), stdin) != sizes.back()) std::abort();
       buffers.emplace_back(allocate(sizes.back()));
-      copy(buffers.back().get(), bytes.data(), bytes.size());
+      copy(buffers.back().get(), bytes.data(), sizes.back());
     }
     return true;
   }
@@ -89,9 +90,9 @@ struct Request {
   void answer(const char* error) const {
     std::printf("%zu %d\n%s", error ? std::strlen(error) : 0, num_launches(), error ? error : "");
     for (size_t i = 0; i < buffers.size(); ++i) {
-      std::vector<char> bytes(sizes[i]);
-      copy(bytes.data(), buffers[i].get(), bytes.size());
-      std::fwrite(bytes.data(), 1, bytes.size(), stdout);
+      std::vector<char> bytes = host_buffer(sizes[i]);
+      copy(bytes.data(), buffers[i].get(), sizes[i]);
+      std::fwrite(bytes.data(), 1, sizes[i], stdout);
     }
     std::fflush(stdout);
   }
