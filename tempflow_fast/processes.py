@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from .connections import watched
 from .errors import finite, require
 from .policies.base import Policy
 from .policies.sharding import gathered, is_sharded
@@ -162,7 +163,11 @@ class Processes:
         """Returns when every process has called this."""
 
     def guarded(self) -> AbstractContextManager[None]:
-        """Inside this context the loss of another process is a `ProcessLostError` with a sentence that says so."""
+        """Inside this context the loss of another process is a `ProcessLostError` with a sentence that says so.
+
+        A loss that no wait reports, such as a cut link, prints the sentence and ends this process within a minute. All
+        processes must enter it together.
+        """
         return nullcontext()
 
 
@@ -184,6 +189,7 @@ class AcceleratedProcesses(Processes):
         self.index, self.count, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
         self.shards = accelerator.is_fsdp2
         self.kind = f"{self.count} processes by {'FSDP2' if self.shards else 'DDP'}"
+        self._is_watched = False
 
     def prepare(self, policy: Policy, optimizer: Optimizer) -> Optimizer:
         policy.network, optimizer = self.accelerator.prepare(policy.network, optimizer)
@@ -249,15 +255,30 @@ class AcceleratedProcesses(Processes):
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
+        lost = (
+            f"process {self.index} of {self.count} lost the others: one of them ended, does not answer or cannot "
+            "be reached; its last lines of output say why"
+        )
         try:
-            yield
+            with self._watched(lost):
+                yield
         except RuntimeError as error:
             if not _is_lost_connection(error):
                 raise
-            raise ProcessLostError(
-                f"process {self.index} of {self.count} lost the others: one of them ended, does not answer or cannot "
-                "be reached; its last lines of output say why"
-            ) from error
+            raise ProcessLostError(lost) from error
+
+    @contextmanager
+    def _watched(self, lost: str) -> Iterator[None]:
+        """Inside the outermost of these contexts, the loss of another process ends this one."""
+        if self._is_watched:
+            yield
+            return
+        self._is_watched = True
+        try:
+            with watched(self.count, lambda value: int(self.max(torch.tensor(value))), self.is_main, lost):
+                yield
+        finally:
+            self._is_watched = False
 
 
 def launched(cpu: bool = False, minutes: float = MINUTES) -> Processes:

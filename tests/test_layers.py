@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tempflow_fast"
 # One row per folder, or per file at the root. A folder may import what is above its own row, nothing on it or below;
 # the modules of a folder may import one another.
 LAYERS = (
-    ("choices", "errors", "interruption", "quiet", "text", "version"),
+    ("choices", "connections", "errors", "interruption", "quiet", "text", "version"),
     ("extensions", "geneval", "hub"),
     ("batching", "files", "kernels", "shapes", "weight_files"),
     ("checksums", "convert"),

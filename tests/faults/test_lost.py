@@ -9,14 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.launch import LAUNCH
-from support.runs import PATIENCE, go, tiny_config, wait_for
+from support.machines import ADDRESSES, CARD, two_machines
+from support.runs import PATIENCE, go, tiny_config, untimed, wait_for
 from support.started import started
 
 from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.numbered import latest_checkpoint
 from tempflow_fast.settings.run import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -25,7 +30,7 @@ NO_END = {"num_iterations": None, "checkpoint_every": 1, "eval_images": 2, "prom
 
 def prepared(directory: Path, config: TrainConfig) -> RunDirectory:
     run = RunDirectory(directory / "run")
-    run.path.mkdir()
+    run.path.mkdir(parents=True)
     run.write_config(config)
     return run
 
@@ -49,13 +54,35 @@ def workers(launcher: int) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("rank", [0, 1] if "KILLS" in os.environ else [1])
-def test_when_one_of_two_processes_is_lost_the_other_ends_within_a_minute_and_the_run_resumes(tmp_path, rank):
-    run, said = prepared(tmp_path, tiny_config(**NO_END, device="cpu")), tmp_path / "said"
-    command = [*LAUNCH, "2", "-m", "tempflow_fast", "train", "--output", str(run.path)]
+def launch(run: RunDirectory, said: Path, *more: str) -> subprocess.Popen:
+    """Starts two processes that train, in a process group of their own."""
+    command = [*LAUNCH, "2", "-m", "tempflow_fast", "train", "--output", str(run.path), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with said.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        return subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills a process and what it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def assert_same_bits(run: RunDirectory, other: RunDirectory) -> None:
+    """Two runs have the same metrics and the same last checkpoint."""
+    assert untimed(run) == untimed(other)
+    for name in ("weights", "average", "optimizer", "random"):
+        ours, theirs = (load_file(latest_checkpoint(each.checkpoints) / f"{name}.safetensors") for each in (run, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("rank", [0, 1] if "KILLS" in os.environ else [1])
+def test_when_one_of_two_processes_is_lost_the_other_ends_and_the_run_resumes_to_the_bit(tmp_path, rank):
+    config = tiny_config(**NO_END, device="cpu")
+    run, whole, said = prepared(tmp_path / "lost", config), prepared(tmp_path / "whole", config), tmp_path / "said"
+    process = launch(run, said)
     try:
         wait_for(lambda: len(run.read_metrics()) >= 2, process)
         os.kill(workers(process.pid)[rank], signal.SIGKILL)
@@ -63,10 +90,55 @@ def test_when_one_of_two_processes_is_lost_the_other_ends_within_a_minute_and_th
         assert process.wait(PATIENCE) != 0
         assert time.monotonic() - start < 60
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
     assert f"process {1 - rank} of 2 lost the others" in said.read_text() or "Signal 9 (SIGKILL)" in said.read_text()
-    resumed(run)
+    total = str(len(run.read_metrics()) + 1)
+    for each in (run, whole):
+        process = launch(each, said, "--iterations", total)
+        try:
+            assert process.wait(PATIENCE) == 0, said.read_text()[-3000:]
+        finally:
+            end(process)
+    assert_same_bits(run, whole)
+
+
+WAITING = """
+import torch
+from tempflow_fast import connections
+from tempflow_fast.processes import launched
+
+connections.ASK_AFTER, connections.ASK_EVERY, connections.ASK_TIMES, connections.GRACE = 1, 1, 2, 0.5
+processes = launched(cpu=True)
+with processes.guarded():
+    processes.wait()
+    print("together", flush=True)
+    while True:
+        processes.sum(torch.ones(3))
+"""
+
+
+def test_when_the_link_between_two_machines_is_cut_both_end_with_a_sentence():
+    """With less patience than in a run, and without a launcher."""
+    with ExitStack() as stack:
+        try:
+            machines = stack.enter_context(two_machines())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces here: {error}")
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29500"}
+        processes = []
+        for rank in (0, 1):
+            environment = os.environ | shared | {"RANK": str(rank), "GLOO_SOCKET_IFNAME": CARD, "OMP_NUM_THREADS": "1"}
+            command = machines.on(rank, sys.executable, "-c", WAITING)
+            processes.append(stack.enter_context(subprocess.Popen(command, env=environment, **pipes)))
+            stack.callback(processes[-1].kill)
+        for process in processes:
+            assert process.stdout.readline() == "together\n", process.stderr.read()
+        machines.pull()
+        for rank, process in enumerate(processes):
+            said = process.communicate(timeout=30)[1]
+            assert process.returncode == 1
+            assert f"process {rank} of 2 lost the others: one of them ended, does not answer or cannot" in said
 
 
 def test_when_the_only_server_of_a_reward_is_lost_the_run_ends_by_name_and_resumes_with_another(tmp_path):
