@@ -62,14 +62,23 @@ def begin(run: RunDirectory, config: TrainConfig, processes: Processes, fall_bac
         Where the run starts.
 
     Raises:
-        ValueError: for a directory that holds something other than a run, a change of settings that a run cannot make,
-            or damage that it cannot start from.
+        ValueError: for a directory that holds something other than a run, or that not all processes see, a change of
+            settings that a run cannot make, or damage that it cannot start from.
     """
     digests = Digests(run.digests)
     start = _decided(run, config, processes, digests, fall_back) if processes.is_main else Start(None, {})
     number = int(processes.max(torch.tensor(-1 if start.checkpoint is None else start.num_iterations)))
+    checkpoint = None if number < 0 else numbered(run.checkpoints, number)
+    is_missing = checkpoint is not None and not checkpoint.is_dir()
+    if processes.max(torch.tensor(int(is_missing))):
+        fail(
+            "begin",
+            "run",
+            "a directory that all machines share",
+            f"{run.path} without checkpoint {number:06} on one of them",
+        )
     if not processes.is_main:
-        return Start(None if number < 0 else numbered(run.checkpoints, number), {})
+        return Start(checkpoint, {})
     run.path.mkdir(parents=True, exist_ok=True)
     run.sweep()
     remark = run.keep_metrics(start.num_iterations)
