@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,3 +121,15 @@ def test_wheel_without_a_compiler(source, tmp_path, missing):
     done = run(USE, tmp_path, PYTHONPATH=str(installed(wheel, tmp_path / "site")))
     assert done.stdout.splitlines()[1:] == ["False", "not built: no C++ compiler"]
     assert done.stderr.count(f"the compiled kernels are missing (not built: {reason}") == 1
+
+
+def test_installing_over_libraries_that_fit_leaves_them_as_they_are(source, tmp_path):
+    """pip would add or replace nothing but the package, and builds it without a torch of its own."""
+    requires = run("import setuptools.build_meta as b; print(*b.get_requires_for_build_wheel(), sep='\\n')", source)
+    always = re.search(r"^requires = (\[.*\])$", (source / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert "torch" not in requires.stdout + always
+    report = tmp_path / "report.json"
+    options = ["--dry-run", "--no-index", "--no-build-isolation", "--quiet", "--report", str(report)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, capture_output=True)
+    planned = [each["metadata"]["name"] for each in json.loads(report.read_text())["install"]]
+    assert planned == ["tempflow-fast"]
