@@ -83,6 +83,10 @@ SD35_MEDIUM = sd3(
     dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
 )  # fmt: skip
 """Stable Diffusion 3.5 Medium, 2.2 billion parameters."""
+SD35_LARGE = sd3(
+    512, (77 + 128, 4096, 2048), layers=38, heads=38, head=64, sides=(128, 192), qk_norm="rms_norm"
+)  # fmt: skip
+"""Stable Diffusion 3.5 Large, 8.1 billion parameters."""
 SD3_SMALL = sd3(256, (77, 512, 512), layers=8, heads=8, head=64, sides=(32, 64))
 """A network so small that launching a kernel takes longer than running it."""
 FLUX = _flux(1024, (512, 4096, 768), channels=64, layers=(19, 38), heads=24, axes=(16, 56, 56))
