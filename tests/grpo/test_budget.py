@@ -132,13 +132,13 @@ def counts(budget, config):
 
 def test_branches_are_allotted_in_proportion_to_the_root_of_moment_per_cost():
     """Against all tables of integers within the budget."""
-    moments, costs, ranges, budget = [9.0, 30.0, 2.0], [3, 2, 1], [(2, 12)] * 3, 36
-    tables = [table for table in product(range(2, 13), repeat=3) if sum(map(mul, table, costs)) <= budget]
+    moments, costs, ranges, budget = [9.0, 30.0, 20.0], [8, 2, 1], [(2, 30)] * 3, 100
+    tables = [table for table in product(range(2, 31), repeat=3) if sum(map(mul, table, costs)) <= budget]
     best = min(sum(m / k for m, k in zip(moments, table, strict=True)) for table in tables)
     found = allotted(moments, costs, ranges, budget)
     assert sum(map(mul, found, costs)) <= budget
     assert sum(m / k for m, k in zip(moments, found, strict=True)) == pytest.approx(best, rel=0.02)
-    assert allotted([0.0, 0.0, 5.0], costs, ranges, budget)[2] == 12
+    assert allotted([0.0, 0.0, 5.0], costs, ranges, budget)[2] == 30
 
 
 def test_counts_follow_what_is_measured_within_the_cost_at_the_start():
