@@ -29,6 +29,17 @@ class Drawn:
     branches: Tensor
     latents: Tensor
 
+    def of(self, rows: Tensor) -> Drawn:
+        """The part of some trajectories.
+
+        Args:
+            rows: their indices.
+        """
+        branches, latents = (
+            each.unflatten(0, (len(self.states), -1))[rows].flatten(0, 1) for each in (self.branches, self.latents)
+        )
+        return Drawn(self.step, self.states[rows], self.velocity[rows], branches, latents)
+
 
 def iteration(
     policy: DiffusersPolicy,

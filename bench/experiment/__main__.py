@@ -15,16 +15,16 @@ from .stages import Design, run_all
 
 ROOT = Path(__file__).parents[2]
 QUICK = Design(
-    methods=("flow_grpo", "tempflow_short"),
+    methods=("tempflow_short", "awm"),
     learning_rates=(4e-4,),
     noise_levels=(0.8,),
-    seeds=(1, 2),
+    seeds=(1,),
     budget=400,
     spacing=200,
     eval_images=12,
     prompts=4,
 )
-"""A toy: two methods, nothing to choose, two iterations."""
+"""A toy: two methods, nothing to choose, an iteration or two."""
 
 
 def main(arguments: list[str] | None = None) -> int:

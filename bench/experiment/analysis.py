@@ -45,7 +45,7 @@ def at(result: Result, axis: str, where: float, measure: str = "accuracy") -> fl
 
     Args:
         result: the run.
-        axis: "evaluations" or "seconds".
+        axis: "evaluations", "work" or "seconds".
         where: the place; the first and the last look count before and after all looks.
         measure: "accuracy" or "reward".
     """
@@ -72,11 +72,17 @@ def shared_end(results: Sequence[Result], axis: str) -> float:
     return min(each[axis][-1] for each in results)
 
 
-def difference(first: Sequence[Result], second: Sequence[Result]) -> Mean | None:
-    """Strict accuracy of one method minus that of another, at equal evaluations, over the seeds that both have."""
+def difference(first: Sequence[Result], second: Sequence[Result], axis: str = "evaluations") -> Mean | None:
+    """Strict accuracy of one method minus that of another, at equal cost, over the seeds that both have.
+
+    Args:
+        first: the runs of one method, one per seed.
+        second: those of the other.
+        axis: the cost, "evaluations", "work" or "seconds"; it is as high as the shortest of these runs allows.
+    """
     others = {each["seed"]: each for each in second}
     pairs = [(each, others[each["seed"]]) for each in first if each["seed"] in others]
     if not pairs:
         return None
-    end = shared_end([each for pair in pairs for each in pair], "evaluations")
-    return Mean.of([at(one, "evaluations", end) - at(other, "evaluations", end) for one, other in pairs])
+    end = shared_end([each for pair in pairs for each in pair], axis)
+    return Mean.of([at(one, axis, end) - at(other, axis, end) for one, other in pairs])

@@ -61,6 +61,7 @@ def awm_step(
         "num_calls": float(config.num_steps * len(list(equal_pieces(len(texts), config.max_batch)))),
         "num_row_evaluations": float(config.num_steps * len(texts)),
         **metrics,
+        **dict.fromkeys(("kl", "skipped_updates"), 0.0),
         **dict.fromkeys(("seconds_encode", "seconds_decode", "seconds_reward", "seconds_compile"), 0.0),
         "seconds_rollout": scored - began,
         "seconds_train": time.perf_counter() - scored,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tempflow_fast.settings.methods import with_method
 from tempflow_fast.settings.recipes import get_recipe
@@ -22,8 +22,8 @@ class Competitor:
     prompts: int
     """Prompts per iteration, so that an iteration of each costs 1,600 to 3,400 evaluations."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    forward: bool = False
-    """Whether an iteration is `awm_step` instead of `grpo_step`; it has no noise level to tune."""
+    step: Literal["package", "awm", "paper"] = "package"
+    """What an iteration is: `grpo_step`, `awm_step`, which has no noise level to tune, or `paper_step`."""
 
     def config(self) -> TrainConfig:
         """Its settings before tuning."""
@@ -57,6 +57,19 @@ COMPETITORS = {
     "tempflow_short": Competitor(
         "TempFlow-GRPO, steps 1 to 4, tails of two", "tempflow", 30, {"branch_steps": (1, 2, 3, 4), "tail_steps": 2}
     ),
-    "awm": Competitor("AWM", "flow_grpo", 30, forward=True),
+    "awm": Competitor("AWM", "flow_grpo", 30, step="awm"),
 }
 """Name -> method. The first is what the others are compared with."""
+
+SHORT = COMPETITORS["tempflow_short"].settings
+ARMS = {
+    "paper_eager": Competitor("the paper's structure, eager fp32", "tempflow", 12, step="paper"),
+    "structure": Competitor("wavefront, one row per state", "tempflow", 12),
+    "compiled": Competitor("compiled blocks", "tempflow", 12, {"compile_blocks": True}),
+    "budget": Competitor("steps 1 to 4", "tempflow", 20, {"compile_blocks": True, "branch_steps": (1, 2, 3, 4)}),
+    "tails": Competitor("tails of two", "tempflow", 30, {"compile_blocks": True, **SHORT}),
+}
+"""Name -> what `bench.time_to_reward` times: each adds one thing to the one before."""
+TUNED_AS = {name: "tempflow_short" if name in ("budget", "tails") else "tempflow" for name in ARMS}
+"""Whose learning rate and noise level an arm has."""
+METHODS = COMPETITORS | ARMS

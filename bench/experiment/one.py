@@ -14,9 +14,12 @@ from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.prepare import prepare_policy
 from tempflow_fast.run.signals import StopRequest
 
+from ..time_to_reward.paper_step import paper_step
 from .awm import awm_step
-from .methods import COMPETITORS
+from .methods import METHODS
 from .plans import Plan
+
+STEPS = {"package": loop.grpo_step, "awm": awm_step, "paper": paper_step}
 
 
 def end_without(parent: int) -> None:
@@ -30,8 +33,7 @@ if __name__ == "__main__":
     threading.Thread(target=end_without, args=(os.getppid(),), daemon=True).start()
     plan = Plan(**json.loads(sys.argv[1]))
     config = plan.config()
-    if COMPETITORS[plan.method].forward:
-        loop.grpo_step = awm_step  # the loop, its checkpoints and evaluations are the same
+    loop.grpo_step = STEPS[METHODS[plan.method].step]  # the loop, its checkpoints and evaluations are the same
     with StopRequest() as stop:
         loop.train(config, prepare_policy(config.policy), RunDirectory(sys.argv[2]), stop)
     sys.exit(stop.status)

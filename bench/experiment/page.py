@@ -16,6 +16,7 @@ from .results import Result
 from .stages import Design
 
 TARGETS = (0.6, 0.7, 0.8, 0.9, 0.95)
+AXES = {"evaluations": "evaluations", "work": "evaluations with training", "seconds": "seconds"}
 ENOUGH = 5
 """Seeds below which nothing is claimed."""
 ORDERINGS = {
@@ -74,10 +75,10 @@ def _head(design: Design) -> list[str]:
 
 
 def _state(results: Sequence[Result], design: Design) -> list[str]:
-    """What is done, so that nobody takes a beginning for an end."""
+    """What is proven, or what is done, so that nobody takes a beginning for an end."""
     counts = {name: len(reported(results, name)) for name in design.methods}
     if min(counts.values()) >= ENOUGH:
-        return []
+        return [_summary(results)]
     tuned = sum(result["stage"] == "tuning" for result in results)
     seeds = ", ".join(f"{COMPETITORS[name].title} {count}" for name, count in counts.items())
     return [
@@ -93,20 +94,26 @@ def _reported(results: Sequence[Result]) -> list[str]:
         "## Evaluations and seconds to a strict accuracy",
         "Means over seeds with 95 % intervals; *k of n* where some seeds have not reached it within the runs so far.",
         table([_to_targets(name, runs, "evaluations") for name, runs in shown.items()]),
+        "With training: a row that is run forward and backward counts as three evaluations.",
+        table([_to_targets(name, runs, "work") for name, runs in shown.items()]),
         table([_to_targets(name, runs, "seconds") for name, runs in shown.items()]),
         "## The paper's orderings",
-        f"Differences of strict accuracy at equal evaluations (at most {end:,.0f}), paired by seed. An ordering holds "
-        "if its interval is above 0.",
+        f"Differences of strict accuracy at equal evaluations of the rollout (at most {end:,.0f}) and at equal "
+        "seconds, paired by seed, with 95 % intervals. An ordering holds if its interval is above 0; it is reversed if "
+        "that is below.",
         table([line for text, pair in ORDERINGS.items() if (line := _ordering(text, pair, shown))]),
         "## By task, at the end of each run",
         table([_tasks(name, runs) for name, runs in shown.items()]),
         "## During training",
+        "Means over the runs. *Spread*: standard deviation of the reward in a group, and by branch step; divided by "
+        "it, advantages of all steps are alike, and only `noise_weight` tells them apart. The signal by step is of "
+        "a fixed policy: [signal.md](signal.md).",
         table([_metrics(name, runs) for name, runs in shown.items()]),
     ]
 
 
 def _to_targets(name: str, runs: Sequence[Result], axis: str) -> Line:
-    line: dict[str, object] = {axis: COMPETITORS[name].title}
+    line: dict[str, object] = {AXES[axis]: COMPETITORS[name].title}
     for target in TARGETS:
         found = [first_at(run, axis, target) for run in runs]
         reached = [place for place in found if place is not None]
@@ -121,11 +128,28 @@ def _to_targets(name: str, runs: Sequence[Result], axis: str) -> Line:
 def _ordering(text: str, pair: tuple[str, str], shown: Mapping[str, Sequence[Result]]) -> Line | None:
     if not all(name in shown for name in pair):
         return None
-    found = difference(shown[pair[0]], shown[pair[1]])
-    if found is None:
-        return None
-    verdict = "holds" if found.value > found.error else "reversed" if found.value < -found.error else "open"
-    return {"ordering": text, "difference": found, "seeds": found.count, "": verdict}
+    line: dict[str, object] = {"ordering": text}
+    for axis in ("evaluations", "seconds"):
+        found = difference(shown[pair[0]], shown[pair[1]], axis)
+        if found is None:
+            return None
+        line |= {"seeds": found.count, f"at equal {axis}": f"{found}, **{_verdict(found)}**"}
+    return line
+
+
+def _verdict(found: Mean) -> str:
+    return "holds" if found.value > found.error else "reversed" if found.value < -found.error else "open"
+
+
+def _summary(results: Sequence[Result]) -> str:
+    """What is proven at this scale and what is not, in one paragraph."""
+    verdicts: dict[str, list[str]] = {"holds": [], "reversed": [], "open": []}
+    for text, pair in ORDERINGS.items():
+        if found := difference(*(reported(results, name) for name in pair)):
+            verdicts[_verdict(found)].append(text)
+    titles = {"holds": "Proven at this scale", "reversed": "The opposite is proven", "open": "Not decided"}
+    said = [f"**{titles[verdict]}**: {'; '.join(texts)}." for verdict, texts in verdicts.items() if texts]
+    return " ".join([*said, "At equal evaluations, with 95 % confidence for each ordering alone."])
 
 
 def _tasks(name: str, runs: Sequence[Result]) -> Line:
@@ -135,12 +159,17 @@ def _tasks(name: str, runs: Sequence[Result]) -> Line:
 
 def _metrics(name: str, runs: Sequence[Result]) -> Line:
     names = {"clip_fraction": "clipped ratios", "image_diversity": "diversity in a group", "group_std": "spread"}
-    steps = {each: f"step {each.rsplit('_', 1)[1]}" for each in runs[0]["metrics"] if each.startswith("group_std_step")}
+    steps = {
+        each: f"step {each.rsplit('_', 1)[1]}"
+        for each in sorted(runs[0]["metrics"])
+        if each.startswith("group_std_step")
+    }
     line: dict[str, object] = {"method": COMPETITORS[name].title}
     for metric, title in {**names, **steps}.items():
         # A trajectory that takes the noisy steps itself has no group of its own, and no spread in it.
         values = [value for run in runs if (value := run["metrics"].get(metric)) or metric == "clip_fraction"]
-        line[title] = f"{Mean.of(values).value:.3g}" if values else "-"
+        if values:
+            line[title] = f"{Mean.of(values).value:.3g}"
     return line
 
 
@@ -163,8 +192,9 @@ def _tuning(results: Sequence[Result]) -> list[str]:
     ]
     return [
         "## Tuning",
-        "Seeds and held-out prompts that are not reported; every method gets as many runs and evaluations. The highest "
-        "accuracy at the end is chosen; of equal ones, that with the smallest rate.",
+        "Training seeds and evaluation noise are never those that are reported; the held-out prompts are the same. Every "
+        "method gets as many runs and evaluations. The highest accuracy at the end is chosen; of equal ones, that with "
+        "the smallest rate.",
         table(lines),
     ]
 

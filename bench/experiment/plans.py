@@ -18,10 +18,13 @@ from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.settings.run import TrainConfig
 
 from .awm import LEVELS
-from .methods import COMPETITORS
+from .methods import METHODS
 
 WATCHED = ("clip_fraction", "group_std", "image_diversity", "signal_fraction", "grad_norm")
 """Metrics whose mean over the iterations is kept."""
+
+BACKWARD = 3
+"""Evaluations that cost as much as a row forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Plan:
     """What a run is: a method, its tuned settings, a seed, and how far it goes."""
 
     stage: str
-    """"tuning" or "report"."""
+    """"tuning", "report" or "time"."""
     method: str
     seed: int
     learning_rate: float
@@ -59,7 +62,7 @@ class Plan:
 
     def config(self) -> TrainConfig:
         """The settings of the run."""
-        config = COMPETITORS[self.method].config()
+        config = METHODS[self.method].config()
         if self.prompts is not None:
             config = config.with_settings(prompts_per_iteration=self.prompts)
         each = evaluations_of(config)
@@ -72,6 +75,12 @@ class Plan:
             eval_seed=self.eval_seed,
             eval_every=None if self.spacing is None else max(1, round(self.spacing / each)),
         )
+
+    @property
+    def _trained(self) -> float:
+        """Rows that an iteration of the run trains."""
+        usual = METHODS[self.method].prompts
+        return trained_by(self.method) * (self.prompts or usual) / usual
 
     def start(self, directory: Path) -> subprocess.Popen[bytes]:
         """Starts or resumes the run in a process of its own, with one thread.
@@ -104,6 +113,7 @@ class Plan:
             "digest": self.digest,
             "iterations": scored,
             "evaluations": [spent[at] for at in scored],
+            "work": [spent[at] + BACKWARD * at * self._trained for at in scored],
             "seconds": [0.0 if at == 0 else metrics[at - 1]["seconds"] for at in scored],
             "accuracy": [each[OVERALL]["accuracy"] for each in scores],
             "reward": [each[OVERALL]["reward"] for each in scores],
@@ -121,11 +131,11 @@ def trained_by(name: str) -> int:
     """Rows that an iteration of a method runs forward and backward, before tuning.
 
     Args:
-        name: key of `COMPETITORS`.
+        name: key of `METHODS`.
     """
-    competitor = COMPETITORS[name]
+    competitor = METHODS[name]
     config = competitor.config()
-    if competitor.forward:
+    if competitor.step == "awm":
         return competitor.prompts * config.grpo.num_seeds * LEVELS
     return Geometry(config.grpo, config.task.prompts_per_iteration).costs()[0].trained
 

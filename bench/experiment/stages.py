@@ -42,7 +42,7 @@ class Design:
     prompts: int | None = None
 
     def tuning(self, method: str, learning_rate: float, noise_level: float) -> list[Plan]:
-        """The tuning runs of one setting. They are scored with other prompts and noise than the reported runs."""
+        """The tuning runs of one setting. They are scored on other noise than the reported runs."""
         sizes = (self.tuning_budget, None, self.eval_images, 7, self.prompts)
         return [Plan("tuning", method, seed, learning_rate, noise_level, *sizes) for seed in self.tuning_seeds]
 
@@ -64,7 +64,7 @@ class Design:
         for index, noise in enumerate(others):
             for method in self.methods:
                 rate, level = self.chosen(results, method, (first,))[0], noise
-                if COMPETITORS[method].forward:
+                if COMPETITORS[method].step == "awm":
                     rate, level = 2.0 ** (index + 1) * max(self.learning_rates), first
                 plans += self.tuning(method, rate, level)
         return plans
@@ -119,18 +119,29 @@ def run_all(design: Design, directory: Path, results: Path, jobs: int, say: Call
         plans = plans_of(read_results(results))
         left = [plan for plan in plans if not is_done(read_results(results), plan)]
         say(f"{title}: {len(plans) - len(left)} of {len(plans)} runs are done")
-        _run(left, directory, results, jobs, say)
+        run_plans(left, directory, results, jobs, say)
 
 
-def _run(plans: Sequence[Plan], directory: Path, results: Path, jobs: int, say: Callable[[str], None]) -> None:
-    """Runs `jobs` processes at a time; on an error or Ctrl-C they save a checkpoint before this ends."""
+def run_plans(plans: Sequence[Plan], directory: Path, results: Path, jobs: int, say: Callable[[str], None]) -> None:
+    """Runs `jobs` processes at a time; on an error or Ctrl-C they save a checkpoint before this ends.
+
+    Args:
+        plans: to run, in this order.
+        directory: of the run directories.
+        results: the file that gets a line for each.
+        jobs: processes at a time.
+        say: prints a line.
+
+    Raises:
+        RuntimeError: if a run fails; it names its log.
+    """
     waiting, running, started, num_done = list(plans), {}, time.monotonic(), 0
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 plan = waiting.pop(0)
                 running[plan] = plan.start(directory)
-            time.sleep(0.2)
+            time.sleep(0.5)
             for plan in [plan for plan, process in running.items() if process.poll() is not None]:
                 process = running.pop(plan)
                 if process.returncode:

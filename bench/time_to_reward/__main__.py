@@ -1,0 +1,131 @@
+"""Runs what is left of the arms and writes the page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..experiment.__main__ import ROOT
+from ..experiment.analysis import first_at
+from ..experiment.methods import ARMS, TUNED_AS
+from ..experiment.plans import Plan
+from ..experiment.results import Result, is_done, read_results
+from ..experiment.stages import Design, run_plans
+from .page import write_page
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is run.
+
+    Attributes:
+        arms: names of ARMS, from the slowest to the fastest.
+        seeds: of the runs.
+        spacing: evaluations between two looks.
+        part: evaluations by which a run is continued until it reaches the target.
+        most: evaluations after which it is given up.
+        eval_images: images of a look.
+        prompts: per iteration; None: each arm's own number.
+        tuned: whether learning rate and noise level are those that the experiment has chosen.
+    """
+
+    arms: Sequence[str] = tuple(ARMS)
+    seeds: Sequence[int] = (1, 2, 3, 4, 5)
+    spacing: int = 20_000
+    part: int = 60_000
+    most: int = 1_200_000
+    eval_images: int = 600
+    prompts: int | None = None
+    tuned: bool = True
+
+    def plans(self, known: Sequence[Result]) -> list[Plan]:
+        """The first part of every run.
+
+        Args:
+            known: results of the experiment, with all tuning runs of the arms' methods.
+
+        Raises:
+            ValueError: if a method is not tuned yet.
+        """
+        return [self._plan(arm, seed, known) for seed in self.seeds for arm in self.arms]
+
+    def _plan(self, arm: str, seed: int, known: Sequence[Result]) -> Plan:
+        rate, noise = 4e-4, 0.8
+        if self.tuned:
+            design, method = Design(), TUNED_AS[arm]
+            plans = [*Design(methods=(method,)).first_tuning()]
+            if not all(is_done(known, plan) for plan in plans):
+                raise ValueError(f"time_to_reward: {method} must be tuned by `make experiment` first, and is not")
+            rate, noise = design.chosen(known, method, design.noise_levels)
+        return Plan("time", arm, seed, rate, noise, self.part, self.spacing, self.eval_images, 0, self.prompts)
+
+
+QUICK = Race(
+    ("paper_eager", "structure"), seeds=(1,), spacing=400, part=400, most=400, eval_images=12, prompts=2, tuned=False
+)
+"""A toy: two arms, one iteration of each."""
+
+
+def run(race: Race, target: float, known: Sequence[Result], directory: Path, results: Path) -> None:
+    """Continues every run until it reaches the target or is given up; one at a time.
+
+    Args:
+        race: its sizes.
+        target: strict accuracy.
+        known: results of the experiment.
+        directory: of the run directories.
+        results: the file that gets a line for each run.
+    """
+    for plan in race.plans(known):
+        while _continues(plan, read_results(results), target, race.most):
+            if is_done(read_results(results), plan):
+                plan = replace(plan, budget=plan.budget + race.part)
+            run_plans([plan], directory, results, 1, lambda line: print(line, flush=True))
+
+
+def _continues(plan: Plan, results: Sequence[Result], target: float, most: int) -> bool:
+    own = [each for each in results if each["digest"] == plan.digest]
+    return not own or (first_at(own[0], "seconds", target) is None and own[0]["budget"] < most)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs and writes; the status is 1 if a run failed or a method is not tuned, 130 after Ctrl-C.
+
+    Args:
+        arguments: of the command line.
+    """
+    given = _parser().parse_args(arguments)
+    race = QUICK if given.quick else Race()
+    results = given.page.parent / given.page.stem / "results.jsonl"
+    try:
+        run(race, given.target, read_results(given.experiment), given.output, results)
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    finally:
+        if read_results(results):
+            write_page(given.page, read_results(results), race.arms, len(race.seeds), given.target, race.most)
+            print(f"wrote {given.page}", flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.time_to_reward", description=__doc__)
+    parser.add_argument("--target", type=float, default=0.8, help="strict accuracy")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs/time-to-reward", help="directory of the runs")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/time-to-reward.md", help="its results are next to it")
+    parser.add_argument(
+        "--experiment", type=Path, default=ROOT / "docs/experiment/results.jsonl", help="results that have the tuning"
+    )
+    parser.add_argument("--quick", action="store_true", help="a toy of the same, in half a minute")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""results.jsonl -> docs/time-to-reward.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from tempflow_fast.files import write_text
+
+from .. import machine
+from ..experiment.analysis import first_at
+from ..experiment.methods import METHODS
+from ..experiment.page import table
+from ..experiment.results import Result
+from .ratios import speedup
+
+GOAL = 4.0
+
+
+def write_page(
+    path: Path, results: Sequence[Result], arms: Sequence[str], num_seeds: int, target: float, most: int
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: of the page.
+        results: all runs.
+        arms: names of METHODS, from the slowest to the fastest.
+        num_seeds: how many seeds are planned.
+        target: strict accuracy.
+        most: evaluations after which a run is given up.
+    """
+    runs = {name: sorted(_of(results, name), key=lambda run: run["seed"]) for name in arms}
+    done = min(sum(_is_over(run, target, most) for run in each) for each in runs.values())
+    facts = ", ".join(f"{name} {value}" for name, value in machine.facts().items())
+    whole = speedup(runs[arms[0]], runs[arms[-1]], target)
+    parts = [
+        "# Time to reward",
+        f"`make time-to-reward` writes this page. Seconds of training, without evaluations, until strict accuracy on "
+        f"held-out prompts is {target:g}, on the line between two looks. Arms take turns on one core, seed by seed. "
+        "Each has the learning rate and noise level that `make experiment` has chosen for its method. Compilation "
+        "counts, unless the machine has it in its cache.",
+        f"Machine: {facts}.",
+        ""
+        if done >= num_seeds
+        else f"**Not finished, so nothing is claimed yet**: whole seeds so far: {done} of "
+        f"{num_seeds}. The same command continues.",
+        f"{METHODS[arms[-1]].title} against {METHODS[arms[0]].title}: **{whole or 'not known yet'}**; the goal is "
+        f"{GOAL:g}x.",
+        table([_line(name, runs[name], target) for name in arms if runs[name]]) if any(runs.values()) else "",
+        "## What each part adds",
+        table(
+            [
+                {
+                    "from": METHODS[one].title,
+                    "to": METHODS[two].title,
+                    "times faster": speedup(runs[one], runs[two], target) or "not known yet",
+                }
+                for one, two in pairwise(arms)
+            ]
+        ),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _of(results: Sequence[Result], name: str) -> list[Result]:
+    return [each for each in results if each["method"] == name]
+
+
+def _is_over(run: Result, target: float, most: int) -> bool:
+    return first_at(run, "seconds", target) is not None or run["budget"] >= most
+
+
+def _line(name: str, runs: Sequence[Result], target: float) -> dict[str, object]:
+    found = {run["seed"]: first_at(run, "seconds", target) for run in runs}
+    seconds = {
+        f"seed {run['seed']}": f"more than {run['seconds'][-1]:.0f} s"
+        if found[run["seed"]] is None
+        else f"{found[run['seed']]:.0f} s"
+        for run in runs
+    }
+    each = sum(run["seconds"][-1] / run["iterations"][-1] for run in runs) / len(runs)
+    return {"": METHODS[name].title, "seconds an iteration": f"{each:.2f}", **seconds}
