@@ -192,9 +192,9 @@ def _tuning(results: Sequence[Result]) -> list[str]:
     ]
     return [
         "## Tuning",
-        "Training seeds and evaluation noise are never those that are reported; the held-out prompts are the same. Every "
-        "method gets as many runs and evaluations. The highest accuracy at the end is chosen; of equal ones, that with "
-        "the smallest rate.",
+        "Training seeds and evaluation noise are never those that are reported; the held-out prompts are the same. "
+        "Every method gets as many runs and evaluations. The highest accuracy at the end is chosen; of equal "
+        "ones, that with the smallest rate.",
         table(lines),
     ]
 
