@@ -31,7 +31,8 @@ def curves(path: Path, results: Sequence[Result]) -> None:
                 _band(axes, reported(results, name), axis, measure, COMPETITORS[name].title, f"C{index}")
             axes.set(xlabel=AXES[axis], ylabel={"accuracy": "strict accuracy", "reward": "reward"}[measure])
             axes.grid(alpha=0.3)
-    grid[0][0].legend(fontsize=8)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)  # it would hide curves in a panel
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
