@@ -3,6 +3,7 @@
 baselines.py   the ops in PyTorch, as public scripts write them and as one writes them with care
 paper.py       an iteration in the structure of the paper's scripts
 networks.py    transformers of three sizes, and their iterations
+merged_distance.py   a rollout with merged weights next to one with the adapter
 op_cases.py    every op next to its baselines
 clocks.py      where the seconds of an iteration go
 conftest.py    how all of it is timed; no figure without its tests

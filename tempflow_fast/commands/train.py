@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,10 +16,8 @@ from ..settings.methods import Method, method_settings, with_method
 from ..settings.run import TrainConfig
 from .base import Base, base_settings
 from .code import NAMES_OF_CODE, AllowCode, check_code
+from .dry_run import Speed, dry_run
 from .options import require_option
-
-if TYPE_CHECKING:
-    from ..processes import Processes
 
 LIMITS = ("num_iterations", "minutes")
 HELP = {"-h", "--help"}
@@ -50,7 +48,11 @@ class Train:
     """auto: resume from the newest undamaged checkpoint in --output, if there is one; latest: as auto, but refuse if a
     later checkpoint is damaged; never: refuse a directory in use."""
     dry_run: bool = False
-    """Print what each process does in an iteration and what it costs, without training."""
+    """Print what each process does in an iteration, whether it fits and what it costs, without training."""
+    card: str | None = None
+    """With --dry-run: the GPU that would train, such as h100, whose memory and speed are then compared."""
+    tflops: float | None = None
+    """With --dry-run: the 10^12 operations per second that a device reaches, instead of a card's."""
     verbose: Annotated[bool, tyro.conf.arg(aliases=("-v",))] = False
     """Also print what was built and which implementation each op uses, and every setting."""
     allow_code: AllowCode = False
@@ -88,12 +90,15 @@ class Train:
     def __call__(self) -> int:
         run, config = RunDirectory(self.output), self.settings
         check_code(self.code, self.place, self.allow_code)
+        speed = Speed.of(self.card, self.tflops)
+        for name, value in (("card", self.card), ("tflops", self.tflops)):
+            require_option(self.dry_run or value is None, name, "given with --dry-run", value)
         from ..processes import launched
 
         processes = launched(cpu=config.policy.device == "cpu")
         say = processes.say
         if self.dry_run:
-            return _dry_run(config, processes, say, self.allow_code)
+            return dry_run(config, processes, say, self.allow_code, speed)
         from ..ops.info import info
         from ..run.checks import check_directory, check_run
         from ..run.prepare import fitted, prepare_policy
@@ -106,7 +111,7 @@ class Train:
             check_directory(run, config, self.resume == "never", say)
         policy = prepare_policy(config.policy, processes.device, self.allow_code)
         if config.policy.memory_limit is not None:
-            config, memory = fitted(config, policy, processes.count)
+            config, memory, _ = fitted(config, policy, processes.count)
             say(memory)
         if self.method is not None:
             names = method_settings(config.grpo, self.method)
@@ -125,24 +130,6 @@ class Train:
             say(change_table(trained.before, trained.after))
         say(closing_lines(trained, self.output))
         return stop.status
-
-
-def _dry_run(config: TrainConfig, processes: Processes, say: Callable[[object], None], allow_code: bool) -> int:
-    """Prints the geometry of an iteration and, if the model can be loaded, the memory it needs."""
-    from ..grpo.geometry import Geometry
-    from ..run.prepare import fitted, prepare_policy
-
-    say(Geometry(config.grpo, config.task.prompts_per_iteration, processes.count, seed=config.task.seed << 32))
-    if not processes.is_main:
-        return 0
-    try:
-        policy = prepare_policy(replace(config.policy, device="cpu"), allow_code=allow_code)
-    except ValueError as error:
-        say(f"\nmemory: not known, because the model cannot be loaded: {error}")
-        return 0
-    config, memory = fitted(config, policy, processes.count)
-    say(f"\n{memory}")
-    return 0
 
 
 def _base(given: argparse.Namespace) -> Base:

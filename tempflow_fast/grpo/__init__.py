@@ -13,5 +13,6 @@ finished), meter (signal and noise of each branch step, by sketch), budget (the 
 (whether cheap tails keep the order of rewards), lengths (the tails that follow), wavefront (which rows are in which
 network call), wave (the rollout as it runs), shares (which process has which trajectories), stage_clock (where the
 seconds go), image_statistics (signs of reward hacking), rounding (a warning of trained weights in 16 bits). Before
-anything runs: geometry (what an iteration does and costs), memory (what it holds).
+anything runs: geometry (what an iteration does and costs), memory (what it holds), by measure
+(the parts of a policy and its calls) and live_bytes (the counter).
 """

@@ -16,6 +16,7 @@ from ..policies.lora import has_adapter
 from ..policies.merged import merges, num_merged_bytes
 from ..policies.offload import own_tensors
 from ..policies.vae import bf16_weights
+from ..policies.weightless import WeightlessPolicy
 from ..settings.iteration import GRPOConfig
 from ..settings.run import OptimizerConfig, PolicyConfig
 from .budget import most_branches
@@ -111,13 +112,13 @@ class _Calls:
             self.num_velocities = sum(velocity is not None for velocity in velocities)
 
         with torch.no_grad():
-            return _line(ROWS, [_counted(call, rows).peak for rows in (ROWS, 2 * ROWS)])
+            return _line(ROWS, [self._peak(call, rows) for rows in (ROWS, 2 * ROWS)])
 
     def training(self) -> tuple[Calls, Calls]:
         """Forward and backward of pairs with their branches: next to earlier gradients, and with its own alone."""
         counts = []
         for rows in (ROWS, 2 * ROWS):
-            with _without_data() as bytes_, self._dropping_gradients(bytes_):
+            with _without_data(self.policy) as bytes_, self._dropping_gradients(bytes_):
                 self._train(rows)
             counts.append(bytes_)
         alone = [count.undropped_peak for count in counts]
@@ -169,12 +170,18 @@ class _Calls:
 
         with torch.no_grad():
             few = max(DECODED_ROWS, group)
-            return _line(few, [_counted(call, rows).peak for rows in (few, 2 * few)])
+            return _line(few, [self._peak(call, rows) for rows in (few, 2 * few)])
 
     def image_bytes(self) -> int:
         """One image."""
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.no_grad(), _without_data(self.policy):
             return self.policy.decode(self._latents(1)).nbytes
+
+    def _peak(self, call: Callable[[int], None], rows: int) -> int:
+        """Most bytes alive at once in a call, beyond weights."""
+        with _without_data(self.policy) as bytes_:
+            call(rows)
+        return bytes_.peak
 
     def _latents(self, rows: int) -> Tensor:
         return torch.empty(rows, *self.policy.latent_shape, device=self.policy.device)
@@ -194,14 +201,8 @@ def _line(rows: int, peaks: Sequence[int]) -> Calls:
     return Calls(max(peaks[1] - 2 * rows * row, 0), row)
 
 
-def _counted(call: Callable[[int], None], rows: int) -> WithoutData:
-    """The bytes of a call, beyond weights."""
-    with _without_data() as bytes_:
-        call(rows)
-    return bytes_
-
-
 @contextmanager
-def _without_data() -> Iterator[WithoutData]:
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, uncompiled(), WithoutData(fake) as bytes_:
+def _without_data(policy: Policy) -> Iterator[WithoutData]:
+    mode = policy.mode if isinstance(policy, WeightlessPolicy) else FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, uncompiled(), WithoutData(mode) as bytes_:
         yield bytes_

@@ -16,6 +16,9 @@ Plumbing:
 
     schedule        noise levels of a pipeline's scheduler
     prompt_cache    encoded prompts, limited in bytes
+    offload         text encoders in host memory
+    vae             an autoencoder that decodes in bf16
+    weightless      models from configuration files alone, to be measured
     lora            adapters
     merged          adapters merged into the weights for the rollout
     lora_file       their files

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..choices import EMBEDDED_MODEL
 from ..graphs.capture import replayable
 from ..grpo.geometry import Geometry
 from ..grpo.measure import measure
 from ..grpo.memory import GIB, Load
-from ..policies import DiffusersPolicy
+from ..policies import DiffusersPolicy, Policy
 from ..policies.compiled import compile_blocks
+from ..policies.weightless import WeightlessPolicy, is_known, model_configs
 from ..settings.run import PolicyConfig, TrainConfig
+from ..shapes import pipeline_path
 from .directory import RunDirectory
 from .load import load_policy
 
@@ -51,7 +54,36 @@ def prepare_policy(
     return policy
 
 
-def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> tuple[TrainConfig, str]:
+def weightless_policy(config: PolicyConfig) -> WeightlessPolicy | None:
+    """The model of the settings from its configuration files alone, ready to be measured.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        None if there are no such files, or the calls of its network are known from loading it alone.
+
+    Raises:
+        ValueError: if a file is damaged or a setting does not fit.
+    """
+    files = model_configs(pipeline_path() if config.model == EMBEDDED_MODEL else config.model)
+    if files is None or not is_known(files):
+        return None
+    dtype = DTYPES[config.precision]
+    frozen = dtype if config.lora_rank is not None else torch.float32
+    policy = WeightlessPolicy(files, frozen, config.resolution, config.max_text_length)
+    if config.lora_rank is None and dtype != torch.float32:
+        compute_in(policy.network, dtype)
+    if config.lora_rank is not None:
+        alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
+        policy.add_lora(config.lora_rank, alpha, config.lora_targets)
+    if config.gradient_checkpointing:
+        network: Any = policy.network
+        network.enable_gradient_checkpointing()
+    return policy
+
+
+def fitted(config: TrainConfig, policy: Policy, num_processes: int) -> tuple[TrainConfig, str, int]:
     """Fits the size of network calls to the memory limit.
 
     Args:
@@ -60,7 +92,8 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
         num_processes: how many processes share the run.
 
     Returns:
-        The settings, with `micro_batch`, `max_batch` and `decode_batch` reduced if necessary, and a report on memory.
+        The settings, with `micro_batch`, `max_batch` and `decode_batch` reduced if necessary; a report on memory; and
+        the bytes in total.
 
     Raises:
         ValueError: if calls with one row exceed the limit.
@@ -71,7 +104,7 @@ def fitted(config: TrainConfig, policy: DiffusersPolicy, num_processes: int) -> 
         load = load.with_rows(*memory.fitting(config.policy.memory_limit * GIB, load))
         rows = load.training_rows, load.rollout_rows, load.decoded_rows
         config = config.with_settings(**dict(zip(("micro_batch", "max_batch", "decode_batch"), rows, strict=True)))
-    return config, memory.page(load)
+    return config, memory.page(load), memory.total(load)
 
 
 def load_of(config: TrainConfig, num_processes: int) -> Load:

@@ -1,0 +1,332 @@
+"""Policies from configuration files alone: tensors have shapes and no data, so that any machine can measure them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import Parameter
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import fail, require
+from ..ops.schedule import linear_sigmas
+from ..quiet import quiet
+from . import lora
+from .base import Condition
+from .families import FAMILIES
+from .model_files import INDEX, LIBRARIES
+from .network import NetworkPolicy
+
+PUBLISHED = Path(__file__).with_name("published.json")
+"""Model -> file -> configuration: the published dimensions of models whose weights are large."""
+DEFAULT_SIDE = 128
+"""Of latents, where a configuration does not say it."""
+CLIP_TOKENS = 77
+CPU = torch.device("cpu")
+Row = dict[str, Tensor]
+Files = Mapping[str, Mapping[str, Any]]
+"""Path inside a model directory -> what its JSON holds."""
+
+
+class WeightlessPolicy(NetworkPolicy):
+    """The network, autoencoder and text encoders of a model, for `measure` and for counting operations.
+
+    Args:
+        files: of the model directory, see `model_configs`.
+        dtype: of everything but the autoencoder.
+        resolution: side of square images in pixels, or (height, width); None: that of training.
+        max_text_length: tokens of a prompt; None: as the family's policies cut it.
+
+    Raises:
+        ValueError: if the calls of its network are not known here.
+    """
+
+    device = CPU
+
+    def __init__(
+        self,
+        files: Files,
+        dtype: torch.dtype,
+        resolution: int | tuple[int, int] | None = None,
+        max_text_length: int | None = None,
+    ) -> None:
+        index = files[INDEX]
+        expected = f"one with a network of {', '.join(CALLS)}"
+        require(is_known(files), "WeightlessPolicy", "model", expected, index.get("_class_name"))
+        self.family, self.dtype = FAMILIES[index["_class_name"]], dtype
+        self._for_cpu = False
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        named = [name for name in index if f"{name}/config.json" in files]
+        parts = {name: _on_meta(name, files) for name in named}
+        self.config = parts["transformer"].config
+        factor = _pixels_per_latent(parts["vae"].config)
+        side = resolution or factor * self.config.get("sample_size", DEFAULT_SIDE)
+        height, width = (side, side) if isinstance(side, int) else side
+        self.grid = height // (2 * factor), width // (2 * factor)
+        self.tokens = max_text_length or self.family.text_length
+        self._call = CALLS[index["transformer"][1]]
+        self.latent_shape = self._call.latent_shape(self)
+        for name, part in parts.items():
+            part.to(torch.float32 if name == "vae" else dtype).requires_grad_(name == "transformer").eval()
+        super().__init__(parts["transformer"])
+        self._call.prepare(self.network)
+        for name in self.family.idle(self.network):
+            self.network.get_submodule(name).requires_grad_(False)
+        self.pipeline = SimpleNamespace(components=parts, vae=parts["vae"])
+
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str] | None = None) -> None:
+        """Trains an adapter in float32 instead of the network.
+
+        Args:
+            rank: inner dimension.
+            alpha: scale.
+            targets: ends of the adapted layers' names; None: the family's.
+        """
+        if targets is None:
+            names = [f".{name}" for name, _ in self.network.named_modules()]
+            targets = [end for end in self.family.targets if any(name.endswith(f".{end}") for name in names)]
+        network: Any = self.network
+        lora.add_lora(network, rank, alpha, targets, "gaussian", 0, excluded=self.family.idle(network))
+
+    @torch.no_grad()
+    def operations(self, guidance_scale: float) -> tuple[int, int]:
+        """Floating-point operations of one row of a network call, and of decoding one image; before `take_for_cpu`.
+
+        Args:
+            guidance_scale: of the call.
+        """
+        counts = []
+        latents, condition = self._empty((1, *self.latent_shape), torch.float32), self.encode([""], True)
+        for call in (lambda: self.velocity(latents, 0.5, condition, guidance_scale), lambda: self.decode(latents)):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            counts.append(counter.get_total_flops())
+        return counts[0], counts[1]
+
+    def take_for_cpu(self) -> None:
+        """From now on tensors pass for those of a CPU, whose attention is one operator as on a GPU."""
+        self._for_cpu = True
+        for part in self.pipeline.components.values():
+            for module in part.modules():
+                for name, weight in module._parameters.items():
+                    if weight is not None:
+                        fake = FakeTensor(self.mode, weight.detach(), CPU)
+                        module._parameters[name] = Parameter(fake, requires_grad=weight.requires_grad)
+                for name, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[name] = FakeTensor(self.mode, buffer.to("meta"), CPU)
+
+    def guides(self, guidance_scale: float) -> bool:
+        """Whether a scale calls for a second velocity.
+
+        Args:
+            guidance_scale: g.
+        """
+        return guidance_scale > self.family.above and not self.family.embedded(self.config)
+
+    def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
+        """Encodings of the right shapes.
+
+        Args:
+            prompts: P texts.
+            guided: with the negative prompt.
+        """
+        rows = (len(prompts), 2) if guided else (len(prompts),)
+        shapes = self._call.text_shapes(self)
+        return Condition({name: self._empty((*rows, *shape), self.dtype) for name, shape in shapes.items()})
+
+    def velocity(
+        self, latents: Tensor, sigma: float | Tensor, condition: Condition, guidance_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Policy.velocity`.
+
+        Args:
+            latents: [R, *latent_shape].
+            sigma: one number or [R].
+            condition: R rows.
+            guidance_scale: g.
+        """
+        paired, tensors = self.guides(guidance_scale), condition.tensors
+        hidden = latents.to(self.dtype)
+        if not isinstance(sigma, Tensor):
+            sigma = torch.full((len(latents),), sigma, device=latents.device)
+        if tensors["text"].dim() == 4:
+            tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
+        if paired:
+            hidden, sigma = hidden.repeat_interleave(2, dim=0), sigma.repeat_interleave(2)
+        made = self.acting(**self._call.arguments(self, hidden, sigma, tensors), return_dict=False)[0]
+        velocity = made.to(latents.dtype).contiguous()
+        return (velocity[0::2], velocity[1::2]) if paired else (velocity, None)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [R, 3, H, W] in float32.
+
+        Args:
+            latents: [R, *latent_shape].
+        """
+        decoded = self.pipeline.vae.decode(self._call.for_vae(self, latents), return_dict=False)[0]
+        images = decoded[:, :, 0] if decoded.dim() == 5 else decoded
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def sigmas(self, num_steps: int) -> list[float]:
+        """Any schedule: sizes do not depend on it.
+
+        Args:
+            num_steps: T.
+        """
+        return linear_sigmas(num_steps)
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Where the network is."""
+        empty = torch.empty(*shape, dtype=dtype, device="meta")
+        return FakeTensor(self.mode, empty, CPU) if self._for_cpu else empty
+
+
+def _pixels_per_latent(vae: Any) -> int:
+    """Pixels of an image on a side of the autoencoder's latent, by its configuration."""
+    halvings = vae.get("temperal_downsample") or vae["block_out_channels"][1:]
+    return int(2 ** len(halvings))
+
+
+class _SD3:
+    """How an SD3 network is called."""
+
+    @staticmethod
+    def prepare(network: Any) -> None:
+        """Replaces what needs data."""
+
+    @staticmethod
+    def latent_shape(policy: WeightlessPolicy) -> tuple[int, ...]:
+        return policy.config.in_channels, 2 * policy.grid[0], 2 * policy.grid[1]
+
+    @staticmethod
+    def text_shapes(policy: WeightlessPolicy) -> dict[str, tuple[int, ...]]:
+        tokens = CLIP_TOKENS + policy.tokens
+        return {"text": (tokens, policy.config.joint_attention_dim), "pooled": (policy.config.pooled_projection_dim,)}
+
+    @staticmethod
+    def arguments(policy: WeightlessPolicy, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
+        texts = {"encoder_hidden_states": row["text"], "pooled_projections": row["pooled"]}
+        return {"hidden_states": latents, "timestep": 1000 * sigma, **texts}
+
+    @staticmethod
+    def for_vae(policy: WeightlessPolicy, latents: Tensor) -> Tensor:
+        return latents
+
+
+class _Flux(_SD3):
+    """A FLUX network: latents are packed tokens."""
+
+    @staticmethod
+    def latent_shape(policy: WeightlessPolicy) -> tuple[int, ...]:
+        return policy.grid[0] * policy.grid[1], policy.config.in_channels
+
+    @staticmethod
+    def text_shapes(policy: WeightlessPolicy) -> dict[str, tuple[int, ...]]:
+        config = policy.config
+        return {"text": (policy.tokens, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
+
+    @staticmethod
+    def arguments(policy: WeightlessPolicy, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
+        ids = {
+            "img_ids": latents.new_zeros(latents.shape[1], 3, dtype=torch.float32),
+            "txt_ids": latents.new_zeros(row["text"].shape[1], 3, dtype=torch.float32),
+        }
+        guidance = sigma if policy.config.guidance_embeds else None
+        return _SD3.arguments(policy, latents, sigma, row) | ids | {"guidance": guidance, "timestep": sigma}
+
+    @staticmethod
+    def for_vae(policy: WeightlessPolicy, latents: Tensor) -> Tensor:
+        cells = latents.unflatten(2, (-1, 2, 2)).unflatten(1, policy.grid)
+        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+class _QwenImage(_Flux):
+    """A Qwen-Image network: an image is a video of one frame."""
+
+    @staticmethod
+    def prepare(network: Any) -> None:
+        embed = network.pos_embed  # its tables are no buffers
+        network.pos_embed = type(embed)(theta=embed.theta, axes_dim=embed.axes_dim, scale_rope=embed.scale_rope)
+
+    @staticmethod
+    def text_shapes(policy: WeightlessPolicy) -> dict[str, tuple[int, ...]]:
+        return {"text": (policy.tokens, policy.config.joint_attention_dim)}
+
+    @staticmethod
+    def arguments(policy: WeightlessPolicy, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
+        shapes = [[(1, *policy.grid)]] * len(latents)
+        return {"hidden_states": latents, "timestep": sigma, "encoder_hidden_states": row["text"], "img_shapes": shapes}
+
+    @staticmethod
+    def for_vae(policy: WeightlessPolicy, latents: Tensor) -> Tensor:
+        return _Flux.for_vae(policy, latents)[:, :, None]
+
+
+CALLS: dict[str, type[_SD3]] = {
+    "SD3Transformer2DModel": _SD3,
+    "FluxTransformer2DModel": _Flux,
+    "QwenImageTransformer2DModel": _QwenImage,
+}
+"""Class of a network -> how it is called."""
+
+
+def is_known(files: Files) -> bool:
+    """Whether `WeightlessPolicy` takes a model.
+
+    Args:
+        files: of the model.
+    """
+    index = files[INDEX]
+    return index.get("transformer", ("", None))[1] in CALLS and index.get("_class_name") in FAMILIES
+
+
+def model_configs(model: str | Path) -> Files | None:
+    """The configuration files of a model.
+
+    Args:
+        model: a directory, which need not hold weights, or the name of a published model.
+
+    Returns:
+        None if there is no such directory and the name is not among those whose dimensions are shipped.
+    """
+    directory = Path(model)
+    if (directory / INDEX).is_file():
+        found = (directory / INDEX, *directory.glob("*/config.json"))
+        return {str(file.relative_to(directory)): _json(file) for file in found}
+    published: dict[str, Files] = json.loads(PUBLISHED.read_text())
+    return published.get(str(model))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        fail("model_configs", "model", f"one whose {file} is JSON", error)
+    require(isinstance(data, dict), "model_configs", "model", f"one whose {file} is a JSON object", type(data).__name__)
+    return {str(name): value for name, value in data.items()}
+
+
+@quiet(*LIBRARIES)
+def _on_meta(name: str, files: Files) -> Any:
+    """A part of a model without data.
+
+    Args:
+        name: of the part.
+        files: of the model.
+    """
+    (library, kind), config = files[INDEX][name], dict(files[f"{name}/config.json"])
+    require(library in LIBRARIES, "model_configs", "model", f"one of classes of {' and '.join(LIBRARIES)}", library)
+    made: Any = getattr(import_module(library), kind)
+    with torch.device("meta"):
+        if library == "diffusers":
+            return made.from_config(config)
+        return made(made.config_class.from_dict(config))
