@@ -5,6 +5,7 @@ What a command needs beyond its options is imported when it runs, so that help a
 
 from __future__ import annotations
 
+from .check_model import CheckModel
 from .evaluate import Evaluate
 from .info import Info
 from .recipes import Recipes
@@ -18,9 +19,10 @@ COMMANDS = {
     "sample": Sample,
     "eval": Evaluate,
     "signal": Signal,
+    "check-model": CheckModel,
     "serve-rewards": ServeRewards,
     "recipes": Recipes,
     "info": Info,
 }
 
-__all__ = ["COMMANDS", "Evaluate", "Info", "Recipes", "Sample", "ServeRewards", "Signal", "Train"]
+__all__ = ["COMMANDS", "CheckModel", "Evaluate", "Info", "Recipes", "Sample", "ServeRewards", "Signal", "Train"]

@@ -6,15 +6,18 @@ Models, in the order to read them:
     network               what every policy around one network shares: parameters and reference
     families              a row for every pipeline class of diffusers: what cannot be learnt from its calls
     diffusers_pipeline    the policy on such a pipeline
+    pipeline_calls        the pipeline's calls with the settings of one policy
     probe                 the pipeline's own `__call__`, whose network takes notes
     template              a call of the network, taken apart
     learn                 what the notes say about the network
     collate               prompts of several lengths
     classes               the policy class of every family
+    proof                 whether a policy samples as its pipeline does
 
 Plumbing:
 
-    schedule        noise levels of a pipeline's scheduler
+    pipeline_parts  whether a pipeline's parts and a resolution fit
+    schedule        whether its scheduler's steps do
     prompt_cache    encoded prompts, limited in bytes
     offload         text encoders in host memory
     vae             an autoencoder that decodes in bf16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from .diffusers_pipeline import DiffusersPolicy
 from .families import FAMILIES, Family
 
@@ -38,14 +40,15 @@ class QwenImagePolicy(DiffusersPolicy):
     family = FAMILIES["QwenImagePipeline"]
 
 
-def policy_class(family: Family) -> type[DiffusersPolicy]:
+def policy_class(family: Family, listed: bool = True) -> type[DiffusersPolicy]:
     """The class of a family's policies, such as ChromaPolicy for a ChromaPipeline.
 
     Args:
         family: its row.
+        listed: as `DiffusersPolicy.listed`.
     """
     name = f"{family.pipeline.removesuffix('Pipeline')}Policy"
-    return type(name, (DiffusersPolicy,), {"family": family, "__module__": __name__})
+    return type(name, (DiffusersPolicy,), {"family": family, "listed": listed, "__module__": __name__})
 
 
 _NAMED = {policy.family.pipeline: policy for policy in (SD3Policy, FluxPolicy, QwenImagePolicy)}
@@ -53,3 +56,21 @@ POLICIES: dict[str, type[DiffusersPolicy]] = {
     name: _NAMED.get(name) or policy_class(family) for name, family in FAMILIES.items()
 }
 """`_class_name` in a model's model_index.json -> the class that loads it by `from_pretrained`."""
+
+
+def unlisted_class(pipeline: str) -> type[DiffusersPolicy]:
+    """The policy class for a pipeline class without a row, which has to prove itself.
+
+    Args:
+        pipeline: name of a class in diffusers.
+    """
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+    guidance = "true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"
+    unlisted = Family(
+        pipeline=pipeline,
+        guidance=guidance if "negative_prompt" in parameters else None,
+        embedded=lambda config: bool(getattr(config, "guidance_embeds", False)),
+    )
+    return policy_class(unlisted, listed=False)

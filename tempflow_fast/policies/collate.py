@@ -41,7 +41,8 @@ def collate(rows: Sequence[Row], slots: Mapping[str, Slot]) -> Row:
     device = tensors[first.name].device
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     tensors |= {slot.name: mask.to(device, slot.dtype) for slot in masks}
-    if not masks and not any(slot.is_mask for slot in own):
+    masked = masks or any(slot.is_mask for slot in own)
+    if not masked or any(slot.dim is None for slot in own):
         tensors[LENGTHS] = lengths.to(device)
     return tensors
 

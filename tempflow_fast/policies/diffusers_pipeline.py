@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,23 +17,19 @@ from . import lora, lora_file
 from .base import Condition
 from .collate import by_length, collate
 from .families import Family
-from .learn import PROBED_SCALE, TIMES, Facts, Halves, check_constants, learn, learn_halves
 from .model_files import LIBRARIES, load_pipeline, read_index
 from .network import NetworkPolicy
 from .offload import ALIGNMENT, HostCopies
-from .probe import Probe, Trace
+from .pipeline_calls import PipelineCalls
+from .pipeline_parts import check_parts, checked_size, encoders
 from .prompt_cache import PromptCache, Row
 from .schedule import check_scheduler
-from .template import BATCH, Inputs, Rows, argument, fill, leaves
+from .template import Inputs, fill
 from .vae import Bf16Decoder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from typing_extensions import Self
-
-SHORT_TEXT, LONG_TEXT = "a", "a red circle next to the blue squares"
-"""Prompts of different lengths, from which the network's arguments are learnt."""
-LEARNT_STEPS = 3
 
 
 class DiffusersPolicy(NetworkPolicy):
@@ -57,6 +52,8 @@ class DiffusersPolicy(NetworkPolicy):
 
     family: ClassVar[Family]
     """Of the pipelines that a subclass takes."""
+    listed: ClassVar[bool] = True
+    """Whether somebody has written the row; else the policy has to prove itself when a model is loaded."""
 
     def __init__(
         self,
@@ -65,10 +62,10 @@ class DiffusersPolicy(NetworkPolicy):
         max_text_length: int | None = None,
     ) -> None:
         self.pipeline: Any = pipeline  # diffusers declares no types for its parts
-        self._check_parts()
+        check_parts(self._name, pipeline, self.family)
         self.check_text_length(max_text_length)
-        self.max_text_length = self.family.text_length if max_text_length is None else max_text_length
-        self._size = self._checked_size(resolution)
+        size = checked_size(self._name, pipeline, self.family, resolution)
+        self.calls = PipelineCalls(self._name, pipeline, self.family, size, max_text_length)
         network, vae = self._network, self.pipeline.vae
         self.dtype: torch.dtype = network.dtype
         if vae.dtype != torch.float32:
@@ -79,7 +76,6 @@ class DiffusersPolicy(NetworkPolicy):
         for name in self.family.idle(network):
             self.network.get_submodule(name).requires_grad_(False)
         self._cache = PromptCache()
-        self._encoders_at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
         self._decoder_in_use: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @classmethod
@@ -139,6 +135,22 @@ class DiffusersPolicy(NetworkPolicy):
         return cls(pipeline.to(device), resolution, max_text_length)
 
     @property
+    def max_text_length(self) -> int:
+        """Number of tokens at which a prompt is cut."""
+        return self.calls.text_length
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, without the dimension of rows."""
+        return self.calls.latent_shape
+
+    @property
+    def device(self) -> torch.device:
+        """The network's device."""
+        device: torch.device = self._network.device
+        return device
+
+    @property
     def _name(self) -> str:
         return type(self).__name__
 
@@ -147,135 +159,13 @@ class DiffusersPolicy(NetworkPolicy):
         """The network in the pipeline, without a wrapper."""
         return getattr(self.pipeline, self.family.network)
 
-    def _check_parts(self) -> None:
-        """Refuses another family's pipeline or network, and a scheduler of another rule."""
-        import diffusers
-
-        name, part = self.family.pipeline, self.family.network
-        own, got = getattr(diffusers, name), type(self.pipeline).__name__
-        require(isinstance(self.pipeline, own), self._name, "pipeline", f"a {name}", got)
-        kinds, got = own._get_signature_types()[part], type(self._network).__name__
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        require(isinstance(self._network, kinds), self._name, f"pipeline.{part}", f"a {expected}", got)
-        check_scheduler(self._name, self.pipeline.scheduler)
-
-    @property
-    def _encoders(self) -> list[nn.Module]:
-        parts = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
-        return [part for part in parts if part is not self._network and part is not self.pipeline.vae]
-
-    def _checked_size(self, resolution: int | tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        if resolution is None:
-            resolution = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
-        size, side = (resolution, resolution) if isinstance(resolution, int) else resolution, self._pixels
-        listed = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(pixels, int) for pixels in size)
-        fits = listed and all(pixels > 0 and pixels % side == 0 for pixels in size)
-        expected = f"a positive multiple of {side} pixels, or (height, width) of such multiples"
-        require(fits, self._name, "resolution", expected, resolution)
-        longest = self.family.largest(self.pipeline)
-        if longest is not None:
-            require(max(size) <= longest, self._name, "resolution", f"at most {longest} pixels a side", size)
-        return size[0], size[1]
-
-    @property
-    def _pixels(self) -> int:
-        """What the sides of images are multiples of."""
-        return self.family.pixels(self.pipeline)
-
-    @property
-    def device(self) -> torch.device:
-        """The network's device."""
-        device: torch.device = self._network.device
-        return device
-
-    # What is learnt from the pipeline.
-
-    @property
-    def _embeds_guidance(self) -> bool:
-        """Whether the network takes the guidance scale as an input and needs no second evaluation."""
-        return self.family.embedded(self._network.config)
-
     def guides(self, guidance_scale: float) -> bool:
         """Whether a guidance scale takes a second velocity, for the negative prompt.
 
         Args:
             guidance_scale: g.
         """
-        return not self._embeds_guidance and self.family.guidance is not None and guidance_scale > self.family.above
-
-    @property
-    def _probe(self) -> Probe:
-        # Values can be compared on the host where the network has none.
-        device = torch.device("cpu") if self.device.type == "meta" else self.device
-        return Probe(self.pipeline, self.family.network, device)
-
-    def _arguments(
-        self, prompt: str | list[str], num_steps: int = LEARNT_STEPS, scale: float | None = None
-    ) -> dict[str, Any]:
-        """Of the pipeline's `__call__`; without a scale, for a call without guidance."""
-        family = self.family
-        arguments: dict[str, Any] = {
-            "prompt": prompt,
-            "height": self._size[0],
-            "width": self._size[1],
-            "num_inference_steps": num_steps,
-            **family.call(self.pipeline, self.max_text_length),
-        }
-        if family.length_argument is not None:
-            arguments[family.length_argument] = self.max_text_length
-        if self._embeds_guidance:
-            arguments["guidance_scale"] = 1.0 if scale is None else scale
-        elif family.guidance is not None:
-            arguments[family.guidance] = family.above if scale is None else scale
-            if scale is not None:
-                arguments["negative_prompt"] = family.negative
-        return arguments
-
-    @cached_property
-    def _still(self) -> Trace:
-        """A call for a short prompt, without guidance; what the pipeline has prepared for it serves other calls."""
-        with self._encoders_at_hand(), quiet(*LIBRARIES):
-            return self._probe.trace(self._arguments(SHORT_TEXT), LEARNT_STEPS)
-
-    @cached_property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent, without the dimension of rows."""
-        return tuple(self._still.latents.shape[1:])
-
-    @cached_property
-    def _facts(self) -> Facts:
-        """What calls of the network are like."""
-        trace, scaled = self._still, None
-        with self._encoders_at_hand(), quiet(*LIBRARIES):
-            batch = self._probe.trace(self._arguments([SHORT_TEXT, *[LONG_TEXT] * (BATCH - 1)]))
-            if self._embeds_guidance:
-                scaled = self._probe.trace(self._arguments(SHORT_TEXT, scale=2.0), encoded=trace.encoded)
-        return learn(self._name, trace, batch, scaled).to(self.device)
-
-    @cached_property
-    def _texts(self) -> list[Rows]:
-        """The arguments of which every prompt brings its own."""
-        return [slot for slot in leaves(self._facts.slots) if isinstance(slot, Rows)]
-
-    @cached_property
-    def _negative(self) -> tuple[Halves, Row]:
-        """Where a guided step has its negative prompt, and the rows of it."""
-        with self._encoders_at_hand(), quiet(*LIBRARIES):
-            trace = self._probe.trace(self._arguments(self.family.negative, scale=PROBED_SCALE))
-        halves = learn_halves(self._name, trace, self.family.combine)
-        return halves, self._row_of(trace.calls[0][halves.call].arguments, halves.row)
-
-    def _row_of(self, arguments: Mapping[str, Any], row: int = 0) -> Row:
-        """What one prompt brings to a call of the network."""
-        tensors = {slot.name: slot.of(argument(arguments, slot.name), row) for slot in self._texts}
-        return {
-            # A copy: a part would keep the other half of the call in memory.
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-            for name, tensor in tensors.items()
-        }
-
-    # What all policies do with it.
+        return self.calls.has_guidance and guidance_scale > self.family.above
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
         """Encodes prompts, each of them once and alone, and keeps the encodings.
@@ -293,33 +183,28 @@ class DiffusersPolicy(NetworkPolicy):
         """
         require(not isinstance(prompts, str), "encode", "prompts", "a list of texts", repr(prompts))
         require(len(prompts) > 0, "encode", "prompts", "at least one text", "none")
-        paired, known = guided and not self._embeds_guidance, self._encodings(prompts)
+        paired, known = guided and self.calls.has_guidance, self._encodings(prompts)
         rows = [known[prompt] for prompt in prompts]
         if paired:
-            negative = self._negative[1]
-            rows = [part for row in rows for part in (row, negative)]
-        tensors = collate(rows, self._facts.slots)
+            rows = [part for row in rows for part in (row, self.calls.negative)]
+        tensors = collate(rows, self.calls.facts.slots)
         return Condition({name: part.unflatten(0, (-1, 2)) if paired else part for name, part in tensors.items()})
 
     def _encodings(self, texts: Sequence[str]) -> dict[str, Row]:
         found = {text: self._cache.get(text) for text in texts}
         known = {text: row for text, row in found.items() if row is not None}
-        if missing := [text for text in found if text not in known]:
-            with self._encoders_at_hand(), quiet(*LIBRARIES):
-                for text in missing:
-                    # One per call, so that the bits of an encoding do not depend on the other prompts.
-                    known[text] = self._encode_one(text)
-                    self._cache.put(text, known[text])
+        for text, row in self.calls.encode([text for text in found if text not in known]).items():
+            known[text] = row
+            self._cache.put(text, row)
         return known
 
-    def _encode_one(self, prompt: str) -> Row:
-        arguments = self._probe.trace(self._arguments(prompt)).calls[0][0].arguments
-        check_constants(self._name, self._facts.slots, arguments)
-        return self._row_of(arguments)
+    @property
+    def _encoders(self) -> list[nn.Module]:
+        return encoders(self.pipeline, self.family)
 
     def offload_text_encoders(self) -> None:
         """From now on the text encoders stay in host memory, and are copied to the device only for new prompts."""
-        self._encoders_at_hand = HostCopies(self._encoders, self.device).on_device
+        self.calls.encoders_at_hand = HostCopies(self._encoders, self.device).on_device
 
     def decode_in_bf16(self) -> None:
         """From now on the VAE decodes in bf16, but for its last block, with a copy of its weights.
@@ -348,7 +233,7 @@ class DiffusersPolicy(NetworkPolicy):
             ValueError: if guidance needs a second velocity and the condition was encoded without `guided`.
         """
         paired, tensors = self.guides(guidance_scale), dict(condition.tensors)
-        own = self._texts[0]
+        facts, own = self.calls.facts, self.calls.rows[0]
         has_pairs = tensors[own.name].dim() == own.num_dims + 2
         if paired and not has_pairs:
             fail("velocity", "condition", "from encode(prompts, guided=True) for guidance", "an unguided one")
@@ -359,23 +244,23 @@ class DiffusersPolicy(NetworkPolicy):
             hidden, sigma = hidden.repeat_interleave(2, dim=0), sigma.repeat_interleave(2)
         if has_pairs:
             tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
-        inputs = Inputs(hidden, TIMES[self._facts.time](sigma), guidance_scale, tensors)
+        inputs = Inputs(hidden, facts.time_of(sigma), guidance_scale, tensors)
         # Where patches are single pixels, unpatchifying leaves a permuted view; the ops need contiguous rows.
-        velocity = by_length(inputs, self._texts, self._predict).to(latents.dtype).contiguous()
+        velocity = by_length(inputs, self.calls.rows, self._predict).to(latents.dtype).contiguous()
         return self._pair(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
 
     def _predict(self, inputs: Inputs) -> Tensor:
-        made = self.acting(**fill(self._facts.slots, inputs))
+        made = self.acting(**fill(self.calls.facts.slots, inputs))
         output = made[0]
         output = torch.stack(list(output)) if isinstance(output, (list, tuple)) else output
         velocity = output.reshape(inputs.latents.shape)
-        return -velocity if self._facts.sign < 0 else velocity
+        return -velocity if self.calls.facts.sign < 0 else velocity
 
     def _pair(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor | None]:
         """What guidance is made of."""
         if self.family.combine is not None:
             return self.family.combine(cond, uncond, guidance_scale), None
-        return (2 * cond - uncond, cond) if self._negative[0].beyond else (cond, uncond)
+        return (2 * cond - uncond, cond) if self.calls.halves.beyond else (cond, uncond)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -388,7 +273,7 @@ class DiffusersPolicy(NetworkPolicy):
             Images [R, 3, H, W], float32 in [0, 1].
         """
         with torch.autocast(latents.device.type, enabled=False), self._decoder_in_use():
-            return self._probe.images(self._arguments(SHORT_TEXT), latents.to(self.pipeline.vae.dtype), self._still)
+            return self.calls.images(latents.to(self.pipeline.vae.dtype))
 
     def sigmas(self, num_steps: int) -> list[float]:
         """The noise levels of the pipeline's scheduler, with its static or resolution-dependent shift.
@@ -403,7 +288,7 @@ class DiffusersPolicy(NetworkPolicy):
             ValueError: if the scheduler does not take Euler steps.
         """
         check_scheduler(self._name, self.pipeline.scheduler)  # again: it may have been replaced
-        return self._probe.trace(self._arguments(SHORT_TEXT, num_steps), 0, self._still.encoded).sigmas
+        return self.calls.sigmas(num_steps)
 
     def enable_gradient_checkpointing(self) -> None:
         """The backward pass recomputes each block instead of keeping its activations: slower, but far less memory."""

@@ -43,10 +43,10 @@ class Family:
         combine: (conditional, unconditional, scale) -> velocity; None: unconditional + scale (conditional -
             unconditional), or the same from the conditional one, whichever the pipeline does.
         negative: the text that guidance leads away from.
-        text_length: number of tokens at which the public training scripts, or else the pipeline, cut a prompt.
+        text_length: number of tokens at which the public training scripts cut a prompt; None: the pipeline's default.
         longest_text: the most tokens that the pipeline takes.
-        length_argument: the argument of `__call__` for that number; None: it has none.
-        call: more arguments of `__call__`, of the pipeline and the text length.
+        call: (pipeline, text length) -> more arguments of `__call__`. It gets the text length as `max_sequence_length`
+            where it has such an argument.
         network: name of the part that is trained.
         optional_parts: names of parts that a model may lack, in addition to those that are optional to diffusers.
         pixels: how many pixels the sides of images must be multiples of.
@@ -62,9 +62,8 @@ class Family:
     above: float = 1.0
     combine: Combine | None = None
     negative: str = ""
-    text_length: int = 512
+    text_length: int | None = None
     longest_text: int = 512
-    length_argument: str | None = "max_sequence_length"
     call: Callable[[Any, int], Mapping[str, Any]] = _no_arguments
     network: str = "transformer"
     optional_parts: tuple[str, ...] = ()
@@ -101,13 +100,30 @@ def _qwen_idle(network: Any) -> tuple[str, ...]:
     return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
 
 
+def _shrinking_norm(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    combined = uncond + scale * (cond - uncond)
+    lengths = cond.norm(dim=-1, keepdim=True) / (combined.norm(dim=-1, keepdim=True) + 1e-8)
+    return combined * lengths.clamp(max=1.0)
+
+
+def _as_asked(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+    return {"use_resolution_binning": False}
+
+
+def _unenhanced(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+    return {"use_pe": False}  # a language model would rewrite the prompts
+
+
+def _unrewritten(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+    return {"enable_prompt_rewrite": False}  # by a language model
+
+
 FAMILIES: dict[str, Family] = {
     family.pipeline: family
     for family in (
         Family(
             pipeline="StableDiffusion3Pipeline",
             text_length=128,
-            length_argument=None,
             call=_sd3_call,
             optional_parts=("text_encoder_3", "tokenizer_3"),
             pixels=_sd3_pixels,
@@ -125,6 +141,23 @@ FAMILIES: dict[str, Family] = {
             longest_text=1024,
             idle=_qwen_idle,
         ),
+        Family(pipeline="AuraFlowPipeline"),
+        Family(pipeline="ChromaPipeline"),
+        Family(pipeline="OvisImagePipeline"),
+        Family(pipeline="CogView4Pipeline"),
+        Family(pipeline="Lumina2Pipeline", combine=token_norm),
+        Family(pipeline="ZImagePipeline", above=0.0),
+        Family(pipeline="Krea2Pipeline", above=0.0),
+        Family(pipeline="Flux2Pipeline", guidance=None, embedded=lambda config: True),
+        Family(pipeline="Flux2KleinPipeline"),
+        Family(pipeline="NucleusMoEImagePipeline", combine=token_norm),
+        Family(pipeline="PRXPipeline", call=_as_asked),
+        Family(pipeline="ErnieImagePipeline", call=_unenhanced),
+        Family(pipeline="HiDreamImagePipeline"),
+        Family(pipeline="BriaPipeline"),
+        Family(pipeline="BriaFiboPipeline", longest_text=3000),
+        Family(pipeline="Kandinsky5T2IPipeline"),
+        Family(pipeline="LongCatImagePipeline", combine=_shrinking_norm, call=_unrewritten),
     )
 }
 """Name of a pipeline class -> its row."""

@@ -24,6 +24,8 @@ TIMES: dict[str, Callable[[Any], Any]] = {
     "1000 sigma - 1": lambda sigma: sigma * 1000 - 1,
 }
 """The times that networks take, as functions of the noise level."""
+TIMESTEP = "the scheduler's timestep"
+"""The time of networks whose scheduler shifts its noise levels and not its timesteps."""
 NEAR = 1e-4
 """The largest difference, relative to the largest value, between what is noted in float32 and what explains it."""
 PROBED_SCALE = 3.0
@@ -36,13 +38,15 @@ class Facts:
 
     Args:
         slots: argument -> how it is filled.
-        time: key of `TIMES`.
+        time: key of `TIMES`, or `TIMESTEP`.
+        curve: [2, S]: noise levels and the scheduler's timesteps there, from the smallest.
         sign: 1 or -1: what the output is multiplied by to give dx/dsigma.
     """
 
     slots: dict[str, Slot]
     time: str
     sign: int
+    curve: Tensor
 
     def to(self, device: torch.device) -> Facts:
         """The same for a network on this device.
@@ -50,7 +54,21 @@ class Facts:
         Args:
             device: where it is.
         """
-        return replace(self, slots={name: moved(slot, device) for name, slot in self.slots.items()})
+        slots = {name: moved(slot, device) for name, slot in self.slots.items()}
+        return replace(self, slots=slots, curve=self.curve.to(device))
+
+    def time_of(self, sigma: Tensor) -> Tensor:
+        """The network's time.
+
+        Args:
+            sigma: noise levels, float32 [R].
+        """
+        if self.time != TIMESTEP:
+            return TIMES[self.time](sigma)  # type: ignore[no-any-return]
+        levels, times = self.curve
+        upper = torch.searchsorted(levels, sigma.contiguous()).clamp(1, len(levels) - 1)
+        share = (sigma - levels[upper - 1]) / (levels[upper] - levels[upper - 1])
+        return torch.lerp(times[upper - 1], times[upper], share)
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class Halves:
     beyond: bool
 
 
-def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None) -> Facts:
+def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None, levels: Trace) -> Facts:
     """Explains what a network is called with.
 
     Args:
@@ -76,6 +94,7 @@ def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None) -> Facts
         trace: of one prompt, over three steps, without guidance.
         batch: of `BATCH` prompts; the first is the same and the shortest, the others are longer.
         scaled: as `trace`, with twice the guidance scale, for a network that takes the scale as an input.
+        levels: of a schedule of many steps.
 
     Raises:
         ValueError: naming the argument or the output that cannot be explained.
@@ -92,7 +111,8 @@ def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None) -> Facts
     if scaled is not None:
         name = _changed(owner, first, scaled.calls[0][0].arguments)
         slots[name] = Guidance(float(first[name]))
-    return Facts(slots, _time(owner, [float(value) for value in values], trace.sigmas), _sign(owner, trace))
+    time = _time(owner, [float(value) for value in values], trace)
+    return Facts(slots, time, _sign(owner, trace), _curve(levels))
 
 
 def learn_halves(owner: str, trace: Trace, combine: Combine | None) -> Halves:
@@ -125,13 +145,21 @@ def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def _time(owner: str, values: Sequence[float], sigmas: Sequence[float]) -> str:
-    for name, form in TIMES.items():
-        expected = [form(sigma) for sigma in sigmas[: len(values)]]
+def _time(owner: str, values: Sequence[float], trace: Trace) -> str:
+    sigmas = trace.sigmas[: len(values)]
+    known = {name: [form(sigma) for sigma in sigmas] for name, form in TIMES.items()}
+    known[TIMESTEP] = trace.scheduler.timesteps[: len(values)].tolist()
+    for name, expected in known.items():
         if all(abs(a - b) <= NEAR * max(abs(b), 1e-2) for a, b in zip(values, expected, strict=True)):
             return name
     got = ", ".join(f"{value:.6g} at {sigma:.6g}" for value, sigma in zip(values, sigmas, strict=False))
-    fail(owner, "pipeline", f"one whose network takes {' or '.join(TIMES)} for the time", got)
+    fail(owner, "pipeline", f"one whose network takes {' or '.join([*TIMES, TIMESTEP])} for the time", got)
+
+
+def _curve(levels: Trace) -> Tensor:
+    sigmas, timesteps = torch.tensor(levels.sigmas), levels.scheduler.timesteps.float().cpu()
+    curve = torch.stack([sigmas[: len(timesteps)], timesteps])
+    return curve.unique(dim=1)  # sorted
 
 
 def _sign(owner: str, trace: Trace) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,10 @@ class Probe:
             trace.prepared = (trace.latents, *rest) if rest else trace.latents
             return trace.prepared
 
+        def draw(shape: tuple[int, ...], **kwargs: Any) -> Tensor:
+            trace.latents = random(torch.Size(shape))
+            return trace.latents
+
         def call(network: Any, *args: Any, **kwargs: Any) -> Any:
             if not num_steps:
                 raise _DoneError
@@ -113,16 +118,18 @@ class Probe:
             trace.answer = trace.answer or answered
             return answered
 
-        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> _Stepped:
             trace.predictions.append(prediction)
             if len(trace.predictions) == num_steps:
                 raise _DoneError
             trace.calls.append([])
-            return (sample,)
+            return _Stepped((sample,))
 
         trace.scheduler.step = step
-        hooks = {"encode_prompt": encode_prompt, "prepare_latents": prepare_latents}
-        with suppress(_DoneError), torch.no_grad():
+        hooks = {"encode_prompt": encode_prompt}
+        if hasattr(self.pipeline, "prepare_latents"):
+            hooks["prepare_latents"] = prepare_latents
+        with suppress(_DoneError), torch.no_grad(), self._drawing(draw):
             self._double(hooks, call, scheduler=trace.scheduler)(**arguments, generator=_generator())
         return trace
 
@@ -145,23 +152,43 @@ class Probe:
             return (pixels, *made[1:]) if isinstance(made, tuple) else type(made)(sample=pixels)
 
         scheduler = copy.copy(trace.scheduler)
-        scheduler.step = lambda *args, **kwargs: (latents,)
+        scheduler.step = lambda *args, **kwargs: _Stepped((latents,))
         own = scheduler.set_timesteps  # the pipelines look at its parameters
         scheduler.set_timesteps = functools.wraps(own)(lambda *args, **kwargs: None)
-        hooks = {
-            "encode_prompt": lambda *args, **kwargs: next(encoded),
-            "prepare_latents": lambda *args, **kwargs: trace.prepared,
-        }
+        hooks = {"encode_prompt": lambda *args, **kwargs: next(encoded)}
+        if hasattr(self.pipeline, "prepare_latents"):
+            hooks["prepare_latents"] = lambda *args, **kwargs: trace.prepared
         parts = {"scheduler": scheduler, "vae": _shadow(self.pipeline.vae, {}, decode=decode)}
         double = self._double(hooks, lambda *args, **kwargs: trace.answer, **parts)
         images: Tensor = double(**{**arguments, "output_type": "pt"}, generator=_generator())[0]
         return images
+
+    @contextmanager
+    def _drawing(self, draw: Callable[..., Tensor]) -> Iterator[None]:
+        """Lets `draw` make the initial noise of a pipeline without `prepare_latents`."""
+        module: Any = sys.modules[type(self.pipeline).__module__]
+        if hasattr(self.pipeline, "prepare_latents") or not hasattr(module, "randn_tensor"):
+            yield
+            return
+        own, module.randn_tensor = module.randn_tensor, draw
+        try:
+            yield
+        finally:
+            module.randn_tensor = own
 
     def _double(self, hooks: dict[str, Callable[..., Any]], call: Callable[..., Any], **parts: Any) -> Any:
         place = property(lambda pipeline: self.device)  # also while the text encoders wait elsewhere
         parts[self.network] = _shadow(getattr(self.pipeline, self.network), {"__call__": call})
         still = {"_progress_bar_config": {"disable": True}, "maybe_free_model_hooks": lambda: None}
         return _shadow(self.pipeline, {**hooks, "_execution_device": place, "device": place}, **parts, **still)
+
+
+class _Stepped(tuple[Tensor]):
+    """What a scheduler's step returns, whether or not it was asked for a tuple."""
+
+    @property
+    def prev_sample(self) -> Tensor:
+        return self[0]
 
 
 @dataclass

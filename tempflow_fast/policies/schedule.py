@@ -1,11 +1,8 @@
-"""The noise levels of a pipeline's scheduler, and which schedulers step by Euler's rule, as the rollout does."""
+"""Which schedulers step by Euler's rule, as the rollout does."""
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import fail, require
 
@@ -44,25 +41,3 @@ def check_scheduler(function: str, scheduler: SchedulerMixin) -> None:
         for setting in SHIFT_LINE:
             fits = isinstance(config[setting], (int, float))
             require(fits, function, "pipeline.scheduler", f"one with a number as {setting}", repr(config[setting]))
-
-
-def pipeline_sigmas(scheduler: Any, num_steps: int, levels: np.ndarray | None, num_tokens: int) -> list[float]:
-    """The noise levels that a pipeline's own loop would take from its scheduler, which is left as it is.
-
-    Args:
-        scheduler: that `check_scheduler` accepts.
-        num_steps: T.
-        levels: [T] noise levels to shift; None: the scheduler's own choice.
-        num_tokens: image tokens, for a resolution-dependent shift.
-
-    Returns:
-        T + 1 noise levels, from the noisiest to 0.
-    """
-    scheduler, config = copy.deepcopy(scheduler), scheduler.config  # a copy keeps `set_shift`, which no config holds
-    shift: dict[str, float] = {}
-    if config.use_dynamic_shifting:
-        # The straight line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        shift["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
-    scheduler.set_timesteps(num_steps, sigmas=levels, **shift)
-    return scheduler.sigmas.tolist()

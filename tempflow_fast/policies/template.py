@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,8 @@ class Rows:
     """A tensor that every prompt brings its own of."""
 
     name: str
-    dim: int = 0
-    """Dimension of the rows in the network's argument."""
+    dim: int | None = 0
+    """Dimension of the rows in the network's argument; None: it is for all rows and depends on their length alone."""
     listed: bool = False
     """Whether the argument is a list with a tensor for every row."""
     text_dim: int | None = None
@@ -78,9 +78,14 @@ class Rows:
 
     def fill(self, inputs: Inputs) -> Any:
         rows = inputs.rows[self.name]
+        if self.dim is None:
+            return rows[0]
         return list(rows) if self.listed else rows.movedim(0, self.dim)
 
     def of(self, argument: Any, row: int) -> Tensor:
+        """One row of the network's argument."""
+        if self.dim is None:
+            return argument  # type: ignore[no-any-return]
         tensor: Tensor = argument[row] if self.listed else argument.select(self.dim, row)
         return tensor
 
@@ -133,7 +138,7 @@ Slot = Constant | Repeated | Nested | Rows | Mask | Latents | Time | Guidance
 class Place:
     """Where the latents are in a call."""
 
-    path: str
+    name: str
     shape: torch.Size
     """Of all rows together."""
     listed: bool
@@ -194,9 +199,9 @@ def template_of(one: Mapping[str, Any], many: Mapping[str, Any], latents: Tensor
     Returns:
         Name of an argument -> what it is. Time and guidance are still `Constant` or `Rows`.
     """
-    slots = {name: _slot(name, value, many.get(name)) for name, value in one.items()}
     place = place_of(one, latents)
-    return {**slots, place.path: Latents(tuple(place.shape[1:]), place.listed)}
+    slots = {name: _slot(name, value, many.get(name)) for name, value in one.items() if name != place.name}
+    return {**slots, place.name: Latents(tuple(place.shape[1:]), place.listed)}
 
 
 def _slot(name: str, one: Any, many: Any) -> Slot:
@@ -227,18 +232,22 @@ def _listed_slot(name: str, one: Sequence[Any], many: Sequence[Any]) -> Slot:
 
 
 def _tensor_slot(name: str, one: Tensor, many: Tensor) -> Slot:
+    if one.dim() != many.dim():
+        _refuse(name, one, many)
     differ = [dim for dim, (a, b) in enumerate(zip(one.shape, many.shape, strict=True)) if a != b]
     rows = [dim for dim in differ if one.shape[dim] == 1 and many.shape[dim] == BATCH]
     if rows and len(differ) <= 2:
         texts = [dim - (dim > rows[0]) for dim in differ if dim != rows[0]]
         masked = bool(texts) and not one.is_floating_point()
         return Rows(name, rows[0], text_dim=texts[0] if texts else None, is_mask=masked, num_dims=one.dim() - 1)
+    if len(differ) == 1:  # such as positions
+        return Rows(name, None, text_dim=differ[0], num_dims=one.dim())
     if differ or not torch.equal(one, many):
         _refuse(name, one, many)
     return Constant(one)
 
 
-def _refuse(name: str, one: Any, many: Any) -> None:
+def _refuse(name: str, one: Any, many: Any) -> NoReturn:
     known = "arguments of the network that are the same for all prompts, or one for each of them"
     fail("DiffusersPolicy", "pipeline", f"one with {known}", f"{name}: {_described(one)} and {_described(many)}")
 

@@ -13,7 +13,9 @@ from ..extensions import find_code, installed
 from ..hub import check_source
 from ..ops.checks import usable_device
 from ..policies import POLICIES, DiffusersPolicy
+from ..policies.classes import unlisted_class
 from ..policies.model_files import read_index
+from ..policies.proof import admit
 from ..shapes import pipeline_path
 
 
@@ -25,11 +27,13 @@ def load_policy(
     max_text_length: int | None = None,
     allow_code: bool = False,
     policy: str | None = None,
+    prove_unlisted: bool = True,
 ) -> DiffusersPolicy:
     """Loads a model by name.
 
     Its policy class is the entry of `POLICIES` for the pipeline class in model_index.json, or that of an installed
-    package under this name, by an entry point of the group tempflow_fast.policies.
+    package under this name, by an entry point of the group tempflow_fast.policies. Another pipeline class is tried: its
+    policy has to give the pipeline's own latents and pixels in a few steps.
 
     Args:
         model: `embedded` for the packaged model, a directory in the layout of a diffusers pipeline, or the name of such
@@ -41,16 +45,21 @@ def load_policy(
         max_text_length: maximum number of tokens of a prompt; None: the default of the policy class.
         allow_code: whether the model's parts may be code from its directory or from other libraries.
         policy: another class of policy, "module:Class" or a name as above; None: by the pipeline class.
+        prove_unlisted: whether a pipeline class without a policy is tried.
 
     Returns:
         The policy.
 
     Raises:
-        ValueError: if the model cannot be loaded, there is no policy for its pipeline class, or a setting does not fit.
+        ValueError: if the model cannot be loaded, a setting does not fit, or a pipeline class without a policy is not
+            reproduced, naming what differs.
     """
     device = usable_device("load_policy", device)
     source, kind = find_model(model, policy)
-    return kind.from_pretrained(source, device, dtype, resolution, max_text_length, allow_code)
+    loaded = kind.from_pretrained(source, device, dtype, resolution, max_text_length, allow_code)
+    if prove_unlisted and not kind.listed:
+        admit(loaded)
+    return loaded
 
 
 def find_model(model: str | Path, policy: str | None = None) -> tuple[str, type[DiffusersPolicy]]:
@@ -66,10 +75,14 @@ def find_model(model: str | Path, policy: str | None = None) -> tuple[str, type[
     Raises:
         ValueError: if there is no such model, or no policy for its pipeline class.
     """
+    import diffusers
+
     source = find_source(model)
     name = read_index("load_policy", source)["_class_name"]
     known = {*POLICIES, *installed(extensions.POLICIES)}
     if policy is None and name not in known:
+        if hasattr(diffusers, name):
+            return source, unlisted_class(name)
         fail("load_policy", "model", f"one of {', '.join(sorted(known))}, or given with a policy", f"a {name}")
     form = '"module:Class"'
     found = find_code("load_policy", "policy", policy or name, POLICIES, extensions.POLICIES, form)

@@ -60,7 +60,7 @@ def test_known_prompts_copy_nothing(policy, copied):
 def test_the_device_drops_its_copies_after_a_failure(policy, copied):
     policy.offload_text_encoders()
     before = storages(own_tensors(policy._encoders))
-    policy._encode_one = lambda prompt: 1 / 0
+    policy.pipeline.text_encoder.forward = lambda *args, **kwargs: 1 / 0
     with pytest.raises(ZeroDivisionError):
         policy.encode(["a new one"])
     assert copied

@@ -1,5 +1,37 @@
-"""Small random pipelines of further families, built from the libraries' own classes. Nothing is downloaded.
+"""Small random pipelines of every family, built from the libraries' own classes. Nothing is downloaded.
 
 `text_to_image`, `editing` and `video` have one function per family, which takes a directory for the tokenizer's files;
-`parts` has what they share.
+`parts` has what they share. `FAMILIES` names those that the tests of families go through.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support import pipelines
+from support.families import text_to_image
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny pipeline, and the tokens at which its prompts are cut (None: the family's own number)."""
+
+    build: Callable[[Path], Any]
+    text_length: int | None = None
+
+
+FAMILIES = {
+    "sd3": Tiny(pipelines.sd3_pipeline, 9),
+    "flux": Tiny(pipelines.flux_pipeline, 9),
+    # The marks of the chat around a prompt take 129 tokens.
+    "qwen_image": Tiny(pipelines.qwen_image_pipeline, 150),
+    "aura_flow": Tiny(text_to_image.aura_flow, 9),
+    "chroma": Tiny(text_to_image.chroma, 9),
+    "ovis_image": Tiny(text_to_image.ovis_image),
+    "cogview4": Tiny(text_to_image.cogview4),
+    "lumina2": Tiny(text_to_image.lumina2),
+    "z_image": Tiny(text_to_image.z_image),
+}
