@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from .learn import Combine
 
-ATTENTION = (
-    *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
-    *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
-)
+
+def _projections(name: str) -> tuple[str, ...]:
+    own, added = ("to_q", "to_k", "to_v", "to_out.0"), ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    return tuple(f"{name}.{layer}" for layer in (*own, *added))
+
+
+ATTENTION = _projections("attn")
 """The attention's projections, which most networks name alike. The public training scripts adapt these alone for SD3,
 and feed-forward layers as well for FLUX and Qwen-Image (see `settings/recipes/`)."""
 
@@ -144,9 +147,9 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="AuraFlowPipeline"),
         Family(pipeline="ChromaPipeline"),
         Family(pipeline="OvisImagePipeline"),
-        Family(pipeline="CogView4Pipeline"),
+        Family(pipeline="CogView4Pipeline", targets=_projections("attn1")),
         Family(pipeline="Lumina2Pipeline", combine=token_norm),
-        Family(pipeline="ZImagePipeline", above=0.0),
+        Family(pipeline="ZImagePipeline", above=0.0, targets=_projections("attention")),
         Family(pipeline="Krea2Pipeline", above=0.0),
         Family(pipeline="Flux2Pipeline", guidance=None, embedded=lambda config: True),
         Family(pipeline="Flux2KleinPipeline"),

@@ -17,10 +17,13 @@ from support.families import text_to_image
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny pipeline, and the tokens at which its prompts are cut (None: the family's own number)."""
+    """A tiny pipeline."""
 
     build: Callable[[Path], Any]
     text_length: int | None = None
+    """Tokens at which its prompts are cut; None: the family's own number."""
+    loads_adapters: bool = True
+    """Whether diffusers loads adapters into it."""
 
 
 FAMILIES = {
@@ -30,7 +33,7 @@ FAMILIES = {
     "qwen_image": Tiny(pipelines.qwen_image_pipeline, 150),
     "aura_flow": Tiny(text_to_image.aura_flow, 9),
     "chroma": Tiny(text_to_image.chroma, 9),
-    "ovis_image": Tiny(text_to_image.ovis_image),
+    "ovis_image": Tiny(text_to_image.ovis_image, loads_adapters=False),
     "cogview4": Tiny(text_to_image.cogview4),
     "lumina2": Tiny(text_to_image.lumina2),
     "z_image": Tiny(text_to_image.z_image),
