@@ -14,6 +14,7 @@ from tempflow_fast.policies.families import token_norm
 from tempflow_fast.policies.proof import admit
 from tempflow_fast.run.load import load_policy
 
+
 def saved(name, directory):
     torch.manual_seed(0)
     FAMILIES[name].build(directory / "tokenizer").save_pretrained(directory / "model")
