@@ -14,7 +14,7 @@ from ..errors import fail, integer, require
 from ..ops.checks import usable_device
 from ..quiet import quiet
 from . import lora, lora_file
-from .base import Condition
+from .base import Condition, guides
 from .collate import by_length, collate
 from .families import Family
 from .model_files import LIBRARIES, load_pipeline, read_index
@@ -165,7 +165,7 @@ class DiffusersPolicy(NetworkPolicy):
         Args:
             guidance_scale: g.
         """
-        return self.calls.has_guidance and guidance_scale > self.family.above
+        return self.calls.has_guidance and guides(guidance_scale)
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
         """Encodes prompts, each of them once and alone, and keeps the encodings.
@@ -260,7 +260,7 @@ class DiffusersPolicy(NetworkPolicy):
         """What guidance is made of."""
         if self.family.combine is not None:
             return self.family.combine(cond, uncond, guidance_scale), None
-        return (2 * cond - uncond, cond) if self.calls.halves.beyond else (cond, uncond)
+        return cond, uncond
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -42,9 +42,10 @@ class Family:
         guidance: the argument of `__call__` for the scale of classifier-free guidance; None: it has none.
         embedded: whether the network takes the scale of `guidance_scale` as an input, which replaces guidance by two
             velocities; decided by the network's configuration.
-        above: scales above this one guide.
+        above: the pipeline's scale above which it guides: 1 where guidance is u + g (c - u), as in this package; 0
+            where it is c + g (c - u), whose g is 1 less.
         combine: (conditional, unconditional, scale) -> velocity; None: unconditional + scale (conditional -
-            unconditional), or the same from the conditional one, whichever the pipeline does.
+            unconditional).
         negative: the text that guidance leads away from.
         text_length: number of tokens at which the public training scripts cut a prompt; None: the pipeline's default.
         longest_text: the most tokens that the pipeline takes.
@@ -109,10 +110,6 @@ def _shrinking_norm(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return combined * lengths.clamp(max=1.0)
 
 
-def _as_asked(pipeline: Any, text_length: int) -> Mapping[str, Any]:
-    return {"use_resolution_binning": False}
-
-
 def _unenhanced(pipeline: Any, text_length: int) -> Mapping[str, Any]:
     return {"use_pe": False}  # a language model would rewrite the prompts
 
@@ -154,12 +151,8 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="Flux2Pipeline", guidance=None, embedded=lambda config: True),
         Family(pipeline="Flux2KleinPipeline"),
         Family(pipeline="NucleusMoEImagePipeline", combine=token_norm),
-        Family(pipeline="PRXPipeline", call=_as_asked),
         Family(pipeline="ErnieImagePipeline", call=_unenhanced),
-        Family(pipeline="HiDreamImagePipeline"),
         Family(pipeline="BriaPipeline"),
-        Family(pipeline="BriaFiboPipeline", longest_text=3000),
-        Family(pipeline="Kandinsky5T2IPipeline"),
         Family(pipeline="LongCatImagePipeline", combine=_shrinking_norm, call=_unrewritten),
     )
 }

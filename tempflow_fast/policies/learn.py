@@ -78,12 +78,10 @@ class Halves:
     Args:
         call: number of the network's call.
         row: of that call.
-        beyond: whether the scale counts from the conditional velocity: c + g (c - u) instead of u + g (c - u).
     """
 
     call: int
     row: int
-    beyond: bool
 
 
 def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None, levels: Trace) -> Facts:
@@ -132,11 +130,9 @@ def learn_halves(owner: str, trace: Trace, combine: Combine | None) -> Halves:
     prediction = trace.predictions[0].float().reshape(outputs[0].shape)
     for negative in (0, 1):
         u, c = outputs[negative], outputs[1 - negative]
-        for beyond in (False, True):
-            pair = (2 * c - u, c) if beyond else (c, u)
-            guided = linear(*pair, PROBED_SCALE) if combine is None else combine(c[None], u[None], PROBED_SCALE)[0]
-            if min(_distance(prediction, guided), _distance(prediction, -guided)) <= NEAR:
-                return Halves(*places[negative], beyond and combine is None)
+        guided = linear(c, u, PROBED_SCALE) if combine is None else combine(c[None], u[None], PROBED_SCALE)[0]
+        if min(_distance(prediction, guided), _distance(prediction, -guided)) <= NEAR:
+            return Halves(*places[negative])
     fail(owner, "pipeline", "one whose guidance is u + g (c - u), or c + g (c - u)", "another combination")
 
 
@@ -159,7 +155,7 @@ def _time(owner: str, values: Sequence[float], trace: Trace) -> str:
 def _curve(levels: Trace) -> Tensor:
     sigmas, timesteps = torch.tensor(levels.sigmas), levels.scheduler.timesteps.float().cpu()
     curve = torch.stack([sigmas[: len(timesteps)], timesteps])
-    return curve.unique(dim=1)  # sorted
+    return curve.unique(dim=1).contiguous()  # sorted
 
 
 def _sign(owner: str, trace: Trace) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..quiet import quiet
 from .families import Family
-from .learn import PROBED_SCALE, Facts, Halves, check_constants, learn, learn_halves
+from .learn import PROBED_SCALE, Facts, check_constants, learn, learn_halves
 from .model_files import LIBRARIES
 from .probe import Probe, Trace
 from .prompt_cache import Row
@@ -89,9 +89,9 @@ class PipelineCalls:
         if "max_sequence_length" in self._parameters:
             arguments["max_sequence_length"] = self.text_length
         if self.embeds_guidance:
-            arguments["guidance_scale"] = family.above if scale is None else scale
+            arguments["guidance_scale"] = 1.0 if scale is None else scale
         elif family.guidance is not None:
-            arguments[family.guidance] = family.above if scale is None else scale
+            arguments[family.guidance] = (1.0 if scale is None else scale) + family.above - 1.0
             if scale is not None and "negative_prompt" in self._parameters:
                 arguments["negative_prompt"] = family.negative
         return {**arguments, **family.call(self._pipeline, self.text_length)}
@@ -123,7 +123,7 @@ class PipelineCalls:
         known, scaled = self._still.encoded, None
         batch = self._encoding(self.arguments([SHORT_TEXT, *[LONG_TEXT] * (BATCH - 1)]))
         if self.embeds_guidance:
-            scaled = self._probe.trace(self.arguments(SHORT_TEXT, scale=2 * self._family.above), encoded=known)
+            scaled = self._probe.trace(self.arguments(SHORT_TEXT, scale=2.0), encoded=known)
         levels = self._probe.trace(self.arguments(SHORT_TEXT, CURVE_STEPS), 0, known)
         return learn(self._owner, self._still, batch, scaled, levels).to(self._network.device)
 
@@ -133,20 +133,11 @@ class PipelineCalls:
         return [slot for slot in leaves(self.facts.slots) if isinstance(slot, Rows)]
 
     @cached_property
-    def _negative(self) -> tuple[Halves, Row]:
-        trace = self._encoding(self.arguments(self._family.negative, scale=PROBED_SCALE))
-        halves = learn_halves(self._owner, trace, self._family.combine)
-        return halves, self._row_of(trace.calls[0][halves.call].arguments, halves.row)
-
-    @property
-    def halves(self) -> Halves:
-        """Where a guided step has its negative prompt."""
-        return self._negative[0]
-
-    @property
     def negative(self) -> Row:
         """The encoding of the negative prompt."""
-        return self._negative[1]
+        trace = self._encoding(self.arguments(self._family.negative, scale=PROBED_SCALE))
+        halves = learn_halves(self._owner, trace, self._family.combine)
+        return self._row_of(trace.calls[0][halves.call].arguments, halves.row)
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Row]:
         """The encodings of prompts, one after the other: the bits of one do not depend on the others.

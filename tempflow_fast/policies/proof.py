@@ -157,7 +157,7 @@ def trunk(
     Returns:
         [R, T, *latent_shape].
     """
-    guidance = policy.family.above if scale is None else scale
+    guidance = 1.0 if scale is None else scale
     condition, latents, states = policy.encode(texts, guided=policy.guides(guidance)), noise, []
     for sigma, sigma_next in pairwise(levels):
         velocity, uncond = policy.velocity(latents, sigma, condition, guidance)

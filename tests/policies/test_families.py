@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.families import FAMILIES
+from support.families import FAMILIES, MORE
 from support.pipelines import silent
 
 from tempflow_fast.policies import POLICIES
@@ -18,16 +18,17 @@ SQUARE, TALL = 32, (64, 32)
 
 def policy_on(name, directory, resolution=SQUARE, **changed):
     torch.manual_seed(0)
-    pipeline = silent(FAMILIES[name].build(directory))
+    tiny = (FAMILIES | MORE)[name]
+    pipeline = silent(tiny.build(directory))
     kind = POLICIES[type(pipeline).__name__]
     if changed:
         kind = policy_class(replace(kind.family, **changed))
-    return kind(pipeline, resolution, FAMILIES[name].text_length)
+    return kind(pipeline, resolution, tiny.text_length)
 
 
 @pytest.mark.parametrize("negative", [None, "blurry squares"], ids=["default", "negative"])
 @pytest.mark.parametrize("resolution", [SQUARE, TALL], ids=["square", "tall"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative):
     """Two prompts of different lengths in a batch and alone, without guidance and with it, in float32."""
     if (negative is None) == (resolution == TALL):

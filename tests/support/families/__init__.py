@@ -36,5 +36,15 @@ FAMILIES = {
     "ovis_image": Tiny(text_to_image.ovis_image, loads_adapters=False),
     "cogview4": Tiny(text_to_image.cogview4),
     "lumina2": Tiny(text_to_image.lumina2),
-    "z_image": Tiny(text_to_image.z_image),
 }
+MORE = {
+    "z_image": Tiny(text_to_image.z_image),
+    "krea2": Tiny(text_to_image.krea2),
+    "flux2": Tiny(text_to_image.flux2),
+    "flux2_klein": Tiny(text_to_image.flux2_klein),
+    "ernie_image": Tiny(text_to_image.ernie_image),
+    "nucleusmoe_image": Tiny(text_to_image.nucleusmoe_image),
+    "longcat_image": Tiny(text_to_image.longcat_image),
+    "bria": Tiny(text_to_image.bria),
+}
+"""Families whose trunk alone is tested."""
