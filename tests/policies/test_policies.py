@@ -161,7 +161,7 @@ def test_settings_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"SD3Policy: max_text_length must be in 1..512, got 513"):
         SD3Policy(pipeline, max_text_length=513)
     (tmp_path / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
-    with pytest.raises(ValueError, match=r"load_policy: model must be one of FluxPipeline, .* got a OtherPipeline"):
+    with pytest.raises(ValueError, match=r"load_policy: model must be one of AuraFlowPipeline, .* got a OtherPipeline"):
         load_policy(str(tmp_path))
 
 
