@@ -34,13 +34,12 @@ def opening_lines(
     task, grpo, trained = config.task, config.grpo, policy.parameters()
     total, count = sum(p.numel() for p in policy.network.parameters()), sum(p.numel() for p in trained)
     sets, shown = heldout(config)
-    held_out = sets.everything()[1]
+    train, held_out = sets.everything()
     geometry = Geometry(grpo, task.prompts_per_iteration, processes.count, seed=task.seed << 32)
     lines = {
         "model": f"{config.policy.model} by {type(policy).__name__}, {total:,} parameters",
         "trained": f"{count:,} in {str(trained[0].dtype).removeprefix('torch.')}, {described(policy.network) or 'all'}",
-        "prompts": f"{len(sets.everything()[0])} of {task.prompts}; evaluation with {len(shown)} images of "
-        f"{len(held_out)} held-out prompts",
+        "prompts": f"{len(train)} of {task.prompts}, {len(held_out)} held out; evaluation with {len(shown)} images",
         "iteration": f"{geometry.images.num_rows} images of {task.prompts_per_iteration} prompts x {grpo.num_seeds} "
         f"seeds, by {grpo.num_steps} steps; reward {task.reward}",
         "device": f"{policy.device}, {config.policy.precision}, {processes.kind}; ops {bodies_on(policy.device.type)}",

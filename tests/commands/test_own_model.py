@@ -102,7 +102,7 @@ def test_the_first_run_with_ones_own_model(place, capsys):
     assert list(lines) == ["model", "trained", "prompts", "iteration", "device", "output", "settings"]
     assert lines["model"].startswith("model by SD3Policy, ")
     assert "in float32, LoRA of rank 32, alpha 64, on " in lines["trained"]
-    assert lines["prompts"] == "10 of prompts.txt; evaluation with 16 images of 2 held-out prompts"
+    assert lines["prompts"] == "10 of prompts.txt, 2 held out; evaluation with 16 images"
     assert lines["iteration"].startswith("32 images of 4 prompts x 2 seeds, by 10 steps; reward mine:red")
     assert lines["device"].startswith("cpu, bf16, 1 process; ops ")
     assert lines["settings"].startswith("sd35m-pickscore, but ")
