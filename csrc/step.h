@@ -12,6 +12,7 @@ struct Rows {                                           // [N, D] with any dista
 };
 
 // The columns of `coefficients` [T, kColumns], in the order of StepTable.coefficients (tempflow_fast/ops/schedule.py).
+// A negative noise weight asks policy_loss for the normalised ratio (see StepTable.with_ratio_norm).
 enum Column { kDt, kA, kB, kS, kNoiseWeight, kColumns };
 
 constexpr double kHalfLogTwoPi = 0.91893853320467274178;   // log(2 pi) / 2, of the normal density
@@ -19,10 +20,13 @@ constexpr double kHalfLogTwoPi = 0.91893853320467274178;   // log(2 pi) / 2, of 
 // One row of `coefficients`. What exists once per element is float, what exists once per row is double.
 struct Step {
   double b, s, noise_weight;
+  bool ratio_norm;
+  double unit;                                          // the divisor of log r: s^2, or s of the normalised ratio
   float dt32, a32, b32, s32;
 
   TF_HD explicit Step(const double* row)
-      : b(row[kB]), s(row[kS]), noise_weight(row[kNoiseWeight]), dt32(static_cast<float>(row[kDt])),
+      : b(row[kB]), s(row[kS]), noise_weight(fabs(row[kNoiseWeight])), ratio_norm(row[kNoiseWeight] < 0),
+        unit(ratio_norm ? s : s * s), dt32(static_cast<float>(row[kDt])),
         a32(static_cast<float>(row[kA])), b32(static_cast<float>(b)), s32(static_cast<float>(s)) {}
 
   TF_HD float euler(float x, float v) const { return fma1(dt32, v, x); }
@@ -30,10 +34,13 @@ struct Step {
 
   // log r = mean over D of b dv (2 (x' - m_old) - b dv) / (2 s^2) with dv = v - v_old. Per element this is
   // shift (x' + centre) / s^2: shift = b dv is exactly 0 for an unchanged policy, and nothing cancels close to it;
-  // centre = -m_old - shift / 2 takes the factors 2 out of the sum.
+  // centre = -m_old - shift / 2 takes the factors 2 out of the sum. The normalised ratio (see
+  // StepTable.with_ratio_norm) is the mean of b dv (x' - m_old) / s: without the second half, and divided by s.
   TF_HD float shift(float v, float v_old) const { return b32 * (v - v_old); }
-  TF_HD float centre(float shift, float x, float v_old) const { return fma1(-0.5f, shift, -mean(x, v_old)); }
-  TF_HD double log_ratio(double sum, int64_t d) const { return sum * (1 / (s * s * static_cast<double>(d))); }
+  TF_HD float centre(float shift, float x, float v_old) const {
+    return fma1(ratio_norm ? 0.0f : -0.5f, shift, -mean(x, v_old));
+  }
+  TF_HD double log_ratio(double sum, int64_t d) const { return sum * (1 / (unit * static_cast<double>(d))); }
 
   // From the sum of (v - v_ref)^2: |m - m_ref|^2 / (2 s^2), a mean over D.
   TF_HD double kl(double sum_squares, int64_t d) const {
@@ -43,8 +50,11 @@ struct Step {
   // From the mean over D of ((x' - m) / s)^2.
   TF_HD double log_density(double mean_square) const { return -0.5 * mean_square - log(s) - kHalfLogTwoPi; }
 
-  // d log p / d v = velocity_factor (x' - m), for a mean over D; d log r / d v is the same.
+  // d log p / d v = velocity_factor (x' - m), for a mean over D.
   TF_HD double velocity_factor(int64_t d) const { return b / (s * s * static_cast<double>(d)); }
+
+  // d log r / d v = ratio_factor (x' - m), or (x' - m_old) of the normalised ratio.
+  TF_HD double ratio_factor(int64_t d) const { return b / (unit * static_cast<double>(d)); }
 };
 
 struct Clip {                                           // clips the ratio to 1 - range .. 1 + range

@@ -43,11 +43,17 @@ def load_branches(branches, row, k, exists, first, inside, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def ratio_unit(coefficients, step):
+    """The divisor of log r: s^2, or s of the normalised ratio (see StepTable.with_ratio_norm)."""
+    s = coefficient(coefficients, step, S)
+    return tl.where(coefficient(coefficients, step, NOISE_WEIGHT) < 0, s, s * s)
+
+
+@triton.jit
 def branch_factor(coefficients, step, counts):
     """The factor of x' - m in the gradient, up to the derivative of a branch's surrogate."""
-    s = coefficient(coefficients, step, S)
-    weight = coefficient(coefficients, step, NOISE_WEIGHT) / counts[0] / counts[1]
-    return weight * coefficient(coefficients, step, B) / (s * s * counts[2])
+    weight = tl.abs(coefficient(coefficients, step, NOISE_WEIGHT)) / counts[0] / counts[1]
+    return weight * coefficient(coefficients, step, B) / (ratio_unit(coefficients, step) * counts[2])
 
 
 @triton.jit
@@ -73,7 +79,8 @@ def loss_sums_kernel(
     old = load_row(old_rows, row, first, inside, BLOCK)
     x = load_row(x_rows, row, first, inside, BLOCK)
     shift = b * (velocity - old)
-    centre = scaled_sum(-0.5, shift, -scaled_sum(coefficient(coefficients, step, A), x, b * old, BLOCK), BLOCK)
+    half = tl.where(coefficient(coefficients, step, NOISE_WEIGHT) < 0, 0.0, -0.5)
+    centre = scaled_sum(half, shift, -scaled_sum(coefficient(coefficients, step, A), x, b * old, BLOCK), BLOCK)
     changed = tl.sum((shift != 0).to(tl.int32))
     same = (changed == 0) & (gradient is not None)
     # b (v - v_old), or if nothing has changed the gradient for ratios of 1: one of the two is 0.
@@ -126,11 +133,10 @@ def statistics(
         pair = first + tl.arange(0, PAIRS)
         exists = pair < num_pairs
         step = tl.load(steps + pair // num_branches, mask=exists, other=0)
-        s = coefficient(coefficients, step, S)
-        value = sum_blocks(products, pair, exists, blocks, PARTIALS) / (s * s * numel)
+        value = sum_blocks(products, pair, exists, blocks, PARTIALS) / (ratio_unit(coefficients, step) * numel)
         tl.store(log_ratio + pair, value, mask=exists)
         share = surrogate(value, tl.load(advantages + pair, mask=exists, other=0.0), clip)[0]
-        value_sum += tl.where(exists, coefficient(coefficients, step, NOISE_WEIGHT) * share, 0.0)
+        value_sum += tl.where(exists, tl.abs(coefficient(coefficients, step, NOISE_WEIGHT)) * share, 0.0)
         clipped += tl.where(exists & ((value > clip[2]) | (value < clip[1])), 1.0, 0.0)
     row_kl = tl.zeros([PAIRS], tl.float32)
     if sum_squares_ref is not None:
@@ -149,26 +155,30 @@ def statistics(
 
 @triton.jit
 def gradient_block(
-    gradient, row, first, inside, products, advantages, clip, beta,
+    gradient, row, first, inside, products, advantages, clip, beta, old_rows,
     v, u, scale, ref, x_rows, branches, coefficients, steps, counts,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """One block of a row: sum over k of d loss / d log r_k times b / (s^2 D) (x'_k - m), and the gradient of the KL."""
+    """One block of a row: sum over k of d loss / d log r_k times b / (s^2 D) (x'_k - m), and the gradient of the KL.
+
+    Of the normalised ratio it is b / (s D) (x'_k - m_old)."""
     num_branches, numel = counts[1], counts[2]
     step, blocks = tl.load(steps + row), tl.cdiv(numel, BLOCK)
-    b, s = coefficient(coefficients, step, B), coefficient(coefficients, step, S)
     velocity = policy_velocity(v, u, scale, row, first, inside, BLOCK)
-    x = load_row(x_rows, row, first, inside, BLOCK)
-    mean = scaled_sum(coefficient(coefficients, step, A), x, b * velocity, BLOCK)
     value = tl.zeros([BLOCK], tl.float32)
     if ref is not None:
         difference = velocity - load_row(ref, row, first, inside, BLOCK)
         value = kl_factor(beta, coefficients, step, counts) * difference
+    if coefficient(coefficients, step, NOISE_WEIGHT) < 0:
+        velocity = load_row(old_rows, row, first, inside, BLOCK)
+    x = load_row(x_rows, row, first, inside, BLOCK)
+    mean = scaled_sum(coefficient(coefficients, step, A), x, coefficient(coefficients, step, B) * velocity, BLOCK)
+    unit = ratio_unit(coefficients, step)
     factor = branch_factor(coefficients, step, counts)
     for k0 in range(0, num_branches, GROUP):
         k = k0 + tl.arange(0, GROUP)
         exists, pair = k < num_branches, row * num_branches + k
-        log_ratio = sum_blocks(products, pair, exists, blocks, PARTIALS) / (s * s * numel)
+        log_ratio = sum_blocks(products, pair, exists, blocks, PARTIALS) / (unit * numel)
         derivative = surrogate(log_ratio, tl.load(advantages + pair, mask=exists, other=0.0), clip)[1]
         # Read last: if the branches were in registers during the sums, half as many programs would be in flight.
         samples = load_branches(branches, row, k, exists, first, inside, BLOCK)
@@ -178,7 +188,7 @@ def gradient_block(
 
 @triton.jit
 def loss_gradient_kernel(
-    gradient, log_ratio, loss, clip_fraction, kl, products, sum_squares_ref, changes, advantages, clip, beta,
+    gradient, log_ratio, loss, clip_fraction, kl, products, sum_squares_ref, changes, advantages, clip, beta, old_rows,
     v, u, scale, ref, x_rows, branches, coefficients, steps, counts,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, PARTIALS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
@@ -194,7 +204,7 @@ def loss_gradient_kernel(
         row, one = counts[0] - 1 - from_end, tl.arange(0, 1)
         if tl.sum(sum_blocks(changes, row + one, one == 0, tl.cdiv(counts[2], BLOCK), PARTIALS)) != 0:
             gradient_block(
-                gradient, row, first, inside, products, advantages, clip, beta,
+                gradient, row, first, inside, products, advantages, clip, beta, old_rows,
                 v, u, scale, ref, x_rows, branches, coefficients, steps, counts, BLOCK, GROUP, PARTIALS,
             )  # fmt: skip
 
@@ -238,7 +248,8 @@ def policy_loss(
     clip = (clip_range, math.log1p(-clip_range), math.log1p(clip_range))
     launch(
         loss_gradient_kernel, 1 + (num_rows * blocks if with_gradient else 0), velocity.device,
-        gradient, log_ratio, loss, clip_fraction, kl, products, sum_squares_ref, changes, advantages, clip, beta, *data,
+        gradient, log_ratio, loss, clip_fraction, kl, products, sum_squares_ref, changes, advantages, clip, beta, old,
+        *data,
         BLOCK=block, GROUP=min(GROUP, most), PARTIALS=PARTIALS, PAIRS=PAIRS,
     )  # fmt: skip
     return loss, log_ratio, clip_fraction, kl, gradient

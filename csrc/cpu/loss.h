@@ -133,22 +133,22 @@ void add_branches(float* sum, const LossArgs& args, const Chunk& chunk, double f
   if (count & 1) add_residuals<1>(sum, waiting + (count & 2), weights + (count & 2), mean, chunk.size);
 }
 
-// Pass 2: d loss / d v = sum over k of (d loss / d log r) velocity_factor (x' - m), plus the gradient of the KL.
+// Pass 2: d loss / d v = sum over k of (d loss / d log r) ratio_factor (x' - m), plus the gradient of the KL.
 template <class T>
 void chunk_gradient(const LossArgs& args, int64_t task) {
-  alignas(64) float buffer[kChunk], mean[kChunk], sum[kChunk];
+  alignas(64) float buffer[kChunk], old[kChunk], mean[kChunk], sum[kChunk];
   const Chunk chunk(task, args.d);
   const Step step = step_of(args.coefficients, args.steps[chunk.row]);
-  const double factor = step.velocity_factor(args.d);
   const T *x = chunk.in<T>(args.latents), *ref = chunk.in<T>(args.velocity_ref);
   const float* velocity = policy_velocity<T>(buffer, args, chunk);
-  const float kl = static_cast<float>(args.kl_factor * step.b * factor);
+  const float* point = step.ratio_norm ? as_floats(chunk.in<T>(args.velocity_old), old, chunk.size) : velocity;
+  const float kl = static_cast<float>(args.kl_factor * step.b * step.velocity_factor(args.d));
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size; ++i) {
-    mean[i] = step.mean(load(x[i]), velocity[i]);
+    mean[i] = step.mean(load(x[i]), point[i]);
     sum[i] = ref ? kl * (velocity[i] - load(ref[i])) : 0.0f;
   }
-  add_branches<T>(sum, args, chunk, factor, mean);
+  add_branches<T>(sum, args, chunk, step.ratio_factor(args.d), mean);
   memcpy(args.gradient + chunk.row * args.d + chunk.first, sum, static_cast<size_t>(chunk.size) * sizeof(float));
 }
 

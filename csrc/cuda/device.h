@@ -159,7 +159,7 @@ __device__ __forceinline__ Step step_of(const StepOfRow& rows, int64_t row) {
   Step step(rows.coefficients + (known ? index : 0) * kColumns);
   if (!known) {
     step.a32 = step.b32 = step.s32 = as_float(kNanBits);
-    step.b = step.s = static_cast<double>(step.b32);
+    step.b = step.s = step.unit = static_cast<double>(step.b32);
   }
   return step;
 }

@@ -41,7 +41,7 @@ __device__ __forceinline__ float* partial_of(const LossArgs& args, int64_t row, 
 
 // The factor of x' - m in the gradient, up to the derivative of a branch's surrogate with respect to log r.
 __device__ __forceinline__ double gradient_factor(const LossArgs& args, const Step& step) {
-  return step.noise_weight / static_cast<double>(args.n * args.k) * step.velocity_factor(args.d);
+  return step.noise_weight / static_cast<double>(args.n * args.k) * step.ratio_factor(args.d);
 }
 
 // The factor of v - v_ref in the gradient.
@@ -181,10 +181,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     tile.read(x, args.latents);
     if (args.velocity_ref.data) tile.read(gradient, args.velocity_ref);
 #pragma unroll
-    for (int i = 0; i < lanes; ++i) {
-      mean[i] = step.mean(x[i], v[i]);
-      gradient[i] = args.velocity_ref.data ? kl_weight * (v[i] - gradient[i]) : 0.0f;
-    }
+    for (int i = 0; i < lanes; ++i) gradient[i] = args.velocity_ref.data ? kl_weight * (v[i] - gradient[i]) : 0.0f;
+    if (step.ratio_norm) tile.read(v, args.velocity_old);
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) mean[i] = step.mean(x[i], v[i]);
   }
   RowStatistics statistics{};              // of the first thread
   for (int64_t first = 0; first < args.k; first += kGroup) {

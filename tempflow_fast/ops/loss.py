@@ -163,7 +163,7 @@ def policy_loss(
     It is the mean over R and K of noise_weight max(-A r, -A clip(r, 1 - c, 1 + c)), plus beta times the KL to the
     reference policy, with log r = mean over elements of b dv (2 (x' - m_old) - b dv) / (2 s^2), dv = v - v_old, which
     is exactly 0 where v is v_old. One velocity serves all branches of its state. Clipping compares log r with
-    log(1 - c) and log(1 + c).
+    log(1 - c) and log(1 + c). With a table of `with_ratio_norm`, log r is the mean of b dv (x' - m_old) / s instead.
 
     Args:
         velocity: v, [R, *shape]; with guidance the conditional velocity.

@@ -135,10 +135,13 @@ def policy_loss(
     v = velocity.to(dtype) if velocity_uncond is None else guided_velocity(velocity, velocity_uncond, guidance_scale)
     v, v_old, x, branches = v.to(dtype), velocity_old.to(dtype), latents.to(dtype), branches.to(dtype)
     _, a, b, s, noise_weight = _rows(coefficients, steps, dtype)
+    # A negative weight asks for the normalised ratio: log r is divided by s instead of s^2, and has no bias.
+    normalised, noise_weight = noise_weight < 0, noise_weight.abs()
+    unit, bias = torch.where(normalised, s, s.square()), torch.where(normalised, 0.0, 1.0).to(dtype)
     # log r as one mean of products with v - v_old: exactly 0 for an unchanged policy, and nothing cancels close to it.
     shift = (b * (v - v_old)).unsqueeze(1)
     residual_old = branches - (a * x + b * v_old).unsqueeze(1)
-    log_ratio = (shift * (2 * residual_old - shift)).mean(-1) / (2 * s.square())
+    log_ratio = (shift * (2 * residual_old - bias.unsqueeze(1) * shift)).mean(-1) / (2 * unit)
 
     advantage = advantages.to(dtype)
     # Clipping compares log r: near 1, float32 values of r are 1.2e-7 apart, which is too coarse for small clip ranges.
@@ -162,8 +165,8 @@ def policy_loss(
     if not with_gradient:
         return loss, log_ratio.detach(), clip_fraction, kl.detach(), velocity.new_empty(0, dtype=dtype)
     log_ratio_grad = torch.where(clipped_above | clipped_below, 0.0, noise_weight * unclipped / count)
-    residual = branches - (a * x + b * v).unsqueeze(1)
-    gradient = (log_ratio_grad.unsqueeze(-1) * residual).sum(1) * (b / (s.square() * numel))
+    residual = branches - (a * x + b * torch.where(normalised, v_old, v)).unsqueeze(1)
+    gradient = (log_ratio_grad.unsqueeze(-1) * residual).sum(1) * (b / (unit * numel))
     if velocity_ref is not None:
         gradient = gradient + 2 * beta * kl_scale * difference_ref
     return loss, log_ratio.detach(), clip_fraction, kl.detach(), gradient.detach().contiguous()

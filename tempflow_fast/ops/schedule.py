@@ -34,6 +34,7 @@ class StepTable:
     `a * latents + b * velocity + s * eps`. `noise_weight` is `s / mean(s over branch_steps)`, 0 at other steps
     (the normalisation of TempFlow-GRPO, arXiv 2508.04324: the weights of the branch steps average 1). `silent_steps`
     are those without noise (s below 2^-60, the least that float32 can compute with), where no branch can leave.
+    `ratio_norm` says which ratio `policy_loss` forms, see `with_ratio_norm`.
     """
 
     sigma: Tensor
@@ -47,6 +48,7 @@ class StepTable:
     noise_level: float
     branch_steps: tuple[int, ...]
     silent_steps: tuple[int, ...]
+    ratio_norm: bool = False
     _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -67,14 +69,16 @@ class StepTable:
     def coefficients(self, device: torch.device | str = "cpu") -> Tensor:
         """The rows (dt, a, b, s, noise_weight), float64 [T, 5], copied to a device once.
 
-        Ops read their rows from it, so no step waits for a scalar.
+        Ops read their rows from it, so no step waits for a scalar. With `ratio_norm` the weights are negative, by which
+        `policy_loss` knows it.
 
         Args:
             device: where the ops run.
         """
         device = torch.device(device)
         if device not in self._on_device:
-            columns = torch.stack([self.dt, self.a, self.b, self.s, self.noise_weight], dim=1)
+            weights = -self.noise_weight if self.ratio_norm else self.noise_weight
+            columns = torch.stack([self.dt, self.a, self.b, self.s, weights], dim=1)
             self._on_device[device] = columns.to(device, non_blocking=True)
         return self._on_device[device]
 
@@ -83,6 +87,18 @@ class StepTable:
         weights = torch.zeros_like(self.noise_weight)
         weights[list(self.branch_steps)] = 1.0
         return replace(self, noise_weight=weights, _on_device={})
+
+    def with_ratio_norm(self) -> StepTable:
+        """The same table for the loss of GRPO-Guard (arXiv 2510.22319).
+
+        Under the policy that drew a branch, log r has the mean -|m - m_old|^2 / (2 s^2) and a standard deviation in
+        proportion to 1 / s: most ratios are below 1, and a clip range means something else at every step. RatioNorm
+        takes s (log r + |m - m_old|^2 / (2 s^2)) instead, means over D, which is the mean of (m - m_old) eps. The
+        weights are divided by -dt, to which the gradients of the new ratio are in proportion, and average 1 again.
+        """
+        weights = torch.where(self.noise_weight > 0, self.noise_weight / -self.dt, 0.0)
+        weights = weights * (len(self.branch_steps) / weights.sum()) if self.branch_steps else weights
+        return replace(self, noise_weight=weights, ratio_norm=True, _on_device={})
 
     def followed_by(self, schedules: Iterable[Sequence[float]]) -> StepTable:
         """The same table with noiseless steps of other schedules after its own, as further rows.

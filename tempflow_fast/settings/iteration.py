@@ -119,6 +119,10 @@ class GRPOConfig:
     cost where guidance needs a second network row."""
     clip_range: float = 1e-4
     """c in clip(r, 1 - c, 1 + c). It is small because log-densities are means over the latent's elements."""
+    ratio_norm: bool = False
+    """Whether ratios are normalised as in GRPO-Guard: without the bias that makes most of them smaller than 1, and in
+    the same units at every step; the weights of the steps are then divided by the length of the step. `clip_range` then
+    bounds s times the log-ratio, with the standard deviation s of the step's noise."""
     beta: float = 0.0
     """Weight of the KL to the reference policy, computed on the trained rows; 0 turns it off."""
     adv_eps: float = 1e-4
@@ -345,4 +349,5 @@ class GRPOConfig:
 
         sigmas = policy.sigmas(self.num_steps) if self.sigmas is None else self.sigmas
         table = step_table(sigmas, self.sampler, self.noise_level, [step for step, _ in self.branch_counts])
-        return table if self.noise_weighting else table.with_equal_weights()
+        table = table if self.noise_weighting else table.with_equal_weights()
+        return table.with_ratio_norm() if self.ratio_norm else table

@@ -11,7 +11,7 @@ import torch
 from support.cuda_emulated import Emulator, Zeros, build, results
 from support.marks import DTYPES, GUIDED
 from support.op_bounds import compare
-from support.op_cases import IDS, ROWS, SEED, STEPS, Case, make_case, oracle
+from support.op_cases import IDS, ROWS, SEED, STEPS, TABLE, Case, make_case, oracle
 from support.op_draws import OPS, draw_call
 from support.tolerances import assert_near
 from torch import Tensor
@@ -216,6 +216,32 @@ def test_rows_may_be_further_apart_than_32_bits_tell(cuda):
     velocity = torch.randn(2, 2048).bfloat16()
     moved = cuda.euler_step(Zeros(2, 2**31 + 2048), velocity, None, 1.0, ROWS, 3)
     assert_same(moved, NATIVE.euler_step(torch.zeros_like(velocity), velocity, None, 1.0, ROWS, 3))
+
+
+def test_the_loss_reads_rows_further_apart_than_32_bits_tell(cuda):
+    case = make_case(torch.bfloat16, 2048, guided=False)
+    inputs = list(loss_inputs(case))
+    inputs[2] = torch.zeros_like(case.latents)
+    want = NATIVE.policy_loss(*inputs, True)
+    inputs[2] = Zeros(len(case.latents), 2**31 + 2048)
+    for kind, a, b in zip(("statistic", "log_ratio"), cuda.policy_loss(*inputs, True), want[:2], strict=False):
+        assert_near(kind, torch.float32, a, b.double())
+
+
+@DTYPES
+@GUIDED
+@pytest.mark.parametrize("has_changed", [True, False])
+def test_policy_loss_with_the_normalised_ratio(cuda, dtype, guided, has_changed):
+    """Against the reference, which test_ratio_norm.py compares with the formula."""
+    case, table = make_case(dtype, 2051, guided), TABLE.with_ratio_norm().coefficients()
+    case = case if has_changed else unchanged(cuda, case)
+    got = cuda.policy_loss(*loss_inputs(case)[:7], table, *loss_inputs(case)[8:], True)
+    guided_velocity = case.velocity if case.uncond is None else NATIVE.guided_velocity(*case[1:3], case.scale)
+    tensors = wide(guided_velocity, None, *case[:1], *case[3:6], case.advantages)
+    want = reference.policy_loss(*tensors, table, STEPS, 1.0, 1e-3, 0.04, True)
+    for kind, a, b in zip(("statistic", "log_ratio", "statistic", "statistic", "gradient"), got, want, strict=True):
+        assert_near(kind, torch.float32 if kind == "gradient" else dtype, a, b)
+    assert has_changed or bool((got[1] == 0).all())
 
 
 @DTYPES

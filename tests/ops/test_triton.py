@@ -25,6 +25,8 @@ pytest.importorskip("triton")
 SELECTION = "not -63- and not -1- and not (4097 and (fp16 or plain))"
 # Of the properties, that every body gives what the reference allows for drawn calls.
 SELECTION += " and not bounds and not threads and not order and not average and not line and not seconds"
+# Of the normalised ratio, what its bodies compute.
+SELECTION += " and not hessians and not spread"
 
 
 def save_native_results(path: Path) -> None:
@@ -51,7 +53,8 @@ def test_in_the_interpreter(tmp_path):
     if native.cpu_isa() in ("avx2", "avx512"):
         environment["TEMPFLOW_TEST_NATIVE"] = str(tmp_path / "native.pt")
         save_native_results(tmp_path / "native.pt")
-    files = [str(TESTS / name) for name in ("support/triton_kernels.py", "ops/test_ops.py", "ops/test_properties.py")]
+    names = ("support/triton_kernels.py", "ops/test_ops.py", "ops/test_properties.py", "ops/test_ratio_norm.py")
+    files = [str(TESTS / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SELECTION, *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -68,7 +71,7 @@ WIDE = {
     "log_prob_kernel": (3, 0),
     "log_prob_backward_kernel": (3, 1),
     "loss_sums_kernel": (7, 1),
-    "loss_gradient_kernel": (8, 1),
+    "loss_gradient_kernel": (9, 1),
 }
 
 VERSION = importlib.metadata.version("triton").rpartition(".")[0]
@@ -89,8 +92,9 @@ def test_compiled_for_gpus():
                 where = f"{kernel} {variant} {target}: {found}"
                 allowed = KEPT_ON_THE_STACK if (kernel, target) == KEEPING and VERSION in ("3.6", "3.7") else {}
                 assert all(found[fact] <= allowed.get(fact, 0) for fact in NOT_USED), where
-                # Three or four programs of 256 threads on a multiprocessor: enough accesses in flight (docs/gpu.md).
-                assert found["registers"] <= 80, where
+                # Three or four programs of 256 threads on a multiprocessor: enough accesses in flight (docs/gpu.md). Odd
+                # rows, which no model has, may do with two.
+                assert found["registers"] <= (112 if "odd" in variant else 80), where
                 if kernel in WIDE and "odd" not in variant:  # odd rows are accessed element by element
                     loads, stores = WIDE[kernel]
                     stores += kernel in ("loss_sums_kernel", "loss_gradient_kernel") and variant == "bfloat16"

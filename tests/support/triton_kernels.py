@@ -157,6 +157,25 @@ def test_rows_may_be_further_apart_than_32_bits_tell(tmp_path, num_rows, distanc
     assert_near("latents", torch.bfloat16, moved, ROWS[3, 0] * velocity.double())
 
 
+@pytest.mark.parametrize("ratio_norm", [False, True])
+def test_branches_may_be_further_apart_than_32_bits_tell(tmp_path, ratio_norm):
+    """Rows of branches, the branches of a row and the rows of latents, all beyond 2^31 elements from one another."""
+    with open(tmp_path / "rows", "wb") as file:
+        file.truncate(2 * (3 * 2**31 + 2049))
+    memory = torch.from_file(str(tmp_path / "rows"), size=3 * 2**31 + 2049, dtype=torch.bfloat16)
+    branches = memory.as_strided((2, 2, 2049), (2**32, 2**31, 1))
+    far, table = memory.as_strided((2, 2049), (2**31, 1)), TABLE.with_ratio_norm() if ratio_norm else TABLE
+    velocity, old = torch.randn(2, 2049).bfloat16(), torch.randn(2, 2049).bfloat16()
+    rest = (None, torch.ones(2, 2), table.coefficients(), torch.tensor([3, 1]), 1.0, 1e-3, 0.0, True)
+    got = torch.ops.tempflow_fast.policy_loss(velocity, None, far, branches, old, *rest)
+    near, zeros = torch.zeros(2, 2, 2049).bfloat16(), torch.zeros(2, 2049).bfloat16()
+    want = torch.ops.tempflow_fast.policy_loss(velocity, None, zeros, near, old, *rest)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    drawn = torch.ops.tempflow_fast.branch_step(far, velocity, None, 1.0, ROWS, 3, 2, torch.tensor(1), torch.arange(2))
+    want = torch.ops.tempflow_fast.branch_step(zeros, velocity, None, 1.0, ROWS, 3, 2, torch.tensor(1), torch.arange(2))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, want, strict=True))
+
+
 def test_one_launch_or_two_where_sums_of_a_row_meet(monkeypatch):
     launched = []
 
