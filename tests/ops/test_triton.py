@@ -92,8 +92,8 @@ def test_compiled_for_gpus():
                 where = f"{kernel} {variant} {target}: {found}"
                 allowed = KEPT_ON_THE_STACK if (kernel, target) == KEEPING and VERSION in ("3.6", "3.7") else {}
                 assert all(found[fact] <= allowed.get(fact, 0) for fact in NOT_USED), where
-                # Three or four programs of 256 threads on a multiprocessor: enough accesses in flight (docs/gpu.md). Odd
-                # rows, which no model has, may do with two.
+                # Three or four programs of 256 threads on a multiprocessor: enough accesses in flight (docs/gpu.md).
+                # Odd rows, which no model has, may do with two.
                 assert found["registers"] <= (112 if "odd" in variant else 80), where
                 if kernel in WIDE and "odd" not in variant:  # odd rows are accessed element by element
                     loads, stores = WIDE[kernel]
