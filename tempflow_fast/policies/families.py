@@ -130,7 +130,10 @@ FAMILIES: dict[str, Family] = {
             largest=lambda pipeline: pipeline.transformer.config.pos_embed_max_size * _sd3_pixels(pipeline),
         ),
         Family(
-            pipeline="FluxPipeline", guidance="true_cfg_scale", embedded=lambda config: bool(config.guidance_embeds)
+            pipeline="FluxPipeline",
+            guidance="true_cfg_scale",
+            embedded=lambda config: bool(config.guidance_embeds),
+            text_length=512,
         ),
         Family(
             pipeline="QwenImagePipeline",

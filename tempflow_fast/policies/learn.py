@@ -64,7 +64,7 @@ class Facts:
             sigma: noise levels, float32 [R].
         """
         if self.time != TIMESTEP:
-            return TIMES[self.time](sigma)  # type: ignore[no-any-return]
+            return TIMES[self.time](sigma)
         levels, times = self.curve
         upper = torch.searchsorted(levels, sigma.contiguous()).clamp(1, len(levels) - 1)
         share = (sigma - levels[upper - 1]) / (levels[upper] - levels[upper - 1])

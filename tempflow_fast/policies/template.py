@@ -85,7 +85,7 @@ class Rows:
     def of(self, argument: Any, row: int) -> Tensor:
         """One row of the network's argument."""
         if self.dim is None:
-            return argument  # type: ignore[no-any-return]
+            return argument
         tensor: Tensor = argument[row] if self.listed else argument.select(self.dim, row)
         return tensor
 

@@ -70,7 +70,7 @@ class WeightlessPolicy(NetworkPolicy):
         side = resolution or factor * self.config.get("sample_size", DEFAULT_SIDE)
         height, width = (side, side) if isinstance(side, int) else side
         self.grid = height // (2 * factor), width // (2 * factor)
-        self.tokens = max_text_length or self.family.text_length
+        self.tokens: int = max_text_length or self.family.text_length or self.family.longest_text
         self._call = CALLS[index["transformer"][1]]
         self.latent_shape = self._call.latent_shape(self)
         for name, part in parts.items():
