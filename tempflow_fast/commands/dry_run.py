@@ -129,8 +129,6 @@ def _times(geometry: Geometry, policy: WeightlessPolicy, config: TrainConfig, sp
         lines.append(line)
     ours, _, flow = costs
     ratio = operations(ours) / operations(flow)
-    lines.append(
-        f"An iteration costs {ratio:.2g} times Flow-GRPO's because every branch step gets images of its own, so that a "
-        "reward tells of one step alone; rewards, texts and waiting are not counted."
-    )
+    why = "" if ratio <= 1 else "; every branch step gets images of its own, so that a reward tells of one step alone"
+    lines.append(f"An iteration costs {ratio:.2g} times Flow-GRPO's{why}. Rewards, texts and waiting are not counted.")
     return "\n".join(lines)

@@ -71,6 +71,8 @@ class WeightlessPolicy(NetworkPolicy):
         height, width = (side, side) if isinstance(side, int) else side
         self.grid = height // (2 * factor), width // (2 * factor)
         self.tokens: int = max_text_length or self.family.text_length or self.family.longest_text
+        self.clip_tokens: int = files["text_encoder/config.json"].get("max_position_embeddings", CLIP_TOKENS)
+        self.has_t5 = "text_encoder_3" in parts
         self._call = CALLS[index["transformer"][1]]
         self.latent_shape = self._call.latent_shape(self)
         for name, part in parts.items():
@@ -113,15 +115,25 @@ class WeightlessPolicy(NetworkPolicy):
     def take_for_cpu(self) -> None:
         """From now on tensors pass for those of a CPU, whose attention is one operator as on a GPU."""
         self._for_cpu = True
+        taken: dict[int, Parameter] = {}  # weights that modules share stay shared
+
+        def fake(weight: Parameter) -> Parameter:
+            if id(weight) not in taken:
+                data = FakeTensor(self.mode, weight.detach(), CPU)
+                taken[id(weight)] = Parameter(data, requires_grad=weight.requires_grad)
+            return taken[id(weight)]
+
         for part in self.pipeline.components.values():
-            for module in part.modules():
+            modules = list(part.modules())
+            kept = [weight for module in modules for weight in module._parameters.values()]  # or ids would come again
+            for module in modules:
                 for name, weight in module._parameters.items():
                     if weight is not None:
-                        fake = FakeTensor(self.mode, weight.detach(), CPU)
-                        module._parameters[name] = Parameter(fake, requires_grad=weight.requires_grad)
+                        module._parameters[name] = fake(weight)
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
                         module._buffers[name] = FakeTensor(self.mode, buffer.to("meta"), CPU)
+            del kept
 
     def guides(self, guidance_scale: float) -> bool:
         """Whether a scale calls for a second velocity.
@@ -163,7 +175,12 @@ class WeightlessPolicy(NetworkPolicy):
             hidden, sigma = hidden.repeat_interleave(2, dim=0), sigma.repeat_interleave(2)
         made = self.acting(**self._call.arguments(self, hidden, sigma, tensors), return_dict=False)[0]
         velocity = made.to(latents.dtype).contiguous()
-        return (velocity[0::2], velocity[1::2]) if paired else (velocity, None)
+        if not paired:
+            return velocity, None
+        cond, uncond = velocity[0::2], velocity[1::2]
+        return (
+            (cond, uncond) if self.family.combine is None else (self.family.combine(cond, uncond, guidance_scale), None)
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -209,7 +226,7 @@ class _SD3:
 
     @staticmethod
     def text_shapes(policy: WeightlessPolicy) -> dict[str, tuple[int, ...]]:
-        tokens = CLIP_TOKENS + policy.tokens
+        tokens = policy.clip_tokens + (policy.tokens if policy.has_t5 else 0)
         return {"text": (tokens, policy.config.joint_attention_dim), "pooled": (policy.config.pooled_projection_dim,)}
 
     @staticmethod

@@ -109,7 +109,7 @@ def test_dry_run_of_a_recipe_needs_neither_model_nor_data(capsys):
 def test_a_memory_limit_cuts_the_calls(capsys):
     arguments = ["train", "--output", "unused", "--dry-run", "--memory-limit"]
     rows, needed = [], []
-    for limit in ("1", "0.07"):
+    for limit in ("1", "0.1"):
         assert main([*arguments, limit]) == 0
         text = capsys.readouterr().out
         counts = r"at most (\d+) rows per training call, (\d+) per rollout call and (\d+) per decoding call"
@@ -119,6 +119,6 @@ def test_a_memory_limit_cuts_the_calls(capsys):
         rows.append(training)
         needed.append(float(re.search(r"in total +([\d.]+)", text)[1]))
     assert 1 <= rows[1] < rows[0]
-    assert needed[1] <= 0.07 < needed[0]
+    assert needed[1] <= 0.1 < needed[0]
     assert main([*arguments, "0.001"]) == 2
     assert "limit must be at least" in capsys.readouterr().err
