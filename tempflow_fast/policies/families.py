@@ -114,6 +114,10 @@ def _unenhanced(pipeline: Any, text_length: int) -> Mapping[str, Any]:
     return {"use_pe": False}  # a language model would rewrite the prompts
 
 
+def _as_asked(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+    return {"use_resolution_binning": False}  # it would draw images of another size and resize them
+
+
 def _unrewritten(pipeline: Any, text_length: int) -> Mapping[str, Any]:
     return {"enable_prompt_rewrite": False}  # by a language model
 
@@ -157,6 +161,9 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="ErnieImagePipeline", call=_unenhanced),
         Family(pipeline="BriaPipeline"),
         Family(pipeline="LongCatImagePipeline", combine=_shrinking_norm, call=_unrewritten),
+        Family(pipeline="PRXPipeline", call=_as_asked),
+        Family(pipeline="SanaPipeline", call=_as_asked, targets=(*_projections("attn1"), *_projections("attn2"))),
+        Family(pipeline="Kandinsky5T2IPipeline", pixels=lambda pipeline: 2 * pipeline.vae_scale_factor_spatial),
     )
 }
 """Name of a pipeline class -> its row."""

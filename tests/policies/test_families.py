@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from support.families import FAMILIES, MORE
+from support.families.parts import without_zeros
 from support.pipelines import silent
 
 from tempflow_fast.policies import POLICIES
 from tempflow_fast.policies.classes import policy_class
+from tempflow_fast.policies.pipeline_calls import LONG_TEXT, SHORT_TEXT
 from tempflow_fast.policies.proof import distance, prove
 
 SQUARE, TALL = 32, (64, 32)
@@ -21,6 +23,7 @@ def policy_on(name, directory, resolution=SQUARE, **changed):
     tiny = (FAMILIES | MORE)[name]
     pipeline = silent(tiny.build(directory))
     kind = POLICIES[type(pipeline).__name__]
+    without_zeros(pipeline.transformer)
     if changed:
         kind = policy_class(replace(kind.family, **changed))
     return kind(pipeline, resolution, tiny.text_length)
@@ -37,6 +40,10 @@ def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative
     policy = policy_on(name, tmp_path, resolution, **changed)
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     assert policy.decode(torch.zeros(1, *policy.latent_shape)).shape == (1, 3, height, width)
+    latents = torch.randn(1, *policy.latent_shape)
+    with torch.no_grad():
+        short, long = (policy.velocity(latents, 0.5, policy.encode([text]))[0] for text in (SHORT_TEXT, LONG_TEXT))
+    assert distance(short, long) > 1e-5  # a network that answers zero would agree with everything
     checks = prove(policy)
     print(name, *(f"{check.what} {check.found:.1e}" for check in checks), sep="\n    ")
     assert {check.what for check in checks if not check.matches} == set()

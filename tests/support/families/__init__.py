@@ -46,5 +46,8 @@ MORE = {
     "nucleusmoe_image": Tiny(text_to_image.nucleusmoe_image),
     "longcat_image": Tiny(text_to_image.longcat_image),
     "bria": Tiny(text_to_image.bria),
+    "prx": Tiny(text_to_image.prx),
+    "sana": Tiny(text_to_image.sana),
+    "kandinsky5": Tiny(text_to_image.kandinsky5),
 }
 """Families whose trunk alone is tested."""

@@ -173,3 +173,11 @@ def wan_vae(temporal: bool = True):
             **size,
         }
     )
+
+
+def without_zeros(network: torch.nn.Module) -> None:
+    """Fills the weights that start at zero: a network that answers zero would agree with everything."""
+    with torch.no_grad():
+        for weight in network.parameters():
+            if not weight.any():
+                weight.uniform_(-0.2, 0.2)

@@ -307,6 +307,7 @@ def longcat_image(directory: Path):
 
 def hidream_image(directory: Path):
     tokenizer = clip_tokenizer(directory)
+    tokenizer.model_max_length = 218  # the positions of its CLIP encoders
     clip = transformers.CLIPTextModelWithProjection(clip_config(tokenizer))
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**parts.language(tokenizer)))
     pipeline = diffusers.HiDreamImagePipeline(
@@ -417,9 +418,7 @@ def sana(directory: Path):
             caption_channels=TEXT_DIM,
             sample_size=8,
         ),
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=Scheduler(shift=3.0),  # the flow of its own sigmas, by Euler steps
     )
 
 
@@ -440,7 +439,7 @@ def kandinsky5(directory: Path):
             num_visual_blocks=1,
             axes_dims=AXES,
         ),
-        vae=vae(),
+        vae=vae(num_blocks=4),  # the pipeline counts on 8 pixels a latent
         text_encoder=parts.qwen2_5_vl(tokenizer),
         tokenizer=parts.qwen2_vl_processor(tokenizer),
         text_encoder_2=transformers.CLIPTextModel(clip_config(clip)),
