@@ -5,7 +5,6 @@ python -m bench.merged_distance        a 74 M network in bf16 with a LoRA of ran
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 
@@ -30,6 +29,7 @@ class Rollout:
     name: str
     latents: Tensor
     seconds: float
+    """Of the processor: one thread, so that other work on the machine hardly counts."""
 
 
 def drawn(name: str, policy: DiffusersPolicy, config: GRPOConfig, num_rounds: int = 1) -> Rollout:
@@ -60,9 +60,8 @@ def rollouts(network: str = LARGE) -> list[Rollout]:
     """
     low = random_policy(NETWORKS[network], torch.device("cpu"), torch.bfloat16)
     stir(low)
-    exact = copy.deepcopy(low)
-    exact.network.float()
-    exact.dtype = torch.float32
+    exact = random_policy(NETWORKS[network], torch.device("cpu"), torch.float32)
+    exact.network.load_state_dict(low.network.state_dict())
     ways = (("float32", exact, "as trained"), ("as trained", low, "as trained"), ("merged", low, "merged"))
     return [
         drawn(name, policy, GRPOConfig(num_seeds=1, num_updates=1, max_batch=12, rollout_weights=weights))
