@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from ..policies.offload import own_tensors
 from ..policies.vae import bf16_weights
 from ..policies.weightless import WeightlessPolicy
 from ..settings.iteration import GRPOConfig
-from ..settings.run import OptimizerConfig, PolicyConfig
 from .budget import most_branches
 from .image_statistics import image_statistics
 from .live_bytes import WithoutData
 from .memory import Calls, Memory
 from .objective import MicroBatch, micro_batch_loss
+
+if TYPE_CHECKING:
+    from ..settings.run import OptimizerConfig, PolicyConfig
 
 ROWS = 64
 DECODED_ROWS = 4
@@ -45,6 +47,8 @@ def measure(
         optimizer: AdamW without a moving average, if not given.
         kept: how the policy is kept in memory; as it is, if not given.
     """
+    from ..settings.run import OptimizerConfig, PolicyConfig  # needs tyro, which a program without commands may lack
+
     optimizer, kept = optimizer or OptimizerConfig(), kept or PolicyConfig()
     scale, network = config.guidance_scale, policy.network
     condition = policy.encode([PROMPT], guided=policy.guides(scale))

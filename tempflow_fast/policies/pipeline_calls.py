@@ -44,7 +44,8 @@ class PipelineCalls:
     ) -> None:
         self._owner, self._pipeline, self._family = owner, pipeline, family
         self.size = size
-        self._parameters = inspect.signature(type(pipeline).__call__).parameters
+        # A copy: a policy can be copied, and what inspect returns cannot.
+        self._parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
         self.text_length = self._default_length if text_length is None else text_length
         self.encoders_at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
 

@@ -42,7 +42,7 @@ def test_two_processes_train_resume_and_write_once(tmp_path):
     for iterations, launcher, kind in (("1", DDP, "DDP"), ("2", FSDP, "FSDP2"), ("3", DDP, "DDP")):
         done = launch(launcher, "--output", str(run.path), "--iterations", iterations)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert f", 2 processes by {kind}\n" in done.stdout
+        assert f", 2 processes by {kind}; ops " in done.stdout
         assert done.stdout.count("before training: ") == 1, "only one process speaks"
     assert f"resuming from {run.checkpoints / '000002'}" in done.stdout
     assert [row["iteration"] for row in run.read_metrics()] == [1, 2, 3]

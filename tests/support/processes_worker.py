@@ -119,7 +119,8 @@ def train(processes: Processes, make_policy, prompts: list[str], reward_fn, conf
     policy.freeze_reference()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     optimizer = processes.prepare(policy, optimizer)
-    getattr(policy, "calls", []).clear()
+    if isinstance(getattr(policy, "calls", None), list):
+        policy.calls.clear()
     start = processes.trained_state(policy.network)
     with recorded_updates() as seen:
         metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, None, processes) for seed in (5, 6)]
@@ -132,7 +133,7 @@ def train(processes: Processes, make_policy, prompts: list[str], reward_fn, conf
         "latents": by_trajectory(drawn)[: len(own)],
         "advantages": advantages.view(num_trajectories, -1),
         "metrics": [{name: float(value) for name, value in row.items()} for row in metrics],
-        "calls": list(getattr(policy, "calls", [])),
+        "calls": list(policy.calls) if isinstance(getattr(policy, "calls", None), list) else [],
         "start": start,
         "weights": processes.trained_state(policy.network),
         "replica": [parameter.detach().clone() for parameter in policy.parameters() if type(parameter) is Parameter],
