@@ -1,7 +1,7 @@
 """Small random pipelines of every family, built from the libraries' own classes. Nothing is downloaded.
 
-`text_to_image`, `editing` and `video` have one function per family, which takes a directory for the tokenizer's files;
-`parts` has what they share. `FAMILIES` names those that the tests of families go through.
+`text_to_image` has one function per family, which takes a directory for the tokenizer's files; `parts` has what they
+share. `FAMILIES` and `MORE` name those that the tests of families go through.
 """
 
 from __future__ import annotations

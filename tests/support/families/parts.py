@@ -161,20 +161,6 @@ def flux2_vae():
     return made
 
 
-def wan_vae(temporal: bool = True):
-    size = {} if temporal else {"z_dim": 4, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.2, 0.8, 1.0, 1.5]}
-    return diffusers.AutoencoderKLWan(
-        **{
-            "base_dim": 3,
-            "z_dim": 16,
-            "dim_mult": [1, 1, 1, 1] if temporal else [1, 2],
-            "num_res_blocks": 1,
-            "temperal_downsample": [False, True, True] if temporal else [False],
-            **size,
-        }
-    )
-
-
 def without_zeros(network: torch.nn.Module) -> None:
     """Fills the weights that start at zero: a network that answers zero would agree with everything."""
     with torch.no_grad():

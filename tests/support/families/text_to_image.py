@@ -305,44 +305,6 @@ def longcat_image(directory: Path):
     )
 
 
-def hidream_image(directory: Path):
-    tokenizer = clip_tokenizer(directory)
-    tokenizer.model_max_length = 218  # the positions of its CLIP encoders
-    clip = transformers.CLIPTextModelWithProjection(clip_config(tokenizer))
-    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**parts.language(tokenizer)))
-    pipeline = diffusers.HiDreamImagePipeline(
-        scheduler=Scheduler(shift=3.0),
-        vae=vae(),
-        text_encoder=clip,
-        tokenizer=tokenizer,
-        text_encoder_2=clip,
-        tokenizer_2=tokenizer,
-        text_encoder_3=t5(tokenizer),
-        tokenizer_3=tokenizer,
-        text_encoder_4=llama,
-        tokenizer_4=tokenizer,
-        transformer=diffusers.HiDreamImageTransformer2DModel(
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=HEAD_DIM,
-            num_attention_heads=2,
-            caption_channels=[TEXT_DIM, TEXT_DIM],
-            text_emb_dim=32,
-            num_routed_experts=2,
-            num_activated_experts=1,
-            axes_dims_rope=AXES,
-            max_resolution=(16, 16),
-            llama_layers=[0, 1],
-            force_inference_output=True,
-        ),
-    )
-    pipeline.default_sample_size = 8
-    return pipeline
-
-
 def bria(directory: Path):
     tokenizer = clip_tokenizer(directory)
     return diffusers.BriaPipeline(
@@ -358,28 +320,6 @@ def bria(directory: Path):
         scheduler=Scheduler(use_dynamic_shifting=True),
         vae=vae(),
         text_encoder=t5(tokenizer),
-        tokenizer=tokenizer,
-    )
-
-
-def bria_fibo(directory: Path):
-    tokenizer = parts.chat_tokenizer()
-    # The pipeline starts an empty prompt with this token of Llama 3.
-    config = transformers.SmolLM3Config(**{**parts.language(tokenizer), "vocab_size": 128_001}, pad_token_id=0)
-    return diffusers.BriaFiboPipeline(
-        transformer=diffusers.BriaFiboTransformer2DModel(
-            in_channels=4,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=HEAD_DIM,
-            num_attention_heads=2,
-            joint_attention_dim=2 * TEXT_DIM,
-            text_encoder_dim=TEXT_DIM,
-            axes_dims_rope=list(AXES),
-        ),
-        scheduler=Scheduler(use_dynamic_shifting=True),
-        vae=parts.wan_vae(temporal=False),
-        text_encoder=transformers.SmolLM3ForCausalLM(config),
         tokenizer=tokenizer,
     )
 
