@@ -5,8 +5,7 @@ Nothing here imports torch, so that the command line answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..files import read_json
 from ..hub import INDEX, check_source, model_file
 from .recipes import get_recipe
 from .run import TrainConfig
+from .usages import USAGES, Usage
 
 ONE_GPU = {
     **{"prompts_per_iteration": 4, "micro_batch": 2, "max_batch": 8, "gradient_checkpointing": True},
@@ -22,36 +22,6 @@ ONE_GPU = {
 """Settings for one GPU and images of the model's own size, where the recipes have many and often smaller ones."""
 ADAPTER = {"precision": "bf16", "lora_rank": 32, "lora_alpha": 64.0}
 """Where there is no recipe."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How the models of a pipeline's class are used by those who published them."""
-
-    pipeline: str
-    """Name of the class in diffusers."""
-    num_steps: int
-    """Denoising steps."""
-    guidance_scale: float
-    """As in `GRPOConfig`."""
-    recipe: str | None = None
-    """The nearest recipe; None: the defaults, with an adapter in bf16."""
-    marks: Mapping[str, Any] = field(default_factory=dict)
-    """Entries of transformer/config.json by which a member is known; none: all of the class."""
-
-
-USAGES = (
-    # Model cards of SD3.5-Large and SD3.5-Medium; other models of the class: the defaults of the pipeline.
-    Usage("StableDiffusion3Pipeline", 28, 3.5, "sd35l-pickscore", {"qk_norm": "rms_norm", "num_layers": 38}),
-    Usage("StableDiffusion3Pipeline", 40, 4.5, "sd35m-pickscore", {"qk_norm": "rms_norm"}),
-    Usage("StableDiffusion3Pipeline", 28, 7.0, "sd35m-pickscore"),
-    # Model cards of FLUX.1-dev and FLUX.1-schnell, which differ in the input for guidance.
-    Usage("FluxPipeline", 50, 3.5, "flux-pickscore", {"guidance_embeds": True}),
-    Usage("FluxPipeline", 4, 1.0, "flux-pickscore"),
-    # Model card of Qwen-Image.
-    Usage("QwenImagePipeline", 50, 4.0, "qwen-image-pickscore"),
-)
-"""The first row that fits a model holds."""
 
 
 def usage_of(model: str) -> Usage:
@@ -65,10 +35,10 @@ def usage_of(model: str) -> Usage:
     """
     check_source("load_policy", model)
     pipeline = str(_entries(model, INDEX).get("_class_name"))
-    rows = [row for row in USAGES if row.pipeline == pipeline]
-    config = _entries(model, "transformer/config.json") if any(row.marks for row in rows) else {}
-    for row in rows:
-        if all(config.get(name) == value for name, value in row.marks.items()):
+    entries = cache(lambda file: _entries(model, file))
+    for row in USAGES:
+        marks = [(file, *mark) for file, own in row.marks.items() for mark in own.items()]
+        if row.pipeline == pipeline and all(entries(file).get(name) == value for file, name, value in marks):
             return row
     return Usage(pipeline, 28, 1.0)
 

@@ -15,6 +15,7 @@ from ..run import TrainConfig
 from .fast import SOURCE as FAST_SOURCE
 from .fast import fast
 from .flux import flux_hps, flux_pickscore
+from .newer import flux2_klein_pickscore, flux2_pickscore, z_image_pickscore
 from .qwen_image import qwen_image_pickscore
 from .sd35l import sd35l_ocr, sd35l_pickscore
 from .sd35m import sd35m_geneval, sd35m_ocr, sd35m_pickscore
@@ -30,8 +31,14 @@ PUBLIC: dict[str, Recipe] = {
     "qwen-image-pickscore": qwen_image_pickscore,
 }
 """Settings that somebody else has published, see docs/recipes.md."""
-IN_THEIR_SPIRIT: dict[str, Recipe] = {"sd35l-pickscore": sd35l_pickscore, "sd35l-ocr": sd35l_ocr}
-"""The same for models that nobody has published settings for."""
+IN_THEIR_SPIRIT: dict[str, Recipe] = {
+    "sd35l-pickscore": sd35l_pickscore,
+    "sd35l-ocr": sd35l_ocr,
+    "flux2-pickscore": flux2_pickscore,
+    "flux2-klein-pickscore": flux2_klein_pickscore,
+    "z-image-pickscore": z_image_pickscore,
+}
+"""The same for models that these scripts do not train, see docs/recipes.md."""
 
 
 def _fast_form(name: str, recipe: Recipe) -> Recipe:

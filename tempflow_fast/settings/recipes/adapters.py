@@ -16,3 +16,12 @@ def feed_forward(name: str) -> tuple[str, str]:
         name: of the network in its block.
     """
     return f"{name}.net.0.proj", f"{name}.net.2"
+
+
+def linear_pair(name: str) -> tuple[str, str]:
+    """The two layers of a feed-forward network of FLUX.2.
+
+    Args:
+        name: of the network in its block.
+    """
+    return f"{name}.linear_in", f"{name}.linear_out"
