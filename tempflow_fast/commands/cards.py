@@ -13,25 +13,25 @@ SIZES = (24, 48, 80)
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, from its vendor's data sheet."""
+    """A GPU, from what its vendor publishes."""
 
     tflops: float
     """Peak of dense bf16 products with float32 sums, in 10^12 operations per second."""
     memory: int
     """GB."""
+    source: str
+    """The vendor's publication. Data sheets that state the peak with sparsity state twice this one."""
 
 
 CARDS = {
-    "a100-40": Card(312, 40),
-    "a100": Card(312, 80),
-    "h100-pcie": Card(756, 80),
-    "h100": Card(989, 80),
-    "h200": Card(989, 141),
-    "b200": Card(2250, 180),
-    "l40s": Card(362, 48),
-    "rtx-3090": Card(71, 24),
-    "rtx-4090": Card(165, 24),
-    "mi300x": Card(1307, 192),
+    "a100-40": Card(312, 40, "NVIDIA, A100 data sheet"),
+    "a100": Card(312, 80, "NVIDIA, A100 data sheet"),
+    "h100-pcie": Card(756, 80, "NVIDIA, H100 data sheet: 1,513 with sparsity"),
+    "h100": Card(989, 80, "NVIDIA, H100 data sheet (SXM): 1,979 with sparsity"),
+    "h200": Card(989, 141, "NVIDIA, H200 data sheet (SXM): 1,979 with sparsity"),
+    "b200": Card(2250, 180, "NVIDIA, Blackwell data sheet (HGX B200): 4,500 with sparsity"),
+    "l40s": Card(362, 48, "NVIDIA, L40S data sheet: 362.05, 733 with sparsity"),
+    "rtx-3090": Card(71, 24, "NVIDIA, Ampere GA102 architecture paper"),
+    "rtx-4090": Card(165, 24, "NVIDIA, Ada architecture paper: 165.2"),
+    "mi300x": Card(1307, 192, "AMD, MI300X data sheet: 1,307.4"),
 }
-"""Data sheets of NVIDIA (A100, H100, H200, B200, L40S; GA102 and Ada architecture papers for the RTX cards) and AMD
-(MI300X), without sparsity."""

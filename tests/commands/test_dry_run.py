@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from support import ROOT
 
 from tempflow_fast.cli import main
 from tempflow_fast.commands.cards import CARDS, UTILISATION
@@ -42,3 +43,9 @@ def test_speeds_that_are_not_to_be_had_are_refused(capsys):
     for options, message in cases.items():
         assert main(["train", "--output", "unused", *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_docs_name_the_source_of_every_card():
+    lines = (ROOT / "docs" / "training.md").read_text().splitlines()
+    rows = [line for line in lines if re.match(r"\| `[\w-]+` \| \d+ \| \d+ \| ", line)]
+    assert rows == [f"| `{name}` | {card.tflops:g} | {card.memory} | {card.source} |" for name, card in CARDS.items()]

@@ -83,7 +83,7 @@ def test_pixels_of_the_packaged_pipeline_differ_by_a_tenth_of_a_level():
 @pytest.mark.slow
 def test_pixels_of_the_published_shape_differ_by_a_level():
     torch.manual_seed(0)
-    near, far = distance(published(), torch.randn(1, 16, 16, 16))
+    near, far = distance(published(), torch.randn(1, 16, 2, 2))
     assert near < LEVEL
     assert near < far
 
