@@ -31,7 +31,7 @@ class Design:
     """
 
     methods: Sequence[str] = tuple(COMPETITORS)
-    learning_rates: Sequence[float] = (2e-4, 4e-4, 8e-4)
+    learning_rates: Sequence[float] = (2e-4, 4e-4, 8e-4, 1.6e-3)
     noise_levels: Sequence[float] = (0.8, 0.5)
     tuning_seeds: Sequence[int] = (101,)
     seeds: Sequence[int] = (1, 2, 3, 4, 5)
