@@ -21,6 +21,10 @@ class CheckModel:
     """Policy class, as module:Class; None: the one for the model's pipeline class."""
     resolution: int | tuple[int, int] | None = None
     """Side of square images in pixels, or height and width; None: the resolution that the model was trained for."""
+    num_frames: int | None = None
+    """Frames of a video, of a model that makes videos; None: the default of the model's pipeline."""
+    frame_rate: int | None = None
+    """Frames per second, of a model that is told; None: the default of the model's pipeline."""
     max_text_length: int | None = None
     """Maximum number of tokens of a prompt; None: the model's default."""
     device: str = "cpu"
@@ -45,6 +49,8 @@ class CheckModel:
             self.allow_code,
             self.policy,
             prove_unlisted=False,
+            num_frames=self.num_frames,
+            frame_rate=self.frame_rate,
         )
         print(policy)
         for name, value in policy.calls.described().items():

@@ -48,6 +48,8 @@ class Evaluate:
     """Guidance scale; up to 1 turns guidance off; None: as in the run or the recipe."""
     resolution: int | None = None
     """Side of the images in pixels; None: as in the run or the recipe."""
+    num_frames: int | None = None
+    """Frames of a video; None: as in the run or the recipe."""
     max_batch: int | None = None
     """Maximum number of images at once in each process; None: as in the run or the recipe."""
     seed: int | None = None
@@ -99,6 +101,7 @@ class Evaluate:
             eval_steps=self.steps,
             guidance_scale=self.guidance_scale,
             resolution=self.resolution,
+            num_frames=self.num_frames,
             max_batch=self.max_batch,
         )
         if config.grpo.max_batch is None:

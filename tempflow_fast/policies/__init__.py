@@ -16,7 +16,8 @@ Models, in the order to read them:
 
 Plumbing:
 
-    pipeline_parts  whether a pipeline's parts and a resolution fit
+    pipeline_parts  whether a pipeline's parts fit
+    format          the size of its images, or of its videos and their frames
     schedule        whether its scheduler's steps do
     prompt_cache    encoded prompts, limited in bytes
     offload         text encoders in host memory

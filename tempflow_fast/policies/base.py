@@ -61,7 +61,7 @@ class Condition:
 
 
 class Policy(Protocol):
-    """A flow model that makes images from prompts, and whose velocity can be trained.
+    """A flow model that makes images or videos from prompts, and whose velocity can be trained.
 
     Shapes: P prompts, R rows, T steps; `latent_shape` is the shape of one latent. Latents and velocities are passed in
     float32 (or float64), whatever the precision of the network.
@@ -131,7 +131,7 @@ class Policy(Protocol):
             latents: [R, *latent_shape].
 
         Returns:
-            Images [R, 3, H, W], float32 in [0, 1].
+            Images [R, 3, H, W] or videos [R, F, 3, H, W], float32 in [0, 1].
         """
         ...
 

@@ -17,11 +17,12 @@ from . import lora, lora_file
 from .base import Condition, guides
 from .collate import by_length, collate
 from .families import Family
+from .format import check_video, checked_format
 from .model_files import LIBRARIES, load_pipeline, read_index
 from .network import NetworkPolicy
 from .offload import ALIGNMENT, HostCopies
 from .pipeline_calls import PipelineCalls
-from .pipeline_parts import check_parts, checked_size, encoders
+from .pipeline_parts import check_parts, encoders
 from .prompt_cache import PromptCache, Row
 from .schedule import check_scheduler
 from .template import Inputs, fill
@@ -44,10 +45,13 @@ class DiffusersPolicy(NetworkPolicy):
             images decoded in 16 bits show bands.
         resolution: side of square images in pixels, or (height, width); None: the pipeline's default.
         max_text_length: number of tokens at which a prompt is cut; None: the family's `text_length`.
+        num_frames: frames of a video, where the pipeline makes videos; None: the pipeline's default.
+        frame_rate: frames per second, where the pipeline is told; None: the pipeline's default.
 
     Raises:
         ValueError: if the pipeline or its transformer is one of another class, the resolution is not a multiple of the
-            pixels that one token covers, the text length is out of range, or the scheduler does not take Euler steps.
+            pixels that one token covers, the number of frames is not one that latent frames hold, the text length is
+            out of range, or the scheduler does not take Euler steps.
     """
 
     family: ClassVar[Family]
@@ -60,12 +64,14 @@ class DiffusersPolicy(NetworkPolicy):
         pipeline: DiffusionPipeline,
         resolution: int | tuple[int, int] | None = None,
         max_text_length: int | None = None,
+        num_frames: int | None = None,
+        frame_rate: int | None = None,
     ) -> None:
         self.pipeline: Any = pipeline  # diffusers declares no types for its parts
         check_parts(self._name, pipeline, self.family)
         self.check_text_length(max_text_length)
-        size = checked_size(self._name, pipeline, self.family, resolution)
-        self.calls = PipelineCalls(self._name, pipeline, self.family, size, max_text_length)
+        made = checked_format(self._name, pipeline, self.family, resolution, num_frames, frame_rate)
+        self.calls = PipelineCalls(self._name, pipeline, self.family, made, max_text_length)
         network, vae = self._network, self.pipeline.vae
         self.dtype: torch.dtype = network.dtype
         if vae.dtype != torch.float32:
@@ -93,6 +99,21 @@ class DiffusersPolicy(NetworkPolicy):
         require(fits, cls.__name__, "max_text_length", f"in 1..{longest}", length)
 
     @classmethod
+    def check_video(cls, num_frames: int | None, frame_rate: int | None) -> None:
+        """Refuses frames where the pipeline makes images, and a frame rate where it takes none.
+
+        Args:
+            num_frames: of the class.
+            frame_rate: of the class.
+
+        Raises:
+            ValueError: naming the argument.
+        """
+        import diffusers
+
+        check_video(cls.__name__, getattr(diffusers, cls.family.pipeline), num_frames, frame_rate)
+
+    @classmethod
     @quiet(*LIBRARIES)  # the first use of a class imports its module, which may warn
     def from_pretrained(
         cls,
@@ -102,6 +123,8 @@ class DiffusersPolicy(NetworkPolicy):
         resolution: int | tuple[int, int] | None = None,
         max_text_length: int | None = None,
         allow_code: bool = False,
+        num_frames: int | None = None,
+        frame_rate: int | None = None,
     ) -> Self:
         """Loads a pipeline from safetensors; needs diffusers and transformers.
 
@@ -113,6 +136,8 @@ class DiffusersPolicy(NetworkPolicy):
             resolution: as for the class.
             max_text_length: as for the class.
             allow_code: whether the model's parts may be code from its directory or from other libraries.
+            num_frames: as for the class.
+            frame_rate: as for the class.
 
         Raises:
             ValueError: as for the class; if the device cannot be used or the model is one of another class; or naming
@@ -130,9 +155,10 @@ class DiffusersPolicy(NetworkPolicy):
         known = [cls.family.pipeline, *(other for other, policy in POLICIES.items() if policy is cls)]
         require(name in known, function, "model", f"a {' or '.join(dict.fromkeys(known))}", f"a {name}, {str(path)!r}")
         pipeline_class = getattr(diffusers, cls.family.pipeline)
+        cls.check_video(num_frames, frame_rate)
         dtypes = {"default": dtype, "vae": torch.float32}
         pipeline = load_pipeline(function, path, pipeline_class, dtypes, cls.family.optional_parts, allow_code)
-        return cls(pipeline.to(device), resolution, max_text_length)
+        return cls(pipeline.to(device), resolution, max_text_length, num_frames, frame_rate)
 
     @property
     def max_text_length(self) -> int:
@@ -270,7 +296,7 @@ class DiffusersPolicy(NetworkPolicy):
             latents: [R, *latent_shape].
 
         Returns:
-            Images [R, 3, H, W], float32 in [0, 1].
+            Images [R, 3, H, W] or videos [R, F, 3, H, W], float32 in [0, 1].
         """
         with torch.autocast(latents.device.type, enabled=False), self._decoder_in_use():
             return self.calls.images(latents.to(self.pipeline.vae.dtype))

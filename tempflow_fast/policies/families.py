@@ -21,8 +21,23 @@ ATTENTION = _projections("attn")
 and feed-forward layers as well for FLUX and Qwen-Image (see `settings/recipes/`)."""
 
 
+TWO_ATTENTIONS = (*_projections("attn1"), *_projections("attn2"))
+"""To the latents, and to the text."""
+PIXELS_PER_LATENT = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+"""Names under which pipelines have the number of pixels on a side of one latent."""
+
+
+def pixels_per_latent(pipeline: Any) -> int:
+    """The number of pixels on a side of one latent.
+
+    Args:
+        pipeline: of diffusers.
+    """
+    return next((int(getattr(pipeline, name)) for name in PIXELS_PER_LATENT if hasattr(pipeline, name)), 1)
+
+
 def _default_pixels(pipeline: Any) -> int:
-    return int(pipeline.vae_scale_factor) * 2
+    return 2 * pixels_per_latent(pipeline)
 
 
 def _no_arguments(pipeline: Any, text_length: int) -> Mapping[str, Any]:
@@ -162,8 +177,10 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="BriaPipeline"),
         Family(pipeline="LongCatImagePipeline", combine=_shrinking_norm, call=_unrewritten),
         Family(pipeline="PRXPipeline", call=_as_asked),
-        Family(pipeline="SanaPipeline", call=_as_asked, targets=(*_projections("attn1"), *_projections("attn2"))),
-        Family(pipeline="Kandinsky5T2IPipeline", pixels=lambda pipeline: 2 * pipeline.vae_scale_factor_spatial),
+        Family(pipeline="SanaPipeline", call=_as_asked, targets=TWO_ATTENTIONS),
+        Family(pipeline="Kandinsky5T2IPipeline"),
+        Family(pipeline="WanPipeline", targets=TWO_ATTENTIONS),
+        Family(pipeline="LTXPipeline", pixels=lambda pipeline: 32, targets=TWO_ATTENTIONS),
     )
 }
 """Name of a pipeline class -> its row."""

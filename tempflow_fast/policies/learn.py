@@ -22,6 +22,7 @@ TIMES: dict[str, Callable[[Any], Any]] = {
     "1 - sigma": lambda sigma: 1 - sigma,
     "1000 (1 - sigma)": lambda sigma: (1 - sigma) * 1000,
     "1000 sigma - 1": lambda sigma: sigma * 1000 - 1,
+    "1000 sigma, rounded down": lambda sigma: (sigma * 1000 + 1e-4) // 1,  # float32 may be below a whole number
 }
 """The times that networks take, as functions of the noise level."""
 TIMESTEP = "the scheduler's timestep"
@@ -143,8 +144,11 @@ def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 def _time(owner: str, values: Sequence[float], trace: Trace) -> str:
     sigmas = trace.sigmas[: len(values)]
+    timesteps = trace.scheduler.timesteps[: len(values)]
     known = {name: [form(sigma) for sigma in sigmas] for name, form in TIMES.items()}
-    known[TIMESTEP] = trace.scheduler.timesteps[: len(values)].tolist()
+    if not timesteps.is_floating_point():
+        del known["1000 sigma"]  # which may be whole numbers at the few levels that are compared
+    known[TIMESTEP] = timesteps.tolist()
     for name, expected in known.items():
         if all(abs(a - b) <= NEAR * max(abs(b), 1e-2) for a, b in zip(values, expected, strict=True)):
             return name

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..quiet import quiet
 from .families import Family
+from .format import Format
 from .learn import PROBED_SCALE, Facts, check_constants, learn, learn_halves
 from .model_files import LIBRARIES
 from .probe import Probe, Trace
@@ -27,7 +28,7 @@ CURVE_STEPS = 1000
 
 
 class PipelineCalls:
-    """A pipeline's `__call__` for one family, resolution and text length; the network is never run.
+    """A pipeline's `__call__` for one family, format and text length; the network is never run.
 
     What is learnt about the network is learnt when it is first needed, and kept.
 
@@ -35,15 +36,13 @@ class PipelineCalls:
         owner: whose error it is if something cannot be learnt.
         pipeline: of diffusers.
         family: its row.
-        size: (height, width) in pixels.
+        format: of what it makes.
         text_length: tokens at which a prompt is cut; None: the family's, or else the pipeline's default.
     """
 
-    def __init__(
-        self, owner: str, pipeline: Any, family: Family, size: tuple[int, int], text_length: int | None
-    ) -> None:
+    def __init__(self, owner: str, pipeline: Any, family: Family, format: Format, text_length: int | None) -> None:
         self._owner, self._pipeline, self._family = owner, pipeline, family
-        self.size = size
+        self.format = format
         # A copy: a policy can be copied, and what inspect returns cannot.
         self._parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
         self.text_length = self._default_length if text_length is None else text_length
@@ -83,8 +82,7 @@ class PipelineCalls:
         family = self._family
         arguments: dict[str, Any] = {
             "prompt": prompt,
-            "height": self.size[0],
-            "width": self.size[1],
+            **self.format.arguments,
             "num_inference_steps": num_steps,
         }
         if "max_sequence_length" in self._parameters:
@@ -174,7 +172,7 @@ class PipelineCalls:
             latents: [R, *latent_shape].
 
         Returns:
-            [R, 3, H, W] in [0, 1], or NaN.
+            [R, 3, H, W], or [R, F, 3, H, W] for videos; in [0, 1], or NaN.
         """
         arguments = self.arguments(SHORT_TEXT)
         images = self._probe.images(arguments, latents, self._still)
@@ -206,4 +204,5 @@ class PipelineCalls:
             "output": f"{network} gives {'' if facts.sign > 0 else 'the negative of '}dx/dsigma",
             "every prompt brings": ", ".join(texts),
             "guidance": guidance if self.has_guidance or self.embeds_guidance else "none",
+            "steps": f"Euler's, at the noise levels of {type(self._pipeline.scheduler).__name__}",
         }

@@ -118,12 +118,12 @@ class Probe:
             trace.answer = trace.answer or answered
             return answered
 
-        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> _Stepped:
+        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Stepped:
             trace.predictions.append(prediction)
             if len(trace.predictions) == num_steps:
                 raise _DoneError
             trace.calls.append([])
-            return _Stepped((sample,))
+            return Stepped((sample,))
 
         trace.scheduler.step = step
         hooks = {"encode_prompt": encode_prompt}
@@ -142,7 +142,8 @@ class Probe:
             trace: of the same call.
 
         Returns:
-            [R, 3, H, W] in [0, 1], NaN where the autoencoder overflows: the library's clamp would make white or black.
+            [R, 3, H, W], or [R, F, 3, H, W] for videos; in [0, 1], NaN where the autoencoder overflows: the library's
+            clamp would make white or black.
         """
         encoded = iter(trace.encoded)
 
@@ -152,7 +153,7 @@ class Probe:
             return (pixels, *made[1:]) if isinstance(made, tuple) else type(made)(sample=pixels)
 
         scheduler = copy.copy(trace.scheduler)
-        scheduler.step = lambda *args, **kwargs: _Stepped((latents,))
+        scheduler.step = lambda *args, **kwargs: Stepped((latents,))
         own = scheduler.set_timesteps  # the pipelines look at its parameters
         scheduler.set_timesteps = functools.wraps(own)(lambda *args, **kwargs: None)
         hooks = {"encode_prompt": lambda *args, **kwargs: next(encoded)}
@@ -183,7 +184,7 @@ class Probe:
         return _shadow(self.pipeline, {**hooks, "_execution_device": place, "device": place}, **parts, **still)
 
 
-class _Stepped(tuple[Tensor]):
+class Stepped(tuple[Tensor]):
     """What a scheduler's step returns, whether or not it was asked for a tuple."""
 
     @property

@@ -16,6 +16,8 @@ from ..quiet import quiet
 from .diffusers_pipeline import DiffusersPolicy
 from .model_files import LIBRARIES
 from .pipeline_calls import LONG_TEXT, SHORT_TEXT
+from .probe import Stepped
+from .schedule import is_euler
 
 NEAR = {torch.float32: 1e-5, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Precision of the network -> the largest difference, relative to the largest value. In 16 bits, a pipeline rounds its
@@ -107,7 +109,7 @@ def _compared(policy: DiffusersPolicy, scale: float | None, num_steps: int) -> l
 
 
 def sampled(policy: DiffusersPolicy, text: str, scale: float | None, num_steps: int, seed: int) -> Sampled:
-    """The pipeline's own sampler, network and all.
+    """The pipeline's own sampler, network and all; Euler's rule takes the place of another.
 
     Args:
         policy: its pipeline is called.
@@ -132,6 +134,9 @@ def _watched(pipeline: Any, found: Sampled) -> Iterator[None]:
         if not found.states:
             found.noise = sample.clone()
         made = step(model_output, timestep, sample, *args, **kwargs)
+        if not is_euler(pipeline.scheduler):
+            level, below = pipeline.scheduler.sigmas[len(found.states) :][:2].tolist()
+            made = Stepped((sample + (below - level) * model_output,))
         found.states.append(made[0])
         return made
 

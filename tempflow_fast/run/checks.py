@@ -52,14 +52,16 @@ def check_run(config: TrainConfig, processes: Processes) -> None:
     device = usable_device("check_run", device_of(config.policy.device, processes.device))
     _check_iteration(config, processes)
     get_prompts(config.task.prompts, config.task.eval_prompts, config.task.prompt_column)
-    find_model(config.policy.model, config.policy.policy)[1].check_text_length(config.policy.max_text_length)
+    _, kind = find_model(config.policy.model, config.policy.policy)
+    kind.check_text_length(config.policy.max_text_length)
+    kind.check_video(config.policy.num_frames, config.policy.frame_rate)
     check_optimizer(config.optimizer)
     Trackers(config.run.trackers, Path())
     for name in ("rollout_precision", "tail_precision"):
-        kind = getattr(config.grpo, name)
-        if kind in EIGHT_BITS:
-            require(not processes.shards, "check_run", name, "None or 'bf16' where FSDP shards the network", repr(kind))
-            check_quantizable(kind, device)
+        bits = getattr(config.grpo, name)
+        if bits in EIGHT_BITS:
+            require(not processes.shards, "check_run", name, "None or 'bf16' where FSDP shards the network", repr(bits))
+            check_quantizable(bits, device)
     merged = config.grpo.rollout_weights == "merged" and processes.shards
     expected = "None or 'as trained' where FSDP shards the network"
     require(not merged, "check_run", "rollout_weights", expected, "'merged'")

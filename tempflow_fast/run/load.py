@@ -28,6 +28,8 @@ def load_policy(
     allow_code: bool = False,
     policy: str | None = None,
     prove_unlisted: bool = True,
+    num_frames: int | None = None,
+    frame_rate: int | None = None,
 ) -> DiffusersPolicy:
     """Loads a model by name.
 
@@ -46,6 +48,8 @@ def load_policy(
         allow_code: whether the model's parts may be code from its directory or from other libraries.
         policy: another class of policy, "module:Class" or a name as above; None: by the pipeline class.
         prove_unlisted: whether a pipeline class without a policy is tried.
+        num_frames: of a video, where the model makes videos; None: the pipeline's default.
+        frame_rate: frames per second, where the model is told; None: the pipeline's default.
 
     Returns:
         The policy.
@@ -56,7 +60,8 @@ def load_policy(
     """
     device = usable_device("load_policy", device)
     source, kind = find_model(model, policy)
-    loaded = kind.from_pretrained(source, device, dtype, resolution, max_text_length, allow_code)
+    video = {"num_frames": num_frames, "frame_rate": frame_rate}
+    loaded = kind.from_pretrained(source, device, dtype, resolution, max_text_length, allow_code, **video)
     if prove_unlisted and not kind.listed:
         admit(loaded)
     return loaded

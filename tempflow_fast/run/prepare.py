@@ -176,6 +176,8 @@ def _loaded(
         config.max_text_length,
         allow_code,
         config.policy,
+        num_frames=config.num_frames,
+        frame_rate=config.frame_rate,
     )
     if config.offload_text_encoders:
         policy.offload_text_encoders()

@@ -12,6 +12,7 @@ from ..grpo.geometry import Geometry
 from ..ops.info import bodies_on
 from ..policies import DiffusersPolicy
 from ..policies.lora import described
+from ..policies.schedule import is_euler
 from ..processes import Processes
 from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig, differences
@@ -41,7 +42,7 @@ def opening_lines(
         "trained": f"{count:,} in {str(trained[0].dtype).removeprefix('torch.')}, {described(policy.network) or 'all'}",
         "prompts": f"{len(train)} of {task.prompts}, {len(held_out)} held out; evaluation with {len(shown)} images",
         "iteration": f"{geometry.images.num_rows} images of {task.prompts_per_iteration} prompts x {grpo.num_seeds} "
-        f"seeds, by {grpo.num_steps} steps; reward {task.reward}",
+        f"seeds, by {grpo.num_steps} steps{_instead(policy)}; reward {task.reward}",
         "device": f"{policy.device}, {config.policy.precision}, {processes.kind}; ops {bodies_on(policy.device.type)}",
         "output": f"{directory}, seed {task.seed}",
     }
@@ -50,6 +51,12 @@ def opening_lines(
         values = ", ".join(f"{name} {shortened(value)}" for name, (_, value) in changed.items())
         lines["settings"] = f"{recipe or 'the defaults'}{', but ' if values else ''}{values}"
     return "\n".join(f"{name:<10} {printable(line)}" for name, line in lines.items())
+
+
+def _instead(policy: DiffusersPolicy) -> str:
+    """Says which rule of the pipeline the rollout does not follow."""
+    scheduler = policy.pipeline.scheduler
+    return "" if is_euler(scheduler) else f" of Euler instead of {type(scheduler).__name__}"
 
 
 def score_table(evaluation: Evaluation) -> str:

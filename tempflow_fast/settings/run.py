@@ -38,6 +38,10 @@ class PolicyConfig:
     """Precision in which the VAE decodes. With bf16 its last block stays in fp32, and images differ by about 0.001."""
     resolution: int | tuple[int, int] | None = fixed(None, scores=True)
     """Side of square images in pixels, or height and width; None: the resolution that the model was trained for."""
+    num_frames: int | None = fixed(None, scores=True)
+    """Frames of a video, of a model that makes videos; None: the default of the model's pipeline."""
+    frame_rate: int | None = fixed(None, scores=True)
+    """Frames per second, of a model that is told (LTX); None: the default of the model's pipeline."""
     max_text_length: int | None = fixed(None, scores=True)
     """Maximum number of prompt tokens for the model's long text encoder; None: the model's default."""
     lora_rank: int | None = fixed(None)
@@ -62,7 +66,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("lora_rank", "lora_alpha", "max_text_length", "memory_limit"):
+        for name in ("num_frames", "frame_rate", "lora_rank", "lora_alpha", "max_text_length", "memory_limit"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, "PolicyConfig", name, "positive and finite", value)
 

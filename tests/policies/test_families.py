@@ -26,7 +26,7 @@ def policy_on(name, directory, resolution=SQUARE, **changed):
     without_zeros(pipeline.transformer)
     if changed:
         kind = policy_class(replace(kind.family, **changed))
-    return kind(pipeline, resolution, tiny.text_length)
+    return kind(pipeline, resolution, tiny.text_length, tiny.num_frames)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,8 @@ def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative
     changed = {} if negative is None else {"negative": negative}
     policy = policy_on(name, tmp_path, resolution, **changed)
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    assert policy.decode(torch.zeros(1, *policy.latent_shape)).shape == (1, 3, height, width)
+    frames = () if policy.calls.format.num_frames is None else (policy.calls.format.num_frames,)
+    assert policy.decode(torch.zeros(1, *policy.latent_shape)).shape == (1, *frames, 3, height, width)
     latents = torch.randn(1, *policy.latent_shape)
     with torch.no_grad():
         short, long = (policy.velocity(latents, 0.5, policy.encode([text]))[0] for text in (SHORT_TEXT, LONG_TEXT))

@@ -47,13 +47,12 @@ def model(tmp_path, monkeypatch):
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
 def test_its_rollout_is_its_pipeline(model, resolution, guidance_scale):
     policy = load_policy(model, resolution=resolution, max_text_length=9)
-    noise, (height, width) = torch.randn(2, *policy.latent_shape), policy.calls.size
+    noise, size = torch.randn(2, *policy.latent_shape), policy.calls.format
     images = silent(policy.pipeline)(
         PROMPTS,
         negative_prompt=["", ""],
         latents=noise,
-        height=height,
-        width=width,
+        **size.arguments,
         num_inference_steps=3,
         guidance_scale=guidance_scale,
         max_sequence_length=9,

@@ -19,8 +19,8 @@ def pipeline_latents(policy, noise, **arguments):
     images = pipeline(
         PROMPTS,
         latents=noise,
-        height=policy.calls.size[0],
-        width=policy.calls.size[1],
+        height=policy.calls.format.height,
+        width=policy.calls.format.width,
         callback_on_step_end=lambda pipe, step, timestep, tensors: steps.append(tensors["latents"]) or {},
         output_type="pt",
         **{"max_sequence_length": policy.max_text_length, **arguments},

@@ -6,12 +6,15 @@ import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from support.families.parts import FLOW
 from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
 from support.tiny import PROMPTS
 
 import tempflow_fast as tff
 from tempflow_fast.evaluation.sample import sample_images
 from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.policies.proof import prove
+from tempflow_fast.policies.schedule import FLOWS
 
 SETTINGS = [
     {"shift": 1.18},
@@ -77,13 +80,31 @@ def test_other_rules_are_refused_by_name(tmp_path, policy_class, build, name):
     pipeline = build(tmp_path)
     policy = policy_class(pipeline)
     pipeline.scheduler = getattr(diffusers, name)()
-    message = rf"{policy_class.__name__}: pipeline.scheduler must be a FlowMatchEulerDiscreteScheduler.* got {name}"
+    message = rf"{policy_class.__name__}: pipeline.scheduler must be .*(FlowMatchEuler|use_flow_sigmas).* got {name}"
     with pytest.raises(ValueError, match=message):
         policy_class(pipeline)
     with pytest.raises(ValueError, match=message):
         policy.sigmas(3)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)  # as docs/policies.md says
     assert sample_images(policy_class(pipeline), PROMPTS[:1], tff.step_table(policy.sigmas(2))).isfinite().all()
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_levels_of_a_flow_are_kept_and_stepped_by_eulers_rule(tmp_path, name):
+    pipeline = sd3_pipeline(tmp_path)
+    pipeline.scheduler = getattr(diffusers, name)(**FLOW)
+    policy = SD3Policy(pipeline, 16, 9)
+    assert [check.what for check in prove(policy, 5) if not check.matches] == []
+    pipeline.scheduler.set_timesteps(5)
+    assert policy.sigmas(5) == pipeline.scheduler.sigmas.tolist()
+    assert policy.calls.described()["steps"] == f"Euler's, at the noise levels of {name}"
+
+
+def test_a_flow_with_noise_is_refused(tmp_path):
+    pipeline = sd3_pipeline(tmp_path)
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++")
+    with pytest.raises(ValueError, match=r"must be one without noise, got .* with sde-dpmsolver\+\+"):
+        SD3Policy(pipeline)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Small random pipelines of every family, built from the libraries' own classes. Nothing is downloaded.
 
-`text_to_image` has one function per family, which takes a directory for the tokenizer's files; `parts` has what they
-share. `FAMILIES` and `MORE` name those that the tests of families go through.
+`text_to_image` and `video` have one function per family, which takes a directory for the tokenizer's files; `parts` has
+what they share. `FAMILIES` and `MORE` name those that the tests of families go through.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support import pipelines
-from support.families import text_to_image
+from support.families import text_to_image, video
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Tiny:
     """Tokens at which its prompts are cut; None: the family's own number."""
     loads_adapters: bool = True
     """Whether diffusers loads adapters into it."""
+    num_frames: int | None = None
+    """Of its videos."""
 
 
 FAMILIES = {
@@ -36,6 +38,7 @@ FAMILIES = {
     "ovis_image": Tiny(text_to_image.ovis_image, loads_adapters=False),
     "cogview4": Tiny(text_to_image.cogview4),
     "lumina2": Tiny(text_to_image.lumina2),
+    "wan": Tiny(video.wan, 9, num_frames=9),
 }
 MORE = {
     "z_image": Tiny(text_to_image.z_image),
@@ -49,5 +52,6 @@ MORE = {
     "prx": Tiny(text_to_image.prx),
     "sana": Tiny(text_to_image.sana),
     "kandinsky5": Tiny(text_to_image.kandinsky5),
+    "ltx": Tiny(video.ltx, 9, num_frames=9),
 }
 """Families whose trunk alone is tested."""

@@ -13,6 +13,8 @@ CHAT = (
     "{{ message['content'] }}{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+"""Settings with which a scheduler of higher order has the noise levels of a flow."""
 ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1000000.0}
 
 
@@ -144,6 +146,10 @@ def qwen_vae():
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.2, 0.8, 1.0, 1.5],
     )
+
+
+def wan_vae():
+    return diffusers.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
 
 
 def flux2_vae():

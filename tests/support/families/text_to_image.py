@@ -358,7 +358,7 @@ def sana(directory: Path):
             caption_channels=TEXT_DIM,
             sample_size=8,
         ),
-        scheduler=Scheduler(shift=3.0),  # the flow of its own sigmas, by Euler steps
+        scheduler=diffusers.DPMSolverMultistepScheduler(**parts.FLOW),
     )
 
 
