@@ -16,7 +16,7 @@ PACKAGE = ROOT / "tempflow_fast"
 LAYERS = (
     ("choices", "connections", "errors", "interruption", "quiet", "text", "version"),
     ("extensions", "geneval", "hub"),
-    ("batching", "files", "kernels", "shapes", "weight_files"),
+    ("batching", "files", "kernels", "shapes", "source_images", "weight_files"),
     ("checksums", "convert"),
     ("ops",),
     ("policies", "rewards"),

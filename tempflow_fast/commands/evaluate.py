@@ -157,10 +157,13 @@ class Evaluate:
     def _check_rewards(self, config: TrainConfig) -> None:
         """Loads the rewards and asks them about the prompts, before the model is loaded and anything is written."""
         from ..evaluation.evaluate import heldout
+        from ..policies.base import images_of
         from ..rewards import get_reward
         from ..run.checks import check_entries
+        from ..run.load import find_model
 
         _, entries = heldout(config)
+        images_of("eval", find_model(config.policy.model, config.policy.policy)[1], entries)
         for spec in self._rewards(config):
             check_entries(get_reward(spec), entries)
 

@@ -20,6 +20,8 @@ class Sample:
     """PNG file to write."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Prompt to draw; may be given several times."""
+    image: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Source image of every prompt, for a model that edits images; may be given several times."""
     source: Model = field(default_factory=Model)
     count: int = 6
     """Number of images per prompt."""
@@ -37,10 +39,19 @@ class Sample:
         check_writable(self.output)
         from ..evaluation.sample import sample_images
         from ..evaluation.sheets import contact_sheet
+        from ..policies.base import images_of
+        from ..run.load import find_model
+        from ..source_images import IMAGE, check_file
 
-        policy, prompts = self.source.load(config), [prompt for prompt in self.prompt for _ in range(self.count)]
+        for path in self.image:
+            check_file("sample", "image", path)
+        prompts = [prompt for prompt in self.prompt for _ in range(self.count)]
+        entries = [{IMAGE: list(self.image)} for _ in prompts]
+        images_of("sample", find_model(config.policy.model, config.policy.policy)[1], entries)
+        policy = self.source.load(config)
         table, grpo = config.grpo.table(policy), config.grpo
-        images = sample_images(policy, prompts, table, self.seed, grpo.guidance_scale, grpo.max_batch)
+        scale, limit = grpo.guidance_scale, grpo.max_batch
+        images = sample_images(policy, prompts, table, self.seed, scale, limit, metadata=entries)
         contact_sheet(self.output, images, prompts)
         print(f"wrote {self.output}: {len(images)} images")
         return 0

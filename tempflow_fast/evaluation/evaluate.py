@@ -112,7 +112,8 @@ def evaluate(
         entries = [metadata[row] for row in mine]
         texts = [entry["prompt"] for entry in entries]
         with _failing_together(mine, metadata, processes):
-            images = sample_images(policy, texts, table, own.eval_seed, config.grpo.guidance_scale, limit, mine)
+            scale = config.grpo.guidance_scale
+            images = sample_images(policy, texts, table, own.eval_seed, scale, limit, mine, entries)
             scores = measure(images, texts, entries)
         if store is not None:
             store.keep_images(mine, images)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from .. import interruption, ops
 from ..batching import equal_pieces
 from ..ops.schedule import StepTable
-from ..policies.base import Condition, Policy
+from ..policies.base import Condition, Policy, encoded
 from ..policies.evaluated import evaluated
 from ..policies.finite import finite_rows, require_finite
 
@@ -27,6 +28,7 @@ def sample_images(
     guidance_scale: float = 1.0,
     max_batch: int | None = None,
     rows: Sequence[int] | None = None,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
 ) -> Tensor:
     """Draws one image per prompt, deterministically from its initial noise.
 
@@ -41,6 +43,7 @@ def sample_images(
         guidance_scale: g in v = v_uncond + g (v_cond - v_uncond); up to 1 turns guidance off.
         max_batch: maximum number of images in one network call; None: no limit.
         rows: R indices of these images in a larger set; None: 0..R-1.
+        metadata: R dictionaries, whose `image` names source images; None: empty ones.
 
     Returns:
         [R, 3, H, W] images, float32 in [0, 1], on the host.
@@ -48,7 +51,8 @@ def sample_images(
     Raises:
         NotFiniteError: after all images are drawn, if one of them or its latent is infinite or NaN.
     """
-    condition = policy.encode(prompts, guided=policy.guides(guidance_scale))
+    metadata = [{} for _ in prompts] if metadata is None else metadata
+    condition = encoded("sample_images", policy, prompts, metadata, policy.guides(guidance_scale))
     rows = range(len(prompts)) if rows is None else rows
     ids = FIRST_TRAJECTORY + torch.tensor(rows)
     images, finite = [], []

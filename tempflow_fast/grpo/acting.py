@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..graphs.replay import graphs_of
 from ..ops.schedule import StepTable
-from ..policies.base import Condition, Policy
+from ..policies.base import Condition, Policy, encoded
 from ..policies.merged import merged_weights, merges
 from ..policies.quantized import quantized
 from ..processes import Processes
@@ -85,7 +85,7 @@ def act(
     checked = branches.rows_of(gated)
     waves = process_waves(branches, shares, tails, config.max_batch, checked)
     with clock.stage("encode"):
-        condition, noise = _start(policy, [texts[n] for n in shares.carried], shares.carried, config, seed)
+        condition, noise = _start(policy, texts, metadata, shares.carried, config, seed)
     inputs, limit = (policy, reward, texts, metadata, shares, images, checked, processes), config.decode_batch
     with RolloutScorer(*inputs, clock.stage, limit) as scorer:
         with clock.stage("rollout"), acting_network(policy, config):
@@ -123,10 +123,16 @@ def act(
 
 
 def _start(
-    policy: Policy, texts: list[str], trajectory_ids: list[int], config: GRPOConfig, seed: int
+    policy: Policy,
+    texts: Sequence[str],
+    metadata: Sequence[dict[str, Any]],
+    trajectory_ids: list[int],
+    config: GRPOConfig,
+    seed: int,
 ) -> tuple[Condition, Tensor]:
     """Encoded prompts and initial noise of the given trajectories."""
-    condition = policy.encode(texts, guided=policy.guides(config.guidance_scale))
+    prompts, entries = [texts[n] for n in trajectory_ids], [metadata[n] for n in trajectory_ids]
+    condition = encoded("grpo_step", policy, prompts, entries, policy.guides(config.guidance_scale))
     return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)
 
 

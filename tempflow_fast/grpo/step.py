@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..errors import fail, instance, integers, require
 from ..ops.schedule import StepTable
 from ..policies import compiled
-from ..policies.base import Policy, check_policy
+from ..policies.base import Policy, check_policy, images_of
 from ..processes import Processes
 from ..rewards import Scores, get_reward
 from ..rewards.registry import Spec
@@ -54,7 +54,8 @@ def grpo_step(
         optimizer: holds `policy.parameters()`.
         config: the settings.
         seed: key of all noise; give every iteration its own.
-        metadata: P dictionaries passed on to the reward; None: empty ones.
+        metadata: P dictionaries passed on to the reward; None: empty ones. For a policy that edits images, `image` is
+            the path of a prompt's source image, or a list of paths.
         processes: who shares the iteration; policy and optimizer are then those that its `prepare` returned. None:
             this process alone.
 
@@ -136,6 +137,7 @@ def _checked_inputs(
     require(len(metadata) == len(prompts), "grpo_step", "metadata", expected, len(metadata))
     for entry in metadata:
         instance("grpo_step", "metadata", entry, Mapping, "a list of mappings, one per prompt")
+    images_of("grpo_step", policy, metadata)
     limit = len(prompts) * config.num_seeds
     require(
         config.num_updates <= limit, "grpo_step", "num_updates", f"at most the {limit} trajectories", config.num_updates

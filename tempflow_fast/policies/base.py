@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ..errors import fail, require
+from ..source_images import Sources, sources_of
 
 
 def guides(guidance_scale: float) -> bool:
@@ -62,6 +63,9 @@ class Condition:
 
 class Policy(Protocol):
     """A flow model that makes images or videos from prompts, and whose velocity can be trained.
+
+    A policy that edits images has `num_images`, the fewest and the most that a prompt brings, and its `encode` takes
+    them as a third argument, `images`: P tuples of paths.
 
     Shapes: P prompts, R rows, T steps; `latent_shape` is the shape of one latent. Latents and velocities are passed in
     float32 (or float64), whatever the precision of the network.
@@ -185,3 +189,45 @@ def check_policy(function: str, policy: object, *members: str) -> None:
     if missing := [name for name in members if not hasattr(policy, name)]:
         got = f"{type(policy).__name__} without {', '.join(missing)}"
         fail(function, "policy", "a Policy, such as load_policy returns", got)
+
+
+def images_of(function: str, policy: Any, metadata: Sequence[Mapping[str, Any]]) -> list[Sources]:
+    """The source images of prompts.
+
+    Args:
+        function: the caller, for the error.
+        policy: a policy or its class.
+        metadata: of P prompts.
+
+    Raises:
+        ValueError: if it takes another number of images than a prompt has.
+    """
+    images, (fewest, most) = [sources_of(entry) for entry in metadata], getattr(policy, "num_images", (0, 0))
+    numbers = f"{fewest} to {most}" if fewest < most else f"{most or 'no'}"
+    for row in images:
+        expected = f"that of {numbers} source image{'' if most == 1 else 's'} per prompt, as this model takes"
+        require(fewest <= len(row) <= most, function, "image", expected, f"{len(row)}{f': {row}' if row else ''}")
+    return images
+
+
+def encoded(
+    function: str, policy: Policy, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], guided: bool
+) -> Condition:
+    """Encodes prompts with their source images.
+
+    Args:
+        function: the caller, for the error.
+        policy: the policy.
+        prompts: P texts.
+        metadata: of P prompts.
+        guided: as in `Policy.encode`.
+
+    Returns:
+        [P] rows.
+
+    Raises:
+        ValueError: if the policy takes another number of images than a prompt has.
+    """
+    images = images_of(function, policy, metadata)
+    more: dict[str, Any] = {"images": images} if any(images) else {}
+    return policy.encode(prompts, guided=guided, **more)

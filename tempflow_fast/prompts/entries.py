@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..choices import OVERALL
 from ..errors import fail, require, unknown
+from ..source_images import IMAGE, check_file, sources_of, stamp
 from ..text import printable, shortened
 
 Entry = dict[str, Any]
@@ -18,17 +20,18 @@ TASK = "tag"
 NEGATIVE = "negative_prompt"
 
 
-def checked_entry(row: Mapping[str, Any], column: str, where: str) -> Entry:
-    """The row as an entry: its prompt is the field "prompt", and an empty `tag` is none.
+def checked_entry(row: Mapping[str, Any], column: str, where: str, directory: Path) -> Entry:
+    """The row as an entry: its prompt is the field "prompt", and an empty `tag` or `image` is none.
 
     Args:
         row: a prompt and its metadata.
         column: the field that is the prompt.
         where: the row's place, for messages.
+        directory: that paths of source images are relative to.
 
     Raises:
         ValueError: naming the place and the field: for a prompt that is no text, a task without a usable name, a
-            negative prompt, or metadata that JSON cannot hold.
+            negative prompt, source images that are no image files, or metadata that JSON cannot hold.
     """
     if column not in row:
         unknown("read_prompts", f"column of {where}", column, row)
@@ -43,6 +46,33 @@ def checked_entry(row: Mapping[str, Any], column: str, where: str) -> Entry:
     entry = {name: value for name, value in row.items() if name != TASK or value is not None}
     entry[PROMPT] = prompt
     _require_json(entry, where)
+    return _with_paths(entry, where, directory)
+
+
+def content_of(entry: Entry) -> Entry:
+    """An entry for a digest, which is to say what its source images are and not where.
+
+    Args:
+        entry: a checked one.
+
+    Raises:
+        ValueError: if a source image is gone.
+    """
+    sources = [(Path(source).name, stamp(source)[0]) for source in sources_of(entry)]
+    return {**entry, IMAGE: sources} if sources else entry
+
+
+def _with_paths(entry: Entry, where: str, directory: Path) -> Entry:
+    """The entry with paths of source images as they can be opened: one, or a list of several."""
+    argument, given = f"{IMAGE} of {where}", entry.pop(IMAGE, None)
+    try:
+        paths = [directory / source for source in sources_of({IMAGE: given})]
+    except ValueError:
+        fail("read_prompts", argument, "a path of an image file or a list of such paths", _shown(given))
+    for path in paths:
+        check_file("read_prompts", argument, path)
+    if paths:
+        entry[IMAGE] = [str(path) for path in paths] if isinstance(given, list) else str(paths[0])
     return entry
 
 
@@ -53,6 +83,15 @@ def same_prompt(prompt: str) -> str:
         prompt: any prompt.
     """
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+def same_entry(entry: Entry) -> tuple[Any, ...]:
+    """What is equal for entries of one prompt with the same source images.
+
+    Args:
+        entry: a checked one.
+    """
+    return same_prompt(entry[PROMPT]), *sources_of(entry)
 
 
 def _require_json(entry: Entry, where: str) -> None:

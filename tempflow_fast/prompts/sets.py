@@ -16,7 +16,7 @@ from ..checksums import digest_of
 from ..choices import SHAPES_PROMPTS
 from ..errors import require, unknown
 from .data_sets import HUGGING_FACE
-from .entries import PROMPT, TASK, Entry, same_prompt
+from .entries import TASK, Entry, content_of, same_entry
 from .sources import read_prompts
 
 HELD_OUT_EVERY = 10
@@ -67,7 +67,7 @@ class ListedPrompts:
         self._train = list(train)
         self._heldout = [{TASK: "all", **entry} for entry in heldout]
         self.tasks = tuple(dict.fromkeys(entry[TASK] for entry in self._heldout))
-        self.digest = digest_of([self._train, self._heldout])
+        self.digest = digest_of([[content_of(entry) for entry in entries] for entries in (self._train, self._heldout)])
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def everything(self) -> tuple[list[Entry], list[Entry]]:
@@ -147,7 +147,7 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
     """The prompt set of a name or a source.
 
     Prompts that differ only in case, white space or the form of their characters are one prompt, which is either
-    trained on or held out, with all its entries.
+    trained on or held out, with all its entries; so is a prompt with the same source images.
 
     Args:
         prompts: `shapes`, or a source of `read_prompts`.
@@ -187,15 +187,15 @@ def _prompt_set(prompts: str, eval_prompts: str | None, column: str, stamps: tup
         _warn_of_shared(entries, heldout)
         return ListedPrompts(entries, heldout)
     random.Random(0).shuffle(entries)
-    names = dict.fromkeys(same_prompt(entry[PROMPT]) for entry in entries)
+    names = dict.fromkeys(map(same_entry, entries))
     expected = "two or more different ones, so that one can be held out, or given with eval_prompts"
     require(len(names) >= 2, "get_prompts", "prompts", expected, f"{len(names)} in {prompts!r}")
     kept = set(list(names)[::HELD_OUT_EVERY])
-    train, heldout = ([e for e in entries if (same_prompt(e[PROMPT]) in kept) is is_out] for is_out in (False, True))
+    train, heldout = ([e for e in entries if (same_entry(e) in kept) is is_out] for is_out in (False, True))
     return ListedPrompts(train, heldout)
 
 
 def _warn_of_shared(train: Sequence[Entry], heldout: Sequence[Entry]) -> None:
-    trained, judged = ({same_prompt(entry[PROMPT]) for entry in entries} for entries in (train, heldout))
+    trained, judged = (set(map(same_entry, entries)) for entries in (train, heldout))
     if shared := len(trained & judged):
         warnings.warn(f"{shared} of {len(judged)} prompts for evaluation are also trained on", stacklevel=3)

@@ -15,7 +15,8 @@ def read_prompts(source: str, column: str = PROMPT) -> list[Entry]:
 
     Args:
         source: a file that `rows_of_file` reads, or hf:PATH or hf:PATH:SPLIT for a data set by hub name or directory,
-            including one that the library's `save_to_disk` wrote.
+            including one that the library's `save_to_disk` wrote. Paths of source images are relative to the file, or
+            to the working directory for a data set.
         column: the field that is the prompt; texts have no fields.
 
     Returns:
@@ -25,13 +26,14 @@ def read_prompts(source: str, column: str = PROMPT) -> list[Entry]:
         ValueError: naming the source and the line: if there is no such file, prompt or field, or an entry cannot be
             used (see `checked_entry`).
     """
+    directory = Path()
     if source.startswith(HUGGING_FACE):
         rows = rows_of_data_set(source, column)
     elif Path(source).is_file():
-        rows = rows_of_file(Path(source), column)
+        rows, directory = rows_of_file(Path(source), column), Path(source).parent
     else:
         is_directory = " (a directory)" if Path(source).is_dir() else ""
         fail("read_prompts", "source", "an existing file or hf:NAME", f"{source!r}{is_directory}")
-    entries = [checked_entry(row, column, place) for place, row in rows]
+    entries = [checked_entry(row, column, place, directory) for place, row in rows]
     require(bool(entries), "read_prompts", "source", "one with at least one prompt", f"none in {source!r}")
     return entries

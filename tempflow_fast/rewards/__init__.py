@@ -18,6 +18,7 @@ Plumbing:
     background    scoring in a thread while the next images are decoded
     cache         scores of images that were scored before
     deadline      calls with a time limit
+    sources       the source images of prompts
     pixels, resize    images -> inputs of image models; Pillow's resizing on any device
     weights       published weights as tensors
     wire, http, timed     the protocol of remote rewards, one exchange of it, and its limits
@@ -29,6 +30,17 @@ from __future__ import annotations
 from .background import BackgroundScorer
 from .base import Reward, RewardError, Scores
 from .registry import REWARDS, code_in, get_reward
+from .sources import source_images
 from .weighted import WeightedReward
 
-__all__ = ["REWARDS", "BackgroundScorer", "Reward", "RewardError", "Scores", "WeightedReward", "code_in", "get_reward"]
+__all__ = [
+    "REWARDS",
+    "BackgroundScorer",
+    "Reward",
+    "RewardError",
+    "Scores",
+    "WeightedReward",
+    "code_in",
+    "get_reward",
+    "source_images",
+]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import integer, require
+from ..source_images import IMAGE, pixels, sources_of
 from .base import FinalError, Metadata, Reward, check_prompts, range_of
 
 
@@ -82,9 +83,11 @@ class CachedReward:
 
 
 def _key(image: Tensor, prompt: str, metadata: Metadata) -> bytes:
-    """A digest of an image [3, H, W] on the host, its prompt and its metadata."""
+    """A digest of an image [3, H, W] on the host, its prompt with source images, and its metadata."""
     digest = hashlib.blake2b(digest_size=16)
-    described = [str(image.dtype), list(image.shape), prompt, metadata]
+    sources = [pixels(source) for source in sources_of(metadata)]
+    described = [str(image.dtype), [list(part.shape) for part in (image, *sources)], prompt, {**metadata, IMAGE: None}]
     digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
-    digest.update(image.contiguous().view(torch.uint8).numpy().data)
+    for part in (image, *sources):
+        digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.digest()

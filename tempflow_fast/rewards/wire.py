@@ -1,7 +1,8 @@
 """The protocol of remote rewards: requests are safetensors, answers JSON; nothing is a pickle.
 
-POST /score   a safetensors file: the tensor `images` [R, 3, H, W] of levels 0 to 255 as uint8, and in its metadata
-              `request`, JSON: {"prompts": [...], "metadata": [...]}
+POST /score   a safetensors file: the tensor `images` [R, 3, H, W] of levels 0 to 255 as uint8, the source images of
+              the prompts as `source.0`, ... [3, H, W], and in its metadata `request`, JSON: {"prompts": [...],
+              "metadata": [...]}, where `image` of an entry is a list of the numbers of its source images
 answer 200    {"scores": [R numbers], "reward": described, "settings": digest}
 answer 4xx    {"error": text, "sample": number or null}: a retry would not help, except after 408
 answer 5xx    {"error": text}: a retry may help
@@ -16,12 +17,14 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import fail, finite, require
+from ..source_images import IMAGE, pixels, sources_of
 from .base import one_line
 
 PROTOCOL = 2
@@ -60,12 +63,21 @@ def pack_request(levels: Tensor, prompts: Sequence[str], metadata: Sequence[dict
         levels: the images, uint8 [R, 3, H, W] on the host.
         prompts: R texts.
         metadata: R entries of the prompt set.
+
+    Raises:
+        ValueError: if a source image cannot be read.
     """
     from safetensors.torch import save
 
-    return save(
-        {"images": levels.contiguous()}, {"request": json.dumps({"prompts": [*prompts], "metadata": [*metadata]})}
-    )
+    rows = [sources_of(entry) for entry in metadata]
+    numbers = {source: number for number, source in enumerate(dict.fromkeys(chain.from_iterable(rows)))}
+    tensors = {f"source.{number}": pixels(source) for source, number in numbers.items()}
+    entries = [
+        {**entry, IMAGE: [numbers[source] for source in row]} if row else entry
+        for entry, row in zip(metadata, rows, strict=True)
+    ]
+    request = json.dumps({"prompts": [*prompts], "metadata": entries})
+    return save({"images": levels.contiguous(), **tensors}, {"request": request})
 
 
 def unpack_request(body: bytes) -> tuple[Tensor, list[str], list[dict[str, Any]]]:
@@ -84,7 +96,8 @@ def unpack_request(body: bytes) -> tuple[Tensor, list[str], list[dict[str, Any]]
     from safetensors.torch import load
 
     try:
-        levels = load(body)["images"]
+        tensors = load(body)
+        levels = tensors["images"]
         length = int.from_bytes(body[:8], "little")
         request = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["request"])
         prompts, metadata = request["prompts"], request["metadata"]
@@ -97,7 +110,19 @@ def unpack_request(body: bytes) -> tuple[Tensor, list[str], list[dict[str, Any]]
         expected = f"a list of {len(levels)} of type {kind.__name__}"
         require(fits, "unpack_request", argument, expected, type(values).__name__)
         require(len(values) == len(levels), "unpack_request", argument, expected, len(values))
-    return levels.float() / 255, prompts, metadata
+    return levels.float() / 255, prompts, [_with_sources(entry, tensors) for entry in metadata]
+
+
+def _with_sources(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The entry with its source images; no path of a request is ever opened."""
+    if IMAGE not in entry:
+        return entry
+    given = entry[IMAGE]
+    sources = [tensors.get(f"source.{number}") for number in given] if isinstance(given, list) else [None]
+    for source in sources:
+        fits = source is not None and source.dtype == torch.uint8 and source.dim() == 3 and len(source) == 3
+        require(fits, "unpack_request", IMAGE, "numbers of source images, uint8 [3, H, W]", one_line(given, 80))
+    return {**entry, IMAGE: sources}
 
 
 def unpack_scores(body: bytes, num: int) -> tuple[list[float], Identity]:

@@ -21,6 +21,7 @@ from ..ops.checks import usable_device
 from ..ops.noise import MAX_BRANCHES
 from ..ops.schedule import linear_sigmas, step_table
 from ..policies import DiffusersPolicy
+from ..policies.base import images_of
 from ..policies.quantized import check_quantizable
 from ..processes import Processes
 from ..prompts.entries import PROMPT, Entry
@@ -51,10 +52,12 @@ def check_run(config: TrainConfig, processes: Processes) -> None:
     """
     device = usable_device("check_run", device_of(config.policy.device, processes.device))
     _check_iteration(config, processes)
-    get_prompts(config.task.prompts, config.task.eval_prompts, config.task.prompt_column)
+    prompts = get_prompts(config.task.prompts, config.task.eval_prompts, config.task.prompt_column)
     _, kind = find_model(config.policy.model, config.policy.policy)
     kind.check_text_length(config.policy.max_text_length)
     kind.check_video(config.policy.num_frames, config.policy.frame_rate)
+    for entries in prompts.everything():
+        images_of("check_run", kind, entries)
     check_optimizer(config.optimizer)
     Trackers(config.run.trackers, Path())
     for name in ("rollout_precision", "tail_precision"):

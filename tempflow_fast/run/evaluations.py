@@ -11,6 +11,7 @@ from ..evaluation.evaluate import heldout
 from ..evaluation.result import Evaluation
 from ..evaluation.sheets import evaluation_sheet
 from ..files import read_json, remove, write_json, written_aside
+from ..prompts.entries import content_of
 from ..settings.fields import SCORES
 from ..settings.run import TrainConfig
 from ..version import __version__
@@ -36,7 +37,7 @@ def basis_of(config: TrainConfig, origin: Origin) -> Basis:
     prompts, metadata = heldout(config)
     settings = config.flat()
     return {
-        "prompts": digest_of([prompts.tasks, metadata]),
+        "prompts": digest_of([prompts.tasks, [content_of(entry) for entry in metadata]]),
         "model": origin.contents.get("model"),
         "reward": origin.contents.get("reward"),
         "version": __version__,

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.jsonl import write_jsonl
 
 from tempflow_fast.prompts.entries import same_prompt
@@ -116,3 +117,21 @@ def test_spellings_of_a_held_out_prompt_are_held_out_too(tmp_path, spellings):
 def test_one_prompt_in_many_spellings_cannot_be_held_out(tmp_path):
     with pytest.raises(ValueError, match=r"prompts must be two or more different ones, .* got 1 in"):
         get_prompts(text_file(tmp_path, ["a cat", "A cat", "a  cat"]))
+
+
+def test_one_text_about_many_images_is_many_prompts(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (2, 2 + number)).save(tmp_path / f"{number}.png")
+    prompts = get_prompts(jsonl_file(tmp_path, [{"prompt": "bluer", "image": f"{number}.png"} for number in range(3)]))
+    seen, judged = prompts.training(0, 2, 0), prompts.heldout(1, 0)
+    assert len({entry["image"] for entry in [*seen, *judged]}) == 3
+
+
+def test_the_digest_is_of_images_and_not_of_their_places(tmp_path):
+    digests = []
+    for place, height in (("one", 2), ("two", 2), ("three", 200)):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (2, height)).save(tmp_path / place / "a.png")
+        entries = [{"prompt": text, "image": "a.png"} for text in ("bluer", "redder")]
+        digests.append(get_prompts(jsonl_file(tmp_path / place, entries)).digest)
+    assert digests[0] == digests[1] != digests[2]

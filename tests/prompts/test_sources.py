@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tempflow_fast.prompts.sources import read_prompts
 
@@ -144,3 +145,42 @@ def test_what_is_no_source_is_named(tmp_path, source, words):
     pytest.importorskip("datasets")
     with pytest.raises(ValueError, match=words):
         read_prompts(source.format(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("a.png", "a.png"), (["a.png", "sub/b.png"], ["a.png", "sub/b.png"]), ([], None), ("", None)],
+)
+def test_paths_of_source_images_are_relative_to_the_file(tmp_path, given, expected):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    found = read_prompts(written(tmp_path, "a.jsonl", json.dumps({"prompt": "p", "image": given})))[0].get("image")
+    paths = found if isinstance(found, list) else [found]
+    whole = expected if isinstance(expected, list) else [expected]
+    assert [path and Path(path) for path in paths] == [name and tmp_path / name for name in whole]
+    assert isinstance(found, list) is isinstance(expected, list)
+
+
+def test_a_data_set_names_source_images_in_a_column(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    rows = [{"prompt": "p", "image": "a.png"}, {"prompt": "q", "image": None}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    assert read_prompts("hf:set") == [{"prompt": "p", "image": "a.png"}, {"prompt": "q"}]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("none.png", r"an existing file, got '.*none\.png'"),
+        (["a.jsonl"], r"an image file, got '.*a\.jsonl': cannot identify"),
+        (3, "a path of an image file or a list of such paths, got 3"),
+        ([{}], r"a path of an image file or a list of such paths, got \[{}\]"),
+    ],
+)
+def test_what_is_no_source_image_is_refused_with_its_line(tmp_path, image, reason):
+    source = written(tmp_path, "a.jsonl", json.dumps({"prompt": "p", "image": image}))
+    with pytest.raises(ValueError, match=rf"read_prompts: image of line 1 of .*a\.jsonl must be {reason}"):
+        read_prompts(source)
