@@ -335,7 +335,7 @@ class DiffusersPolicy(NetworkPolicy):
             rank: inner dimension of the adapter.
             alpha: the adapter's output is scaled by alpha / rank.
             targets: the layers whose names end in one of these are adapted; all of them must be linear. None: those of
-                the family that the network has.
+                attention.
             init: peft's `init_lora_weights`, one that leaves the network's own weights as they are.
             seed: decides the initial weights, which are the same in every process.
 
@@ -344,9 +344,6 @@ class DiffusersPolicy(NetworkPolicy):
                 there is an adapter already.
         """
         network = self._network
-        if targets is None:
-            names = [f".{name}" for name, _ in network.named_modules()]
-            targets = [target for target in self.family.targets if any(name.endswith(f".{target}") for name in names)]
         lora.add_lora(network, rank, alpha, targets, init, seed, excluded=self.family.idle(network))
 
     @quiet(*LIBRARIES)

@@ -11,18 +11,6 @@ from torch import Tensor, nn
 from .learn import Combine
 
 
-def _projections(name: str) -> tuple[str, ...]:
-    own, added = ("to_q", "to_k", "to_v", "to_out.0"), ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-    return tuple(f"{name}.{layer}" for layer in (*own, *added))
-
-
-ATTENTION = _projections("attn")
-"""The attention's projections, which most networks name alike. The public training scripts adapt these alone for SD3,
-and feed-forward layers as well for FLUX and Qwen-Image (see `settings/recipes/`)."""
-
-
-TWO_ATTENTIONS = (*_projections("attn1"), *_projections("attn2"))
-"""To the latents, and to the text."""
 PIXELS_PER_LATENT = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
 """Names under which pipelines have the number of pixels on a side of one latent."""
 
@@ -70,7 +58,6 @@ class Family:
         optional_parts: names of parts that a model may lack, in addition to those that are optional to diffusers.
         pixels: how many pixels the sides of images must be multiples of.
         largest: the largest side in pixels; None: any.
-        targets: ends of the names of the layers that an adapter changes; of those, the ones that there are.
         idle: modules that the output does not depend on: they never get the gradients that data-parallel training
             waits for.
     """
@@ -88,7 +75,6 @@ class Family:
     optional_parts: tuple[str, ...] = ()
     pixels: Callable[[Any], int] = _default_pixels
     largest: Callable[[Any], int | None] = lambda pipeline: None
-    targets: tuple[str, ...] = ATTENTION
     idle: Callable[[Any], tuple[str, ...]] = _no_modules
 
 
@@ -117,6 +103,11 @@ def _qwen_idle(network: Any) -> tuple[str, ...]:
     # Only the image tokens of the last block are used.
     last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
     return f"{last}.attn.to_add_out", f"{last}.txt_mlp"
+
+
+def _nucleus_idle(network: Any) -> tuple[str, ...]:
+    # The keys of the text are normalised; it has no queries.
+    return tuple(name for name, _ in network.named_modules() if name.endswith(".norm_added_q"))
 
 
 def _shrinking_norm(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -166,21 +157,21 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="AuraFlowPipeline"),
         Family(pipeline="ChromaPipeline"),
         Family(pipeline="OvisImagePipeline"),
-        Family(pipeline="CogView4Pipeline", targets=_projections("attn1")),
+        Family(pipeline="CogView4Pipeline"),
         Family(pipeline="Lumina2Pipeline", combine=token_norm),
-        Family(pipeline="ZImagePipeline", above=0.0, targets=_projections("attention")),
+        Family(pipeline="ZImagePipeline", above=0.0),
         Family(pipeline="Krea2Pipeline", above=0.0),
         Family(pipeline="Flux2Pipeline", guidance=None, embedded=lambda config: True),
         Family(pipeline="Flux2KleinPipeline"),
-        Family(pipeline="NucleusMoEImagePipeline", combine=token_norm),
+        Family(pipeline="NucleusMoEImagePipeline", combine=token_norm, idle=_nucleus_idle),
         Family(pipeline="ErnieImagePipeline", call=_unenhanced),
         Family(pipeline="BriaPipeline"),
         Family(pipeline="LongCatImagePipeline", combine=_shrinking_norm, call=_unrewritten),
         Family(pipeline="PRXPipeline", call=_as_asked),
-        Family(pipeline="SanaPipeline", call=_as_asked, targets=TWO_ATTENTIONS),
+        Family(pipeline="SanaPipeline", call=_as_asked),
         Family(pipeline="Kandinsky5T2IPipeline"),
-        Family(pipeline="WanPipeline", targets=TWO_ATTENTIONS),
-        Family(pipeline="LTXPipeline", pixels=lambda pipeline: 32, targets=TWO_ATTENTIONS),
+        Family(pipeline="WanPipeline"),
+        Family(pipeline="LTXPipeline", pixels=lambda pipeline: 32),
     )
 }
 """Name of a pipeline class -> its row."""

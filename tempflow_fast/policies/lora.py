@@ -23,6 +23,8 @@ ADAPTER = "default"
 INITS = (True, False, "gaussian", "orthogonal")
 """Values of peft's `init_lora_weights` that leave the network's own weights as they are: those are the reference."""
 
+LAYERS = "names of linear layers of the network"
+
 
 @dataclass(frozen=True)
 class Size:
@@ -36,7 +38,7 @@ def add_lora(
     network: ModelMixin,
     rank: int,
     alpha: float,
-    targets: Sequence[str],
+    targets: Sequence[str] | None,
     init: str | bool,
     seed: int,
     excluded: Sequence[str] = (),
@@ -47,7 +49,8 @@ def add_lora(
         network: gets the adapter; it must have none yet.
         rank: inner dimension of the adapter.
         alpha: the adapter's output is scaled by alpha / rank.
-        targets: the layers whose names end in one of these are adapted; all of them must be linear.
+        targets: the layers whose names end in one of these are adapted; all of them must be linear. None: those of
+            attention.
         init: peft's `init_lora_weights`, one of `INITS`.
         seed: decides the initial weights.
         excluded: modules, named in full, whose layers are left out.
@@ -60,7 +63,25 @@ def add_lora(
     require(finite("add_lora", "alpha", alpha) > 0, "add_lora", "alpha", "positive", alpha)
     require(init in INITS, "add_lora", "init", f"one of {INITS}", repr(init))
     check_plain("add_lora", network)
-    attach(network, dict.fromkeys(_layers(network, targets, excluded), Size(rank, alpha)), init, seed)
+    layers = attention_layers(network) if targets is None else _layers(network, targets)
+    apart = tuple(f"{part}." for part in excluded)
+    adapted = [name for name in layers if not f"{name}.".startswith(apart)]
+    got = f"{targets!r} of {type(network).__name__}, without one whose output depends on it"
+    require(bool(adapted), "add_lora", "targets", LAYERS, got)
+    attach(network, dict.fromkeys(adapted, Size(rank, alpha)), init, seed)
+
+
+def attention_layers(network: nn.Module) -> list[str]:
+    """The linear layers of attention, in all blocks, by the names that diffusers gives them.
+
+    The public training scripts adapt these alone for SD3, and feed-forward layers as well for FLUX and Qwen-Image (see
+    `settings/recipes/`).
+
+    Args:
+        network: without an adapter.
+    """
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if re.search(r"(^|\.)\w*att(n|ention)\w*\.", name)]
 
 
 def attach(
@@ -75,7 +96,7 @@ def attach(
         seed: decides the initial weights.
         rslora: whether the adapter's output is scaled by alpha / sqrt(rank) instead of alpha / rank.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     usual = Size(
         Counter(size.rank for size in sizes.values()).most_common(1)[0][0],
@@ -96,28 +117,26 @@ def attach(
     # A separate generator: every process starts from the same adapter, and no other random numbers change.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network.add_adapter(config, ADAPTER)
+        if hasattr(network, "add_adapter"):
+            network.add_adapter(config, ADAPTER)
+        else:  # a network whose pipeline loads no adapters
+            inject_adapter_in_model(config, network, ADAPTER)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
-def _layers(network: nn.Module, targets: Sequence[str], excluded: Sequence[str]) -> list[str]:
+def _layers(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """Names of the linear layers that the targets mean."""
-    expected = "names of linear layers of the network"
     listed = not isinstance(targets, str) and len(targets) > 0 and all(isinstance(target, str) for target in targets)
-    require(listed, "add_lora", "targets", f"a list of {expected}", repr(targets))
+    require(listed, "add_lora", "targets", f"a list of {LAYERS}", repr(targets))
     found: dict[str, None] = {}
     for target in targets:
-        named = {
-            name: module
-            for name, module in network.named_modules()
-            if f".{name}".endswith(f".{target}") and not f"{name}.".startswith(tuple(f"{part}." for part in excluded))
-        }
-        require(bool(named), "add_lora", "targets", expected, f"{target!r}, which names none")
+        named = {name: module for name, module in network.named_modules() if f".{name}".endswith(f".{target}")}
+        require(bool(named), "add_lora", "targets", LAYERS, f"{target!r}, which names none")
         for name, module in named.items():
             if not isinstance(module, nn.Linear):
-                fail("add_lora", "targets", expected, f"{target!r}, which names the {type(module).__name__} {name}")
+                fail("add_lora", "targets", LAYERS, f"{target!r}, which names the {type(module).__name__} {name}")
         found |= dict.fromkeys(named)
     return list(found)
 

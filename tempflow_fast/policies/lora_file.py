@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import fail, require
+from ..files import written_aside
 from ..weight_files import opened_safetensors
 from .lora import ADAPTER, INITS, Size, attach, check_plain, has_adapter
 
@@ -50,15 +52,12 @@ def save_lora(pipeline: DiffusionPipeline, directory: str | Path) -> None:
     layers = get_peft_model_state_dict(pipeline.transformer, adapter_name=ADAPTER)
     config = pipeline.transformer.peft_config[ADAPTER]
     settings = {name: getattr(config, name) for name in APPLIED} | {"target_modules": _adapted(layers)}
-    pipeline.save_lora_weights(
-        str(directory),
-        transformer_lora_layers=layers,
-        weight_name=WEIGHTS,
-        # Without rank and alpha, a reader takes the rank as alpha. Other versions of peft may not know all settings.
-        transformer_lora_adapter_metadata={
-            name: value for name, value in settings.items() if value or name in ("r", "lora_alpha")
-        },
-    )
+    # Without rank and alpha, a reader takes the rank as alpha. Other versions of peft may not know all settings.
+    told = {f"{PREFIX}{name}": value for name, value in settings.items() if value or name in ("r", "lora_alpha")}
+    # Not by `save_lora_weights`, which the pipelines that load no adapters do not have.
+    tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in layers.items()}
+    with written_aside(Path(directory) / WEIGHTS) as file:
+        save_file(tensors, file, {"format": "pt", SETTINGS: json.dumps(told, indent=2, sort_keys=True)})
 
 
 def load_lora(network: ModelMixin, path: str | Path) -> None:

@@ -89,11 +89,8 @@ class WeightlessPolicy(NetworkPolicy):
         Args:
             rank: inner dimension.
             alpha: scale.
-            targets: ends of the adapted layers' names; None: the family's.
+            targets: ends of the adapted layers' names; None: the layers of attention.
         """
-        if targets is None:
-            names = [f".{name}" for name, _ in self.network.named_modules()]
-            targets = [end for end in self.family.targets if any(name.endswith(f".{end}") for name in names)]
         network: Any = self.network
         lora.add_lora(network, rank, alpha, targets, "gaussian", 0, excluded=self.family.idle(network))
 

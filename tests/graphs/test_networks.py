@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.captured import assert_equal, draw, nudge
-from support.pipelines import flux_pipeline, qwen_image_pipeline, sd3_pipeline
+from support.captured import assert_equal, draw, expect_eager, nudge
+from support.families import each_family, tiny_policy
+from support.pipelines import sd3_pipeline
 from support.tiny import PROMPTS, TinyPolicy
 from torch import nn
 
 from tempflow_fast.graphs.replay import CudaGraphs
-from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.policies import SD3Policy
 from tempflow_fast.policies.compiled import compile_blocks
 from tempflow_fast.run.prepare import compute_in
 
+OPTIONS = {"steps": 2, "max_batch": 2, "prompts": PROMPTS[:1], "guidance_scale": 1.0}
 
-@pytest.mark.parametrize(
-    ("policy_class", "pipeline", "guidance_scale"),
-    [(SD3Policy, sd3_pipeline, 4.5), (FluxPolicy, flux_pipeline, 3.5), (QwenImagePolicy, qwen_image_pipeline, 1.0)],
-)
-def test_the_models_can_be_captured_with_an_adapter_that_learns(
-    device, tmp_path, policy_class, pipeline, guidance_scale
-):
-    policy, graphs = policy_class(pipeline(tmp_path)), CudaGraphs(device)
+
+@each_family(is_captured=True)
+def test_the_models_can_be_captured_with_an_adapter_that_learns(device, tmp_path, name):
+    policy, graphs = tiny_policy(name, tmp_path), CudaGraphs(device)
     policy.add_lora(rank=2, alpha=4)
-    options = {"steps": 3, "max_batch": 2, "prompts": PROMPTS[:1], "guidance_scale": guidance_scale}
     for iteration in range(3):
-        assert_equal(draw(policy, graphs, iteration, **options), draw(policy, None, iteration, **options))
+        assert_equal(draw(policy, graphs, iteration, **OPTIONS), draw(policy, None, iteration, **OPTIONS))
         nudge(policy)
     assert graphs.num_replays > device.events.count("capture") > 0
+
+
+@each_family(is_captured=False)
+def test_networks_that_wait_for_the_device_run_without_graphs(device, tmp_path, name):
+    expect_eager(
+        tiny_policy(name, tmp_path), CudaGraphs(device), "the host waits for the device at lift_fresh", **OPTIONS
+    )
+    assert "capture" not in device.events
 
 
 def test_autocast_by_hooks_is_captured_with_the_weights_as_they_are(device):

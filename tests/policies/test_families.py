@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 
 import pytest
 import torch
-from support.families import FAMILIES, MORE
-from support.families.parts import without_zeros
-from support.pipelines import silent
+from support.families import ALL, each_family, tiny_policy
 
-from tempflow_fast.policies import POLICIES
-from tempflow_fast.policies.classes import policy_class
+from tempflow_fast.policies.lora_file import WEIGHTS
 from tempflow_fast.policies.pipeline_calls import LONG_TEXT, SHORT_TEXT
 from tempflow_fast.policies.proof import distance, prove
 
 SQUARE, TALL = 32, (64, 32)
 
 
-def policy_on(name, directory, resolution=SQUARE, **changed):
-    torch.manual_seed(0)
-    tiny = (FAMILIES | MORE)[name]
-    pipeline = silent(tiny.build(directory))
-    kind = POLICIES[type(pipeline).__name__]
-    without_zeros(pipeline.transformer)
-    if changed:
-        kind = policy_class(replace(kind.family, **changed))
-    return kind(pipeline, resolution, tiny.text_length, tiny.num_frames)
-
-
 @pytest.mark.parametrize(
     ("resolution", "negative"), [(SQUARE, None), (TALL, "blurry squares")], ids=["square", "tall, negative"]
 )
-@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@each_family()
 def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative):
     """Two prompts of different lengths in a batch and alone, without guidance and with it, in float32."""
     changed = {} if negative is None else {"negative": negative}
-    policy = policy_on(name, tmp_path, resolution, **changed)
+    policy = tiny_policy(name, tmp_path, resolution, **changed)
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     frames = () if policy.calls.format.num_frames is None else (policy.calls.format.num_frames,)
     assert policy.decode(torch.zeros(1, *policy.latent_shape)).shape == (1, *frames, 3, height, width)
@@ -50,35 +36,61 @@ def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative
     assert all(check.limit <= 1e-5 for check in checks)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def untouched(policy):
+    """Names of the trained parameters that a loss has no gradient for."""
+    named = dict(policy.network.named_parameters())
+    return [name for name, weight in named.items() if weight.requires_grad and weight.grad is None]
+
+
+def predicted(policy, latents):
+    return policy.velocity(latents, 0.5, policy.encode(["a"]))[0]
+
+
+@each_family()
 def test_what_the_output_depends_on_is_trained(tmp_path, name):
     """Data-parallel training waits for the gradient of every parameter that takes one."""
-    policy = policy_on(name, tmp_path)
-    latents = torch.randn(1, *policy.latent_shape)
-    loss = policy.velocity(latents, 0.5, policy.encode(["a"]))[0].square().mean()
-    gradients = torch.autograd.grad(loss, policy.parameters(), allow_unused=True)
-    pairs = zip(policy.network.named_parameters(), policy.network.parameters(), strict=True)
-    names = [name for (name, _), parameter in pairs if parameter.requires_grad]
-    assert [name for name, gradient in zip(names, gradients, strict=True) if gradient is None] == []
+    policy = tiny_policy(name, tmp_path)
+    predicted(policy, torch.randn(1, *policy.latent_shape)).square().mean().backward()
+    assert untouched(policy) == []
 
 
-@pytest.mark.parametrize("name", [name for name, tiny in FAMILIES.items() if tiny.loads_adapters])
+@each_family()
 def test_its_adapter_changes_the_pipelines_images_as_ours(tmp_path, name):
-    policy, other = (policy_on(name, tmp_path / str(copy)) for copy in range(2))
+    policy, other = (tiny_policy(name, tmp_path / str(copy)) for copy in range(2))
+    latents = torch.randn(1, *policy.latent_shape)
+    with torch.no_grad():
+        before = predicted(policy, latents)
     policy.add_lora(rank=2, alpha=4)
     policy.enable_gradient_checkpointing()
-    latents, text = torch.randn(1, *policy.latent_shape), policy.encode(["a"])
-    with torch.no_grad():
-        before = policy.velocity(latents, 0.5, text)[0]
-    policy.velocity(latents, 0.5, text)[0].square().mean().backward()
+    predicted(policy, latents).square().mean().backward()
+    assert untouched(policy) == []
     with torch.no_grad():
         for parameter in policy.parameters():
-            assert parameter.grad is not None
             parameter += 0.3 * torch.randn_like(parameter)
-        after = policy.velocity(latents, 0.5, text)[0]
+        after = predicted(policy, latents)
     policy.save_lora(tmp_path / "adapter")
-    other.pipeline.load_lora_weights(str(tmp_path / "adapter"))
+    load_as_diffusers_does(other, tmp_path / "adapter", ALL[name].loader)
     with torch.no_grad():
-        theirs = other.velocity(latents, 0.5, other.encode(["a"]))[0]
+        theirs = predicted(other, latents)
     assert distance(theirs, after) <= 1e-5
     assert distance(after, before) > 1e-3
+
+
+def load_as_diffusers_does(policy, directory, loader):
+    if loader == "pipeline":
+        policy.pipeline.load_lora_weights(str(directory))
+    elif loader == "transformer":
+        policy.pipeline.transformer.load_lora_adapter(str(directory), weight_name=WEIGHTS)
+    else:
+        policy.load_lora(directory)
+
+
+@each_family()
+def test_an_adapter_reaches_every_block(tmp_path, name):
+    """Of a network whose later blocks name their layers otherwise, a part would be left as it is."""
+    policy = tiny_policy(name, tmp_path)
+    policy.add_lora(rank=2, alpha=4)
+    adapted = {name for name, weight in policy.network.named_parameters() if weight.requires_grad}
+    blocks = {name for name, _ in policy.network.named_modules() if re.fullmatch(r"\w*(blocks|layers)\.\d+", name)}
+    assert blocks
+    assert {block for block in blocks if not any(name.startswith(f"{block}.") for name in adapted)} == set()

@@ -7,12 +7,17 @@ what they share. `FAMILIES` and `MORE` name those that the tests of families go 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from support import pipelines
 from support.families import text_to_image, video
+from support.families.parts import without_zeros
+from tempflow_fast.policies import POLICIES
+from tempflow_fast.policies.classes import policy_class
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,10 @@ class Tiny:
     build: Callable[[Path], Any]
     text_length: int | None = None
     """Tokens at which its prompts are cut; None: the family's own number."""
-    loads_adapters: bool = True
-    """Whether diffusers loads adapters into it."""
+    loader: str | None = "pipeline"
+    """The part of diffusers that loads adapters for it, the pipeline or the transformer; None: neither."""
+    is_captured: bool = True
+    """Whether its network can run as a CUDA graph."""
     num_frames: int | None = None
     """Of its videos."""
 
@@ -34,24 +41,53 @@ FAMILIES = {
     # The marks of the chat around a prompt take 129 tokens.
     "qwen_image": Tiny(pipelines.qwen_image_pipeline, 150),
     "aura_flow": Tiny(text_to_image.aura_flow, 9),
-    "chroma": Tiny(text_to_image.chroma, 9),
-    "ovis_image": Tiny(text_to_image.ovis_image, loads_adapters=False),
+    "chroma": Tiny(text_to_image.chroma, 9, is_captured=False),
+    "ovis_image": Tiny(text_to_image.ovis_image, loader="transformer"),
     "cogview4": Tiny(text_to_image.cogview4),
-    "lumina2": Tiny(text_to_image.lumina2),
+    "lumina2": Tiny(text_to_image.lumina2, is_captured=False),
     "wan": Tiny(video.wan, 9, num_frames=9),
 }
 MORE = {
-    "z_image": Tiny(text_to_image.z_image),
+    "z_image": Tiny(text_to_image.z_image, is_captured=False),
     "krea2": Tiny(text_to_image.krea2),
     "flux2": Tiny(text_to_image.flux2),
     "flux2_klein": Tiny(text_to_image.flux2_klein),
-    "ernie_image": Tiny(text_to_image.ernie_image),
-    "nucleusmoe_image": Tiny(text_to_image.nucleusmoe_image),
-    "longcat_image": Tiny(text_to_image.longcat_image),
-    "bria": Tiny(text_to_image.bria),
-    "prx": Tiny(text_to_image.prx),
+    "ernie_image": Tiny(text_to_image.ernie_image, is_captured=False),
+    "nucleusmoe_image": Tiny(text_to_image.nucleusmoe_image, loader="transformer", is_captured=False),
+    "longcat_image": Tiny(text_to_image.longcat_image, loader="transformer"),
+    "bria": Tiny(text_to_image.bria, loader="transformer"),
+    "prx": Tiny(text_to_image.prx, loader=None),
     "sana": Tiny(text_to_image.sana),
-    "kandinsky5": Tiny(text_to_image.kandinsky5),
+    "kandinsky5": Tiny(text_to_image.kandinsky5, is_captured=False),
     "ltx": Tiny(video.ltx, 9, num_frames=9),
 }
-"""Families whose trunk alone is tested."""
+"""Families whose tests are slow."""
+ALL = FAMILIES | MORE
+
+
+def tiny_policy(name: str, directory: Path, resolution: int | tuple[int, int] = 32, **changed: Any) -> Any:
+    """The policy on a tiny pipeline.
+
+    Args:
+        name: of `ALL`.
+        directory: for the tokenizer's files.
+        resolution: of its images.
+        changed: fields of its family's row.
+    """
+    torch.manual_seed(0)
+    tiny = ALL[name]
+    pipeline = pipelines.silent(tiny.build(directory))
+    kind = POLICIES[type(pipeline).__name__]
+    without_zeros(pipeline.transformer)
+    if changed:
+        kind = policy_class(replace(kind.family, **changed))
+    return kind(pipeline, resolution, tiny.text_length, tiny.num_frames)
+
+
+def each_family(**fields: Any) -> Any:
+    """A test for every family that has these fields; slow for those of `MORE`."""
+    import pytest
+
+    fitting = [name for name, tiny in ALL.items() if all(getattr(tiny, key) == fields[key] for key in fields)]
+    marks = {name: [pytest.mark.slow] for name in MORE}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks.get(name, [])) for name in fitting])
