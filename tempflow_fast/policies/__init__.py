@@ -23,6 +23,7 @@ Plumbing:
     offload         text encoders in host memory
     vae             an autoencoder that decodes in bf16
     weightless      models from configuration files alone, to be measured
+    weightless_calls    how their networks are called
     lora            adapters
     merged          adapters merged into the weights for the rollout
     lora_file       their files

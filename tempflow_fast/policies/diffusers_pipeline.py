@@ -59,6 +59,7 @@ class DiffusersPolicy(NetworkPolicy):
     listed: ClassVar[bool] = True
     """Whether somebody has written the row; else the policy has to prove itself when a model is loaded."""
 
+    @quiet(*LIBRARIES)  # diffusers warns of changed precisions
     def __init__(
         self,
         pipeline: DiffusionPipeline,

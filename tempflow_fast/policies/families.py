@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .learn import Combine
 
-
 PIXELS_PER_LATENT = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
 """Names under which pipelines have the number of pixels on a side of one latent."""
 

@@ -19,10 +19,11 @@ from ..errors import fail, require
 from ..ops.schedule import linear_sigmas
 from ..quiet import quiet
 from . import lora
-from .base import Condition
+from .base import Condition, guides
 from .families import FAMILIES
 from .model_files import INDEX, LIBRARIES
 from .network import NetworkPolicy
+from .weightless_calls import CALLS
 
 PUBLISHED = Path(__file__).with_name("published.json")
 """Model -> file -> configuration: the published dimensions of models whose weights are large."""
@@ -30,7 +31,6 @@ DEFAULT_SIDE = 128
 """Of latents, where a configuration does not say it."""
 CLIP_TOKENS = 77
 CPU = torch.device("cpu")
-Row = dict[str, Tensor]
 Files = Mapping[str, Mapping[str, Any]]
 """Path inside a model directory -> what its JSON holds."""
 
@@ -50,6 +50,7 @@ class WeightlessPolicy(NetworkPolicy):
 
     device = CPU
 
+    @quiet(*LIBRARIES)  # diffusers warns of changed precisions
     def __init__(
         self,
         files: Files,
@@ -138,7 +139,7 @@ class WeightlessPolicy(NetworkPolicy):
         Args:
             guidance_scale: g.
         """
-        return guidance_scale > self.family.above and not self.family.embedded(self.config)
+        return guides(guidance_scale) and not self.family.embedded(self.config)
 
     def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
         """Encodings of the right shapes.
@@ -171,7 +172,8 @@ class WeightlessPolicy(NetworkPolicy):
         if paired:
             hidden, sigma = hidden.repeat_interleave(2, dim=0), sigma.repeat_interleave(2)
         made = self.acting(**self._call.arguments(self, hidden, sigma, tensors), return_dict=False)[0]
-        velocity = made.to(latents.dtype).contiguous()
+        made = torch.stack(made) if isinstance(made, list) else made
+        velocity = made.reshape(hidden.shape).to(latents.dtype).contiguous()
         if not paired:
             return velocity, None
         cond, uncond = velocity[0::2], velocity[1::2]
@@ -208,89 +210,6 @@ def _pixels_per_latent(vae: Any) -> int:
     """Pixels of an image on a side of the autoencoder's latent, by its configuration."""
     halvings = vae.get("temperal_downsample") or vae["block_out_channels"][1:]
     return int(2 ** len(halvings))
-
-
-class _SD3:
-    """How an SD3 network is called."""
-
-    @staticmethod
-    def prepare(network: Any) -> None:
-        """Replaces what needs data."""
-
-    @staticmethod
-    def latent_shape(policy: WeightlessPolicy) -> tuple[int, ...]:
-        return policy.config.in_channels, 2 * policy.grid[0], 2 * policy.grid[1]
-
-    @staticmethod
-    def text_shapes(policy: WeightlessPolicy) -> dict[str, tuple[int, ...]]:
-        tokens = policy.clip_tokens + (policy.tokens if policy.has_t5 else 0)
-        return {"text": (tokens, policy.config.joint_attention_dim), "pooled": (policy.config.pooled_projection_dim,)}
-
-    @staticmethod
-    def arguments(policy: WeightlessPolicy, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
-        texts = {"encoder_hidden_states": row["text"], "pooled_projections": row["pooled"]}
-        return {"hidden_states": latents, "timestep": 1000 * sigma, **texts}
-
-    @staticmethod
-    def for_vae(policy: WeightlessPolicy, latents: Tensor) -> Tensor:
-        return latents
-
-
-class _Flux(_SD3):
-    """A FLUX network: latents are packed tokens."""
-
-    @staticmethod
-    def latent_shape(policy: WeightlessPolicy) -> tuple[int, ...]:
-        return policy.grid[0] * policy.grid[1], policy.config.in_channels
-
-    @staticmethod
-    def text_shapes(policy: WeightlessPolicy) -> dict[str, tuple[int, ...]]:
-        config = policy.config
-        return {"text": (policy.tokens, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
-
-    @staticmethod
-    def arguments(policy: WeightlessPolicy, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
-        ids = {
-            "img_ids": latents.new_zeros(latents.shape[1], 3, dtype=torch.float32),
-            "txt_ids": latents.new_zeros(row["text"].shape[1], 3, dtype=torch.float32),
-        }
-        guidance = sigma if policy.config.guidance_embeds else None
-        return _SD3.arguments(policy, latents, sigma, row) | ids | {"guidance": guidance, "timestep": sigma}
-
-    @staticmethod
-    def for_vae(policy: WeightlessPolicy, latents: Tensor) -> Tensor:
-        cells = latents.unflatten(2, (-1, 2, 2)).unflatten(1, policy.grid)
-        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-
-class _QwenImage(_Flux):
-    """A Qwen-Image network: an image is a video of one frame."""
-
-    @staticmethod
-    def prepare(network: Any) -> None:
-        embed = network.pos_embed  # its tables are no buffers
-        network.pos_embed = type(embed)(theta=embed.theta, axes_dim=embed.axes_dim, scale_rope=embed.scale_rope)
-
-    @staticmethod
-    def text_shapes(policy: WeightlessPolicy) -> dict[str, tuple[int, ...]]:
-        return {"text": (policy.tokens, policy.config.joint_attention_dim)}
-
-    @staticmethod
-    def arguments(policy: WeightlessPolicy, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
-        shapes = [[(1, *policy.grid)]] * len(latents)
-        return {"hidden_states": latents, "timestep": sigma, "encoder_hidden_states": row["text"], "img_shapes": shapes}
-
-    @staticmethod
-    def for_vae(policy: WeightlessPolicy, latents: Tensor) -> Tensor:
-        return _Flux.for_vae(policy, latents)[:, :, None]
-
-
-CALLS: dict[str, type[_SD3]] = {
-    "SD3Transformer2DModel": _SD3,
-    "FluxTransformer2DModel": _Flux,
-    "QwenImageTransformer2DModel": _QwenImage,
-}
-"""Class of a network -> how it is called."""
 
 
 def is_known(files: Files) -> bool:

@@ -20,6 +20,9 @@ BILLIONS = {
     "stabilityai/stable-diffusion-3.5-large": {"transformer": 8.06, "vae": 0.0838},
     "black-forest-labs/FLUX.1-dev": {"transformer": 11.9, "text_encoder": 0.123},
     "Qwen/Qwen-Image": {"transformer": 20.4, "text_encoder": 8.29, "vae": 0.127},
+    "black-forest-labs/FLUX.2-dev": {"transformer": 32.2, "text_encoder": 24.0, "vae": 0.0840},
+    "black-forest-labs/FLUX.2-klein-base-4B": {"transformer": 3.88, "text_encoder": 4.02},
+    "Tongyi-MAI/Z-Image": {"transformer": 6.15, "text_encoder": 4.02, "vae": 0.0838},
 }
 
 

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch.nn import Parameter
 
+from support.families import tiny_policy
 from support.pipelines import sd3_pipeline
 from support.tiny import PROMPTS, TinyPolicy, brightness
 from tempflow_fast import GRPOConfig, grpo_step
@@ -49,6 +51,14 @@ def adapted() -> SD3Policy:
         policy = SD3Policy(sd3_pipeline(Path(directory)).to(torch.bfloat16))
     policy.add_lora(rank=4, alpha=8)
     policy.enable_gradient_checkpointing()
+    return policy
+
+
+def listed() -> Any:
+    """A transformer that takes lists of rows, and texts of one length in a call."""
+    with TemporaryDirectory() as directory:
+        policy = tiny_policy("z_image", Path(directory))
+    policy.add_lora(rank=4, alpha=8)
     return policy
 
 
@@ -109,7 +119,10 @@ def coarse_brightness(images, prompts, metadata):
 
 # As trained, so that sharded and whole networks compute the same.
 AS_TRAINED = GRPOConfig(**SMALL, num_seeds=1, **GUIDED, rollout_weights="as trained")
-ADAPTER = {"adapter": (adapted, PROMPTS, coarse_brightness, AS_TRAINED)}
+ADAPTER = {
+    "adapter": (adapted, PROMPTS, coarse_brightness, AS_TRAINED),
+    "lists": (listed, PROMPTS[:3], coarse_brightness, AS_TRAINED),
+}
 MERGED = {"merged": (adapted, PROMPTS, coarse_brightness, replace(AS_TRAINED, rollout_weights="merged"))}
 
 

@@ -30,7 +30,7 @@ class Tiny:
     loader: str | None = "pipeline"
     """The part of diffusers that loads adapters for it, the pipeline or the transformer; None: neither."""
     is_captured: bool = True
-    """Whether its network can run as a CUDA graph."""
+    """Whether its network can run as a CUDA graph, for texts of one length."""
     num_frames: int | None = None
     """Of its videos."""
 
@@ -48,17 +48,17 @@ FAMILIES = {
     "wan": Tiny(video.wan, 9, num_frames=9),
 }
 MORE = {
-    "z_image": Tiny(text_to_image.z_image, is_captured=False),
+    "z_image": Tiny(text_to_image.z_image),
     "krea2": Tiny(text_to_image.krea2),
     "flux2": Tiny(text_to_image.flux2),
     "flux2_klein": Tiny(text_to_image.flux2_klein),
-    "ernie_image": Tiny(text_to_image.ernie_image, is_captured=False),
+    "ernie_image": Tiny(text_to_image.ernie_image),
     "nucleusmoe_image": Tiny(text_to_image.nucleusmoe_image, loader="transformer", is_captured=False),
     "longcat_image": Tiny(text_to_image.longcat_image, loader="transformer"),
     "bria": Tiny(text_to_image.bria, loader="transformer"),
     "prx": Tiny(text_to_image.prx, loader=None),
     "sana": Tiny(text_to_image.sana),
-    "kandinsky5": Tiny(text_to_image.kandinsky5, is_captured=False),
+    "kandinsky5": Tiny(text_to_image.kandinsky5),
     "ltx": Tiny(video.ltx, 9, num_frames=9),
 }
 """Families whose tests are slow."""
