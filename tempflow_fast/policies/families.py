@@ -165,6 +165,7 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="NucleusMoEImagePipeline", combine=token_norm, idle=_nucleus_idle),
         Family(pipeline="ErnieImagePipeline", call=_unenhanced),
         Family(pipeline="BriaPipeline"),
+        Family(pipeline="BriaFiboPipeline"),
         Family(pipeline="LongCatImagePipeline", combine=_shrinking_norm, call=_unrewritten),
         Family(pipeline="PRXPipeline", call=_as_asked),
         Family(pipeline="SanaPipeline", call=_as_asked),
@@ -174,3 +175,12 @@ FAMILIES: dict[str, Family] = {
     )
 }
 """Name of a pipeline class -> its row."""
+
+UNSUPPORTED = {
+    "GlmImagePipeline": "a language model draws the first sketch of every image by chance, apart from the noise",
+    "HiDreamImagePipeline": "its experts are computed without gradients, unless it is in training mode",
+    "HunyuanImagePipeline": "its guidance remembers earlier steps",
+    "OmniGenPipeline": "it calls its network for a negative prompt at every scale, without guidance as well",
+    "QwenImage21Pipeline": "its images have four channels",
+}
+"""Name of a pipeline class -> why no policy can follow it."""

@@ -215,7 +215,8 @@ def _slot(name: str, one: Any, many: Any) -> Slot:
         if len(one) == len(many) and any(isinstance(part, Tensor) for part in one):
             pairs = enumerate(zip(one, many, strict=True))
             return Nested([_slot(f"{name}.{index}", *pair) for index, pair in pairs])
-    if isinstance(one, dict) and isinstance(many, dict) and one.keys() == many.keys():
+    if isinstance(one, dict) and isinstance(many, dict) and one.keys() <= many.keys():
+        # Others tell the padding of texts in a batch, and here texts of one length share a call.
         return Nested({key: _slot(f"{name}.{key}", value, many[key]) for key, value in one.items()})
     if one != many:
         _refuse(name, one, many)

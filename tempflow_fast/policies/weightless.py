@@ -113,6 +113,7 @@ class WeightlessPolicy(NetworkPolicy):
     def take_for_cpu(self) -> None:
         """From now on tensors pass for those of a CPU, whose attention is one operator as on a GPU."""
         self._for_cpu = True
+        self._call.prepare(self.network)  # tables of earlier calls have no data
         taken: dict[int, Parameter] = {}  # weights that modules share stay shared
 
         def fake(weight: Parameter) -> Parameter:

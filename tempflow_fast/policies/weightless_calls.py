@@ -122,6 +122,10 @@ class ZImage(SD3):
     """A Z-Image network: it takes lists of rows."""
 
     @staticmethod
+    def prepare(network: Any) -> None:
+        network.rope_embedder.freqs_cis = None  # made again by the next call
+
+    @staticmethod
     def text_shapes(policy: Measured) -> dict[str, tuple[int, ...]]:
         return {"text": (policy.tokens, policy.config.cap_feat_dim)}
 

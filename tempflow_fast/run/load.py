@@ -14,6 +14,7 @@ from ..hub import check_source
 from ..ops.checks import usable_device
 from ..policies import POLICIES, DiffusersPolicy
 from ..policies.classes import unlisted_class
+from ..policies.families import UNSUPPORTED
 from ..policies.model_files import read_index
 from ..policies.proof import admit
 from ..shapes import pipeline_path
@@ -86,6 +87,8 @@ def find_model(model: str | Path, policy: str | None = None) -> tuple[str, type[
     name = read_index("load_policy", source)["_class_name"]
     known = {*POLICIES, *installed(extensions.POLICIES)}
     if policy is None and name not in known:
+        if name in UNSUPPORTED:
+            fail("load_policy", "model", "one whose pipeline a policy can follow", f"a {name}: {UNSUPPORTED[name]}")
         if hasattr(diffusers, name):
             return source, unlisted_class(name)
         fail("load_policy", "model", f"one of {', '.join(sorted(known))}, or given with a policy", f"a {name}")

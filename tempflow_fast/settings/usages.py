@@ -47,6 +47,7 @@ USAGES = (
     Usage("Flux2KleinPipeline", 50, 4.0, "flux2-klein-pickscore"),
     Usage("ZImagePipeline", 50, 6.0, "z-image-pickscore"),
     Usage("AuraFlowPipeline", 50, 3.5),
+    Usage("BriaFiboPipeline", 30, 5.0),
     Usage("BriaPipeline", 30, 5.0),
     Usage("ChromaPipeline", 35, 5.0),
     Usage("CogView4Pipeline", 50, 5.0),
@@ -54,10 +55,12 @@ USAGES = (
     Usage("Kandinsky5T2IPipeline", 50, 3.5),
     Usage("Krea2Pipeline", 28, 5.5),
     Usage("LongCatImagePipeline", 50, 4.5),
+    Usage("LTXPipeline", 50, 3.0),
     Usage("Lumina2Pipeline", 30, 4.0),
     Usage("NucleusMoEImagePipeline", 50, 4.0),
     Usage("OvisImagePipeline", 50, 5.0),
     Usage("PRXPipeline", 28, 4.0),
     Usage("SanaPipeline", 20, 4.5),
+    Usage("WanPipeline", 50, 5.0),
 )
 """The first row that fits a model holds."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from support import ROOT
 from support.families import FAMILIES
 from support.pipelines import silent
 
 from tempflow_fast import linear_sigmas
 from tempflow_fast.cli import main
 from tempflow_fast.policies import POLICIES, DiffusersPolicy, Family
-from tempflow_fast.policies.families import token_norm
+from tempflow_fast.policies.families import UNSUPPORTED, token_norm
 from tempflow_fast.policies.proof import admit
 from tempflow_fast.run.load import load_policy
 
@@ -38,6 +41,17 @@ def test_a_pipeline_that_cannot_be_explained_is_refused_by_name(tmp_path, monkey
     message = r"Lumina2Policy: pipeline must be one whose guidance is u \+ g \(c - u\), .* got another combination"
     with pytest.raises(ValueError, match=message):
         load_policy(saved("lumina2", tmp_path), resolution=32)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_pipeline_that_no_policy_can_follow_is_refused_with_the_reason(tmp_path, name):
+    import diffusers
+
+    assert hasattr(diffusers, name)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(ValueError, match=f"pipeline a policy can follow, got a {name}: {UNSUPPORTED[name]}"):
+        load_policy(tmp_path)
+    assert f"- `{name}`: " in (ROOT / "docs" / "models.md").read_text()
 
 
 def test_what_differs_is_named(tmp_path):

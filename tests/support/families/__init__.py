@@ -56,6 +56,7 @@ MORE = {
     "nucleusmoe_image": Tiny(text_to_image.nucleusmoe_image, loader="transformer", is_captured=False),
     "longcat_image": Tiny(text_to_image.longcat_image, loader="transformer"),
     "bria": Tiny(text_to_image.bria, loader="transformer"),
+    "bria_fibo": Tiny(text_to_image.bria_fibo),
     "prx": Tiny(text_to_image.prx, loader=None),
     "sana": Tiny(text_to_image.sana),
     "kandinsky5": Tiny(text_to_image.kandinsky5),

@@ -152,6 +152,18 @@ def wan_vae():
     return diffusers.AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
 
 
+def fibo_vae():
+    return diffusers.AutoencoderKLWan(
+        base_dim=3,
+        z_dim=4,
+        dim_mult=[1] * 5,  # the pipeline counts on 16 pixels a latent
+        num_res_blocks=1,
+        temperal_downsample=[False] * 4,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.2, 0.8, 1.0, 1.5],
+    )
+
+
 def flux2_vae():
     made = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,

@@ -324,6 +324,28 @@ def bria(directory: Path):
     )
 
 
+def bria_fibo(directory: Path):
+    tokenizer = parts.chat_tokenizer()
+    # The pipeline starts an empty prompt with this token of Llama 3.
+    config = transformers.SmolLM3Config(**{**parts.language(tokenizer), "vocab_size": 128_001}, pad_token_id=0)
+    return diffusers.BriaFiboPipeline(
+        transformer=diffusers.BriaFiboTransformer2DModel(
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=2,
+            joint_attention_dim=2 * TEXT_DIM,
+            text_encoder_dim=TEXT_DIM,
+            axes_dims_rope=list(AXES),
+        ),
+        scheduler=Scheduler(use_dynamic_shifting=True),
+        vae=parts.fibo_vae(),
+        text_encoder=transformers.SmolLM3ForCausalLM(config),
+        tokenizer=tokenizer,
+    )
+
+
 def sana(directory: Path):
     tokenizer = clip_tokenizer(directory)
     return diffusers.SanaPipeline(

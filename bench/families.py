@@ -1,0 +1,110 @@
+"""Tables of docs/models.md: how closely policies match their pipelines, and what fits. `python -m bench.families`.
+
+The parity figures are those of the tiny pipelines of the tests; memory is measured without data, as `--dry-run` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from tempflow_fast.commands.cards import GB, SIZES
+from tempflow_fast.grpo.measure import measure
+from tempflow_fast.grpo.memory import GIB
+from tempflow_fast.policies.proof import prove
+from tempflow_fast.run.prepare import load_of, weightless_policy
+from tempflow_fast.settings.families import ONE_GPU
+from tempflow_fast.settings.recipes import get_recipe
+
+PAGE = Path("docs/models.md")
+TALL = (64, 32)
+PARITY, FITS = "parity", "fits"
+RECIPES = (
+    *("sd35m-pickscore", "sd35l-pickscore", "flux-pickscore", "qwen-image-pickscore"),
+    *("flux2-klein-pickscore", "z-image-pickscore", "flux2-pickscore"),
+)
+LOADERS = {"pipeline": "`load_lora_weights`", "transformer": "`transformer.load_lora_adapter`", None: "ours alone"}
+
+
+def parity() -> Iterator[tuple[str, ...]]:
+    """A line for every family that is tested."""
+    sys.path.insert(0, "tests")
+    families: Any = import_module("support.families")
+    yield "pipeline", "network's time", "guidance", "off", "3.5", "adapters load by", "graphs"
+    for name, tiny in families.ALL.items():
+        with TemporaryDirectory() as directory:
+            policy = families.tiny_policy(name, Path(directory), TALL)
+        found = {check.what: check.found for check in prove(policy)}
+        off, on = (found.get(f"latents {kind}") for kind in ("without guidance", "at guidance 3.5"))
+        facts, calls = policy.calls.facts, policy.calls
+        guidance = "input of the network" if calls.embeds_guidance else f"against {policy.family.negative!r}"
+        yield (
+            f"`{policy.family.pipeline}`",
+            facts.time,
+            guidance + ("" if policy.family.combine is None else ", scaled"),
+            *("" if figure is None else f"{figure:.1e}" for figure in (off, on)),
+            LOADERS[tiny.loader],
+            "yes" if tiny.is_captured else "no: the host waits",
+        )
+
+
+def fits() -> Iterator[tuple[str, ...]]:
+    """A line for every published model with a recipe."""
+    sizes = [f"{size} GB" for size in SIZES]
+    yield "recipe", "network", "encoders", "autoencoder", "pixels", "least", *sizes
+    for name in RECIPES:
+        config = get_recipe(name).with_settings(**ONE_GPU)
+        policy = weightless_policy(config.policy)
+        assert policy is not None
+        parts = {part: sum(weight.numel() for weight in module.parameters()) for part, module in _parts(policy)}
+        policy.take_for_cpu()
+        memory, load = measure(policy, config.grpo, config.optimizer, config.policy), load_of(config, 1)
+        network, autoencoder = parts.pop("transformer"), parts.pop("vae")
+        counts = [f"{count / 1e9:.3g}" for count in (network, sum(parts.values()), autoencoder)]
+        least = memory.total(load.with_rows(1, 1, 1))
+        answers = [_answer(memory, load, size) for size in SIZES]
+        yield f"`{name}`", *counts, str(config.policy.resolution), f"{least / GIB:.3g} GiB", *answers
+
+
+def _parts(policy: Any) -> list[tuple[str, torch.nn.Module]]:
+    return list(policy.pipeline.components.items())
+
+
+def _answer(memory: Any, load: Any, size: int) -> str:
+    try:
+        rows = memory.fitting(size * GB, load)
+    except ValueError:
+        return "no"
+    return " / ".join(map(str, rows))
+
+
+def table(lines: Iterator[tuple[str, ...]]) -> str:
+    """The lines as markdown; the first is the header."""
+    head, *rest = lines
+    rows = [head, ("---",) * len(head), *rest]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def replaced(page: str, mark: str, text: str) -> str:
+    """The page with another text between the marks."""
+    before, _, rest = page.partition(f"<!-- {mark} -->\n")
+    after = rest.partition(f"<!-- /{mark} -->")[2]
+    return f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}"
+
+
+def main(parts: list[str]) -> None:
+    """Writes the tables that are named, or both."""
+    for mark, lines in ((PARITY, parity), (FITS, fits)):
+        if not parts or mark in parts:
+            text = table(lines())
+            PAGE.write_text(replaced(PAGE.read_text(), mark, text))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
