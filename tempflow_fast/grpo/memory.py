@@ -245,9 +245,9 @@ class Memory:
             self._pool(load).rows_within(pool) if self.graphs else self.rollout.rows_within(left),
             self.decoding.rows_within(left - pool - waiting),
         )
-        if min(rows) < 1:
-            need = self.total(load.with_rows(1, 1, 1)) / GIB
-            raise ValueError(f"Memory: limit must be at least {need:.2f} GiB, got {limit / GIB:.2f} GiB")
+        need = self.total(load.with_rows(1, 1, 1))
+        if min(rows) < 1 or need > limit:  # the text encoders, too, have to fit while they are at work
+            raise ValueError(f"Memory: limit must be at least {need / GIB:.2f} GiB, got {limit / GIB:.2f} GiB")
         return rows
 
     def page(self, load: Load) -> str:

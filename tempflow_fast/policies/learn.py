@@ -110,7 +110,7 @@ def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None, levels: 
     if scaled is not None:
         name = _changed(owner, first, scaled.calls[0][0].arguments)
         slots[name] = Guidance(float(first[name]))
-    time = _time(owner, [float(value) for value in values], trace)
+    time = _time(owner, values, trace)
     return Facts(slots, time, _sign(owner, trace), _curve(levels))
 
 
@@ -142,17 +142,19 @@ def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def _time(owner: str, values: Sequence[float], trace: Trace) -> str:
+def _time(owner: str, values: Sequence[Tensor], trace: Trace) -> str:
     sigmas = trace.sigmas[: len(values)]
     timesteps = trace.scheduler.timesteps[: len(values)]
     known = {name: [form(sigma) for sigma in sigmas] for name, form in TIMES.items()}
     if not timesteps.is_floating_point():
         del known["1000 sigma"]  # which may be whole numbers at the few levels that are compared
     known[TIMESTEP] = timesteps.tolist()
+    noted = [float(value) for value in values]
     for name, expected in known.items():
-        if all(abs(a - b) <= NEAR * max(abs(b), 1e-2) for a, b in zip(values, expected, strict=True)):
+        rounded = torch.tensor(expected).to(values[0].dtype).tolist()  # some pipelines round it to 16 bits
+        if all(abs(a - b) <= NEAR * max(abs(b), 1e-2) for a, b in zip(noted, rounded, strict=True)):
             return name
-    got = ", ".join(f"{value:.6g} at {sigma:.6g}" for value, sigma in zip(values, sigmas, strict=False))
+    got = ", ".join(f"{value:.6g} at {sigma:.6g}" for value, sigma in zip(noted, sigmas, strict=False))
     fail(owner, "pipeline", f"one whose network takes {' or '.join([*TIMES, TIMESTEP])} for the time", got)
 
 

@@ -36,6 +36,15 @@ def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative
     assert all(check.limit <= 1e-5 for check in checks)
 
 
+@each_family()
+def test_the_same_is_learnt_in_bf16(tmp_path, name):
+    """Some pipelines round the time to the network's precision."""
+    policy, half = tiny_policy(name, tmp_path), tiny_policy(name, tmp_path)
+    half.pipeline.transformer.to(torch.bfloat16)
+    assert half.calls.facts.time == policy.calls.facts.time
+    assert half.calls.facts.slots.keys() == policy.calls.facts.slots.keys()
+
+
 def untouched(policy):
     """Names of the trained parameters that a loss has no gradient for."""
     named = dict(policy.network.named_parameters())
