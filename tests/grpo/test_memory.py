@@ -150,6 +150,14 @@ def test_rows_that_fit(graphs):
         memory.fitting(4.8 * GIB, LOAD)
 
 
+def test_offloaded_encoders_have_to_fit_while_they_work():
+    memory = replace(MEMORY, offloaded=True, encoders=20 * GIB)
+    need = memory.total(LOAD.with_rows(1, 1, 1))
+    assert min(memory.fitting(need, LOAD)) >= 1
+    with pytest.raises(ValueError, match="limit must be at least"):
+        memory.fitting(need - GIB, LOAD)
+
+
 def test_the_page_names_parts_and_stages():
     lines = dict(line.rsplit(maxsplit=1) for line in MEMORY.page(LOAD).splitlines()[1:])
     assert lines["network"] == "0.500"
