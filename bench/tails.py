@@ -4,14 +4,15 @@
     python -m bench.tails "74 M" --output docs/signal/tails-74M.json
 
 The packaged pipeline has the reward of its recipe. A network of random weights has the sine of a random projection of
-the image, which is smooth.
+the image, which is smooth. The figures are written after each kind of tail; the same command continues a measurement
+that was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import GRPOConfig
+from tempflow_fast.errors import require
+from tempflow_fast.files import write_json
 from tempflow_fast.grpo.acting import Acted, act
 from tempflow_fast.grpo.gate import cosine, rank_correlation
 from tempflow_fast.grpo.shares import Shares
@@ -108,17 +111,20 @@ def random_network(name: str, num_prompts: int, branch_steps: tuple[int, ...]) -
     return Case(work.policy(), get_reward(wave), [{"prompt": text} for text in work.prompts], config)
 
 
-def nearness(case: Case, options: dict[str, dict[str, Any]]) -> list[Nearness]:
+def nearness(case: Case, options: dict[str, dict[str, Any]]) -> Iterator[list[Nearness]]:
     """Finishes the same branches by the full tail and by each option.
 
     Args:
         case: the policy and its settings, with full tails.
         options: settings of tails by name.
+
+    Yields:
+        The rows of an option, one per branch step.
     """
-    full, found = _acted(case, case.config), []
+    full = _acted(case, case.config)
     for name, settings in options.items():
         config = replace(case.config, **settings)
-        cheap, tails = _acted(case, config), tails_of(config, config.table(case.policy))
+        cheap, tails, found = _acted(case, config), tails_of(config, config.table(case.policy)), []
         for place, step in enumerate(cheap.branches.common_steps or ()):
             latents = [acted.branches.dense(acted.rollout.flat_latents)[:, place] for acted in (cheap, full)]
             rewards = [acted.branches.dense(acted.scored.rewards.total)[:, place] for acted in (cheap, full)]
@@ -127,7 +133,7 @@ def nearness(case: Case, options: dict[str, dict[str, Any]]) -> list[Nearness]:
             distance = _rms(latents[0] - latents[1]) / _rms(latents[1])
             cost, rank = _tail_evaluations(config, tails, step), ranks[~ranks.isnan()].mean().item()
             found.append(Nearness(name, step, cost, distance, rank, cosine(*advantages).item()))
-    return found
+        yield found
 
 
 def _acted(case: Case, config: GRPOConfig) -> Acted:
@@ -163,25 +169,54 @@ def _cell(row: Nearness) -> str:
     return f"{row.evaluations}: {row.distance:.2f}, {row.rank_correlation:.2f}, {row.cosine:.2f}"
 
 
+def measured(case: Case, conditions: dict[str, Any], output: Path | None) -> dict[str, list[Nearness]]:
+    """Measures every option without and with guidance, and keeps what is done.
+
+    Args:
+        case: the policy and its settings, with full tails and without guidance.
+        conditions: what the figures depend on.
+        output: JSON file for the figures; those that it has are not measured again.
+
+    Raises:
+        ValueError: for a file with the figures of other conditions.
+    """
+    tables: dict[str, list[Nearness]] = {"": [], f"guidance {GUIDANCE:g}": []}
+    if output and output.exists():
+        known = json.loads(output.read_text())
+        require(known["conditions"] == conditions, "bench.tails", "--output", f"figures of {conditions}", output)
+        tables = {head: [Nearness(**row) for row in rows] for head, rows in known["tables"].items()}
+    guided = replace(case, config=replace(case.config, guidance_scale=GUIDANCE))
+    for rows, part, options in zip(tables.values(), (case, guided), (OPTIONS, GUIDED), strict=True):
+        done = {row.option for row in rows}
+        missing = {name: settings for name, settings in options.items() if name not in done}
+        for found in nearness(part, missing) if missing else ():
+            rows += found
+            if output:
+                write_json(output, {"conditions": conditions, "tables": _as_json(tables)})
+    return tables
+
+
+def _as_json(tables: dict[str, list[Nearness]]) -> dict[str, Any]:
+    return {head: [asdict(row) for row in rows] for head, rows in tables.items()}
+
+
 def main() -> None:
     """Measures, prints the tables and writes the figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.tails", description="Compare cheap tails with full ones.")
     parser.add_argument("network", choices=[EMBEDDED, *NETWORKS])
     parser.add_argument("--prompts", type=int, help="number of prompts; default: 32, and 2 for random networks")
     parser.add_argument("--branch-steps", type=int, nargs="+", default=[1, 3, 5], help="of a random network")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures; what it has is not measured again")
     chosen = parser.parse_args()
     if chosen.network == EMBEDDED:
         case = embedded(chosen.prompts or 32)
     else:
         case = random_network(chosen.network, chosen.prompts or 2, tuple(chosen.branch_steps))
-    guided = replace(case, config=replace(case.config, guidance_scale=GUIDANCE))
-    tables = {"": nearness(case, OPTIONS), f"guidance {GUIDANCE:g}": nearness(guided, GUIDED)}
+    steps = [step for step, _ in case.config.branch_counts]
+    conditions = {"network": chosen.network, "prompts": len(case.prompts), "branch_steps": steps}
     print("evaluations of the tails of a trajectory: distance, rank correlation, cosine of the advantages")
-    for head, rows in tables.items():
+    for head, rows in measured(case, conditions, chosen.output).items():
         print(f"\n{head}\n{table(rows)}")
-    if chosen.output:
-        chosen.output.write_text(json.dumps({head: [asdict(row) for row in rows] for head, rows in tables.items()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of tails: a full tail is at no distance, a shorter one costs less and is at some; guidance counts twice."""
+"""The table of tails: full tails have no distance, shorter ones cost less; guidance counts twice; figures are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import equal_signal
+from bench import equal_signal, tails
 from bench.networks import SMALL
 from bench.tails import nearness, random_network, table
 
@@ -17,8 +17,8 @@ def case():
 
 
 def test_distances_and_costs(case):
-    rows = nearness(case, {"full": {"tail_steps": (5, 3)}, "short": {"tail_steps": 1}})
-    full, short = rows[:2], rows[2:]
+    full, short = nearness(case, {"full": {"tail_steps": (5, 3)}, "short": {"tail_steps": 1}})
+    rows = full + short
     assert [row.evaluations for row in rows] == [6 * 5, 6 * 3, 6, 6]
     assert [row.distance for row in full] == pytest.approx([0, 0])
     assert [row.cosine for row in full] == pytest.approx([1, 1])
@@ -29,8 +29,30 @@ def test_distances_and_costs(case):
 
 def test_guidance_counts_twice(case):
     guided = {"guidance_scale": 3.0}
-    rows = nearness(case, {"all": guided, "none": {**guided, "tail_guidance": (1.0, 1.0)}})
+    everywhere, nowhere = nearness(case, {"all": guided, "none": {**guided, "tail_guidance": (1.0, 1.0)}})
+    rows = everywhere + nowhere
     assert [row.evaluations for row in rows] == [2 * 6 * 5, 2 * 6 * 3, 6 * 5, 6 * 3]
+
+
+def test_an_interrupted_measurement_resumes_with_the_first_missing_option(case, tmp_path, monkeypatch):
+    options = {"2 steps": {"tail_steps": 2}, "1 step": {"tail_steps": 1}}
+    monkeypatch.setattr(tails, "GUIDED", {"no guidance": {"tail_guidance": (1.0, 1.0)}})
+    monkeypatch.setattr(tails, "OPTIONS", options | {"broken": {"tail_steps": 0}})
+    output = tmp_path / "tails.json"
+    with pytest.raises(ValueError, match="tail_steps"):
+        tails.measured(case, {"prompts": 2}, output)
+
+    done, drawn = [], tails._acted
+    monkeypatch.setattr(tails, "OPTIONS", options | {"full": {}})
+    monkeypatch.setattr(tails, "_acted", lambda case, config: done.append(config) or drawn(case, config))
+    found = tails.measured(case, {"prompts": 2}, output)
+    assert [row.option for row in found[""][::2]] == ["2 steps", "1 step", "full"]
+    assert len(done) == 2 + 2  # the full tails and the missing option, without and with guidance
+
+    monkeypatch.setattr(tails, "_acted", None)  # nothing is missing
+    assert tails.measured(case, {"prompts": 2}, output) == found
+    with pytest.raises(ValueError, match="--output must be figures of"):
+        tails.measured(case, {"prompts": 3}, output)
 
 
 def test_half_of_the_signal_in_half_of_the_time_is_no_gain(monkeypatch):
