@@ -25,6 +25,7 @@ from tempflow_fast.errors import require
 from tempflow_fast.files import write_json
 from tempflow_fast.grpo.acting import Acted, act
 from tempflow_fast.grpo.gate import cosine, rank_correlation
+from tempflow_fast.grpo.levels import with_levels
 from tempflow_fast.grpo.shares import Shares
 from tempflow_fast.grpo.stage_clock import StageClock
 from tempflow_fast.grpo.tails import Tails, tails_of
@@ -36,8 +37,11 @@ from .networks import NETWORKS, Work
 
 EMBEDDED = "embedded"
 NUM_STEPS, NUM_BRANCHES, GUIDANCE = 10, 6, 2.0
+LEVELS_SEED = 1
+"""Levels are chosen on other noise than they are judged on."""
 OPTIONS: dict[str, dict[str, Any]] = {
     **{f"{length} steps": {"tail_steps": length} for length in (4, 3, 2, 1)},
+    **{f"{length} steps, nearest": {"tail_steps": length, "tail_levels": "nearest"} for length in (4, 3, 2)},
     "4 steps, ab2": {"tail_steps": 4, "tail_solver": "ab2"},
     "4 steps, dpmpp_2m": {"tail_steps": 4, "tail_solver": "dpmpp_2m"},
     "3 steps, ab2": {"tail_steps": 3, "tail_solver": "ab2"},
@@ -123,7 +127,7 @@ def nearness(case: Case, options: dict[str, dict[str, Any]]) -> Iterator[list[Ne
     """
     full = _acted(case, case.config)
     for name, settings in options.items():
-        config = replace(case.config, **settings)
+        config = with_levels(replace(case.config, **settings), case.policy, case.prompts, LEVELS_SEED)
         cheap, tails, found = _acted(case, config), tails_of(config, config.table(case.policy)), []
         for place, step in enumerate(cheap.branches.common_steps or ()):
             latents = [acted.branches.dense(acted.rollout.flat_latents)[:, place] for acted in (cheap, full)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..errors import require
 from ..graphs.replay import graphs_of
 from ..ops.schedule import StepTable
 from ..policies.base import Condition, Policy, encoded
@@ -79,13 +80,15 @@ def act(
     Raises:
         RewardError: if a reward failed.
     """
+    expected = "'uniform', or positions as nearest_levels(config, policy, prompts).applied(config) has them"
+    require(config.tail_levels != "nearest", "grpo_step", "tail_levels", expected, "'nearest'")
     branches, tails = drawn_branches(config, len(texts), seed), tails_of(config, table)
     gated = gated_trajectories(config, len(texts), seed)
     images = branches if config.trunk == "ode" else branches.last_of_each()
     checked = branches.rows_of(gated)
     waves = process_waves(branches, shares, tails, config.max_batch, checked)
     with clock.stage("encode"):
-        condition, noise = _start(policy, texts, metadata, shares.carried, config, seed)
+        condition, noise = start_of(policy, texts, metadata, shares.carried, config, seed)
     inputs, limit = (policy, reward, texts, metadata, shares, images, checked, processes), config.decode_batch
     with RolloutScorer(*inputs, clock.stage, limit) as scorer:
         with clock.stage("rollout"), acting_network(policy, config):
@@ -122,7 +125,7 @@ def act(
     return Acted(drawn, branches, images, scored, advantages, gate)
 
 
-def _start(
+def start_of(
     policy: Policy,
     texts: Sequence[str],
     metadata: Sequence[dict[str, Any]],
@@ -130,7 +133,16 @@ def _start(
     config: GRPOConfig,
     seed: int,
 ) -> tuple[Condition, Tensor]:
-    """Encoded prompts and initial noise of the given trajectories."""
+    """Encoded prompts and initial noise of the given trajectories.
+
+    Args:
+        policy: the acting policy.
+        texts: the prompts of all trajectories.
+        metadata: of all trajectories.
+        trajectory_ids: which ones.
+        config: the settings.
+        seed: key of the noise.
+    """
     prompts, entries = [texts[n] for n in trajectory_ids], [metadata[n] for n in trajectory_ids]
     condition = encoded("grpo_step", policy, prompts, entries, policy.guides(config.guidance_scale))
     return condition, ops.initial_noise(policy.latent_shape, seed, torch.tensor(trajectory_ids), policy.device)

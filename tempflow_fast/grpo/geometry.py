@@ -18,6 +18,7 @@ from .branches import Branches
 from .budget import BACKWARD, FLOOR, mixed_sizes
 from .draw import Line, draw_line, drawn_branches, possible_draws
 from .gate import gated_trajectories
+from .levels import NUM_TRUNKS, num_choice_rows
 from .meter import check_halves
 from .shares import Shares
 from .tails import Tails, tails_of
@@ -227,20 +228,33 @@ class Geometry:
             f"{each} branches at {some}{len(counts)} of {c.num_steps} steps; {c.num_updates} updates"
         )
 
+    @property
+    def evaluations(self) -> float:
+        """Network evaluations of a trajectory's rollout, on average over the draws of branch steps."""
+        return self._trunk(possible_draws(self.config)) + sum(row[4] for row in self._per_step)
+
+    @property
+    def _per_step(self) -> list[tuple[float, ...]]:
+        """(step, share of the draws that have it, K, calls of a tail, and the averages of the tails' evaluations, of
+        images and of trained rows) of each branch step."""
+        c, draws = self.config, possible_draws(self.config)
+        shares = [sum(p for p, places in draws if place in places) for place in range(len(c.branch_counts))]
+        columns = zip(c.branch_counts, c.tail_lengths, shares, strict=True)
+        if c.trunk == "sde":  # what follows a step is the trajectory itself, and its image is that of all steps
+            last = c.branch_counts[-1][0]
+            return [(step, p, k, 0, 0, int(step == last), p) for (step, k), _, p in columns]
+        return [(step, p, k, length, p * k * length, p * k, p) for (step, k), (_, length), p in columns]
+
     def _step_table(self) -> list[str]:
         """What each branch step costs, on average over the draws of branch steps."""
-        c = self.config
-        draws, num_steps = possible_draws(c), len(c.branch_counts)
-        shares = [sum(p for p, places in draws if place in places) for place in range(num_steps)]
         head = ("per trajectory, on average", "drawn", "branches", "tail", "evaluations", "images", "trained")
-        columns = zip(c.branch_counts, c.tail_lengths, shares, strict=True)
-        rows = [(step, p, k, length, p * k * length, p * k, p) for (step, k), (_, length), p in columns]
-        trunk = self._trunk(draws)
-        sums = [sum(row[column] for row in rows) for column in (4, 5, 6)]
-        lines = [(f"branch step {step}", *rest) for step, *rest in rows]
-        lines += [("trunk", "", "", "", trunk, "", ""), ("all", "", "", "", trunk + sums[0], *sums[1:])]
+        rows = self._per_step
+        images, trained = (sum(row[column] for row in rows) for column in (5, 6))
+        lines: list[tuple[object, ...]] = [(f"branch step {step}", *rest) for step, *rest in rows]
+        lines.append(("trunk", "", "", "", self._trunk(possible_draws(self.config)), "", ""))
+        lines.append(("all", "", "", "", self.evaluations, images, trained))
         table = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in line] for line in lines]
-        return [*_table(head, table), *self._budget_range(), *self._tails_range()]
+        return [*_table(head, table), *self._budget_range(), *self._tails_range(), *self._choice_of_levels()]
 
     def _tails_range(self) -> list[str]:
         """How far adaptive tails can move the evaluations."""
@@ -258,8 +272,15 @@ class Geometry:
             f"these tails are the first; a gate moves them: {least:.4g} evaluations with one call, {most:.4g} in full"
         ]
 
+    def _choice_of_levels(self) -> list[str]:
+        """What it costs to choose the levels of tails."""
+        rows = num_choice_rows(self.config, min(NUM_TRUNKS, self.num_prompts))
+        return [f"before the first iteration, choosing the levels of tails takes {rows} evaluations"] if rows else []
+
     def _trunk(self, draws: Sequence[tuple[float, tuple[int, ...]]]) -> float:
         """Network evaluations of a trunk, on average over draws."""
+        if self.config.trunk == "sde":
+            return self.config.num_steps
         return sum(p * (1 + max(self.config.branch_counts[place][0] for place in places)) for p, places in draws)
 
     def _budget_range(self) -> list[str]:

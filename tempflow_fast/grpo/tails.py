@@ -8,8 +8,9 @@ survives.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -83,8 +84,9 @@ def tails_of(config: GRPOConfig, table: StepTable) -> Tails:
         config: the settings.
         table: the schedule of the rollout.
     """
-    own_precision = config.tail_precision is not None
-    return make_tails(table, dict(config.tail_lengths), config.tail_solver, own_precision, config.tail_guidance)
+    own_precision, positions = config.tail_precision is not None, config.tail_positions
+    lengths = dict(config.tail_lengths)
+    return make_tails(table, lengths, config.tail_solver, own_precision, config.tail_guidance, positions)
 
 
 def make_tails(
@@ -93,6 +95,7 @@ def make_tails(
     solver: TailSolver = "euler",
     own_precision: bool = False,
     guidance: tuple[float, float] | None = None,
+    positions: Mapping[int, Sequence[float]] | None = None,
 ) -> Tails:
     """Tails of given lengths.
 
@@ -102,20 +105,29 @@ def make_tails(
         solver: how they move.
         own_precision: whether their network calls have a precision of their own.
         guidance: lowest and highest sigma with guidance; None: all have it.
+        positions: branch step -> the positions in the schedule of the levels inside its tails, one less than its
+            length; without those of a step, its levels are uniform in the schedule.
 
     Raises:
-        ValueError: for a tail without calls where steps remain, or with more calls than steps.
+        ValueError: for a tail without calls where steps remain, with more calls than steps, or with positions that do
+            not fit.
     """
     for step, length in lengths.items():
         rest = table.num_steps - 1 - step
         require(min(rest, 1) <= length <= rest, "make_tails", "lengths", f"in 1..{rest} at step {step}", length)
+    for step, inner in (positions or {}).items():
+        number, limits = max(lengths[step] - 1, 0), (step + 1, table.num_steps)
+        ascending = all(a < b for a, b in pairwise((limits[0], *inner, limits[1])))
+        expected = f"{number} ascending ones between {limits[0]} and {limits[1]} at step {step}"
+        require(len(inner) == number and ascending, "make_tails", "positions", expected, inner)
     num_steps, levels = table.num_steps, [*table.sigma.tolist(), float(table.sigma_next[-1])]
     first_rows, grids, corrections = {}, [], [0.0] * num_steps
     for step, length in lengths.items():
         follows_main = length == num_steps - 1 - step and solver == "euler"
         first_rows[step] = step + 1 if follows_main else len(corrections)
         if not follows_main and length:
-            grids.append(tail_levels(levels, step + 1, length))
+            inner = (positions or {}).get(step, uniform_positions(step + 1, num_steps, length))
+            grids.append(levels_at(levels, [step + 1, *inner, num_steps]))
             corrections += multistep_corrections(grids[-1], solver)
     extended = table.followed_by(grids) if grids else table
     low, high = guidance or (-math.inf, math.inf)
@@ -123,24 +135,32 @@ def make_tails(
     return Tails(table, extended, first_rows, dict(lengths), tuple(corrections), modes, solver)
 
 
-def tail_levels(levels: Sequence[float], first: int, num_steps: int) -> list[float]:
-    """The noise levels of a tail, uniform in the schedule: level j is at position first + j (T - first) / n of it, on
-    the line between two levels where that is no integer.
+def uniform_positions(first: int, last: int, num_steps: int) -> list[float]:
+    """The positions in the schedule of the levels inside a tail that is uniform in it: first + j (last - first) / n.
 
     Args:
-        levels: the T + 1 levels of the schedule.
         first: the position of the branch.
+        last: T, that of the image.
         num_steps: n, at least 1; 1 is the prediction of the image from the branch.
 
     Returns:
-        n + 1 levels, from that of the branch to the last one.
+        n - 1 positions; one that is no integer is between two levels.
     """
-    span, result = len(levels) - 1 - first, []
-    for place in range(num_steps):
-        whole, rest = divmod(place * span, num_steps)
-        share = rest / num_steps
-        result.append(levels[first + whole] + share * (levels[first + whole + 1] - levels[first + whole]))
-    return [*result, levels[-1]]
+    return [first + place * (last - first) / num_steps for place in range(1, num_steps)]
+
+
+def levels_at(levels: Sequence[float], positions: Sequence[float]) -> list[float]:
+    """Noise levels by position, on the line between two levels where that is no integer.
+
+    Args:
+        levels: the T + 1 levels of the schedule.
+        positions: in 0..T.
+    """
+    found = []
+    for position in positions:
+        whole = min(int(position), len(levels) - 2)
+        found.append(levels[whole] + (position - whole) * (levels[whole + 1] - levels[whole]))
+    return found
 
 
 def multistep_corrections(levels: Sequence[float], solver: TailSolver) -> list[float]:

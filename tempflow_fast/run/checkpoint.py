@@ -32,6 +32,7 @@ from ..errors import NotFiniteError, fail
 from ..files import remove, written_aside
 from ..grpo.budget import BranchBudget
 from ..grpo.lengths import TailLengths
+from ..grpo.levels import ChosenLevels
 from ..policies.base import Policy
 from ..policies.finite import all_finite
 from ..processes import Processes
@@ -66,6 +67,8 @@ class TrainingState:
     """What is known about the branch steps, see `branch_budget`."""
     tails: TailLengths = field(default_factory=TailLengths)
     """The lengths of adaptive tails, see `tail_steps`."""
+    levels: ChosenLevels = field(default_factory=ChosenLevels)
+    """The levels of short tails, see `tail_levels`."""
 
 
 def save_checkpoint(
@@ -138,6 +141,7 @@ def _write(
         "full_tails": state.full_tails,
         "budget": state.budget.as_json(),
         "tails": state.tails.as_json(),
+        "levels": state.levels.as_json(),
         "optimizer": scalars,
         "average": state.average.counts() if state.average else None,
         "random": random_scalars,
@@ -177,6 +181,7 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
         state.full_tails = bool(facts.get("full_tails", False))  # older checkpoints have no tails but full ones
         state.budget = BranchBudget.from_json(facts["budget"]) if "budget" in facts else BranchBudget()
         state.tails = TailLengths.from_json(facts["tails"]) if "tails" in facts else TailLengths()
+        state.levels = ChosenLevels.from_json(facts["levels"]) if "levels" in facts else ChosenLevels()
     except MALFORMED as error:
         if isinstance(error, ValueError) and str(error).startswith("load_checkpoint"):
             raise

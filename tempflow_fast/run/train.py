@@ -16,6 +16,7 @@ from ..evaluation.result import Evaluation
 from ..evaluation.sheets import sample_sheet
 from ..grpo.gate import COSINE
 from ..grpo.lengths import TailLengths
+from ..grpo.levels import nearest_levels
 from ..grpo.step import grpo_step
 from ..interruption import GivenUpError
 from ..policies import DiffusersPolicy
@@ -39,7 +40,15 @@ from .trackers import Trackers
 MAX_SKIPPING = 5
 """Iterations in a row with updates that were not finite and so not taken, after which a run ends."""
 
-TAIL_SETTINGS = {"tail_steps", "tail_solver", "tail_precision", "tail_guidance", "gate_bound", "gate_action"}
+TAIL_SETTINGS = {
+    "tail_steps",
+    "tail_levels",
+    "tail_solver",
+    "tail_precision",
+    "tail_guidance",
+    "gate_bound",
+    "gate_action",
+}
 """Settings whose change takes back what a gate has decided."""
 
 
@@ -167,9 +176,17 @@ class _Loop:
             if self._any("num_branches" in self.start.changed):
                 self.state.budget.counts = {}  # an adaptive budget starts from these
             self._known()  # counts among the evaluations of the run from here on
+        if not self.state.levels.fits(self.config.grpo):
+            self._choose_levels()
         if sentence := self.start.sentence():
             self.report(sentence)
         return before
+
+    def _choose_levels(self) -> None:
+        """Chooses the levels of short tails by the policy as it is, on the prompts of the first iteration."""
+        task = self.config.task
+        first = self.prompts.training(0, task.prompts_per_iteration, task.seed)
+        self.state.levels = nearest_levels(self.config.grpo, self.policy, first, task.seed << 32, self.processes)
 
     def iterate(self, stop: StopRequest) -> Budget:
         """Runs iterations until the budget is used or a stop is requested; saves the weights in any case."""
@@ -257,6 +274,7 @@ class _Loop:
         set_learning_rate(self.state.optimizer, rate)
         metadata = self.prompts.training(index, task.prompts_per_iteration, task.seed)
         own = config.grpo.with_full_tails() if self.state.full_tails else self.state.tails.applied(config.grpo)
+        own = self.state.levels.applied(own)
         grpo = self.state.budget.applied(own)
         metrics = grpo_step(
             self.policy,

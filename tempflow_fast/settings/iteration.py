@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..choices import AdvantageScale, Group, Sampler
@@ -24,6 +24,7 @@ BranchDraw = Literal["weighted", "rotating", "staggered", "random", "progressive
 BranchBudget = Literal["adaptive"]
 GateAction = Literal["warn", "full"]
 TailSteps = Literal["adaptive"]
+TailLevels = Literal["uniform", "nearest"]
 TailSolver = Literal["euler", "ab2", "dpmpp_2m"]
 RolloutPrecision = Literal["bf16", "int8", "fp8"]
 RolloutWeights = Literal["as trained", "merged"]
@@ -81,9 +82,12 @@ class GRPOConfig:
     """With an adaptive budget, the number of iterations after which a measurement counts 1 / e."""
     tail_steps: int | tuple[int, ...] | TailSteps | None = None
     """Network calls after a branch step: at most this many, or one number per branch step; None: the rest of the
-    schedule. A shorter tail goes from the branch's sigma to 0 in levels that are uniform in the schedule; 1 is the
-    prediction of the image from the branch. "adaptive": half of the rest at first, then as short as `gate_bound`
-    allows at each branch step; it needs `gate_every`."""
+    schedule. 1 is the prediction of the image from the branch. "adaptive": half of the rest at first, then as short as
+    `gate_bound` allows at each branch step; it needs `gate_every`."""
+    tail_levels: TailLevels | tuple[float, ...] = "uniform"
+    """Noise levels of short tails: uniform in the schedule; or those of its levels that bring a few branches nearest to
+    the ends of their full tails, chosen once at the beginning of a run ("nearest"); or the positions of the levels in
+    the schedule, in ascending order for each branch step, one less than `tail_steps`."""
     tail_solver: TailSolver = "euler"
     """How a tail moves: by Euler steps, by the multistep solver Adams-Bashforth of second order ("ab2"), or by
     DPM-Solver++ with two steps as in diffusers ("dpmpp_2m"). The first step of a tail is always an Euler step."""
@@ -238,6 +242,7 @@ class GRPOConfig:
             fits = isinstance(self.tail_steps, int) or all(min(left, 1) <= length <= left for left, length in rest)
             most = ", ".join(str(left) for left, _ in rest)
             self._require(fits, "tail_steps", f"at least 1 and at most the steps that remain ({most})")
+        self._check_levels()
         if self.tail_precision is not None:
             self._require(self.rollout_precision is None, "tail_precision", "None where rollout_precision is set")
             graphs = self.cuda_graphs and self.tail_precision != "bf16"
@@ -245,6 +250,22 @@ class GRPOConfig:
         if self.tail_guidance is not None:
             low, high = self.tail_guidance
             self._require(0 <= low <= high <= 1, "tail_guidance", "the lowest and the highest sigma, in [0, 1]")
+
+    def _check_levels(self) -> None:
+        """Checks the noise levels of tails."""
+        if self.tail_levels == "uniform":
+            return
+        self._require(self.tail_steps is not None, "tail_levels", "'uniform' where tails are the full ones")
+        if self.tail_levels == "nearest":
+            return
+        self._require(self.tail_steps != "adaptive", "tail_levels", "'uniform' or 'nearest' with adaptive tails")
+        number = sum(max(length - 1, 0) for _, length in self.tail_lengths)
+        expected = f"one position for each of the {number} levels between branches and images"
+        self._require(len(self.tail_levels) == number, "tail_levels", expected)
+        for step, inner in self.tail_positions.items():
+            ascending = all(a < b for a, b in pairwise((step + 1, *inner, self.num_steps)))
+            expected = f"ascending positions between {step + 1} and {self.num_steps} for branch step {step}"
+            self._require(ascending, "tail_levels", expected)
 
     def _check_gate(self) -> None:
         """Checks the settings of the gate."""
@@ -285,6 +306,16 @@ class GRPOConfig:
         return tuple((step, min(length, left)) for (step, left), (_, length) in zip(rest, lengths, strict=True))
 
     @property
+    def tail_positions(self) -> dict[int, tuple[float, ...]]:
+        """Branch step -> the positions in the schedule of the levels inside its tails; empty where `tail_levels` names
+        none."""
+        if isinstance(self.tail_levels, str):
+            return {}
+        ends = list(accumulate(max(length - 1, 0) for _, length in self.tail_lengths))
+        places = pairwise((0, *ends))
+        return {step: self.tail_levels[a:b] for (step, _), (a, b) in zip(self.tail_lengths, places, strict=True)}
+
+    @property
     def has_cheap_tails(self) -> bool:
         """Whether tails differ in anything from the rest of the rollout's schedule."""
         shorter = any(length < self.num_steps - 1 - step for step, length in self.tail_lengths)
@@ -293,8 +324,8 @@ class GRPOConfig:
 
     def with_full_tails(self) -> GRPOConfig:
         """The same settings with the full tails, which need no gate."""
-        full: dict[str, Any] = {"tail_steps": None, "tail_solver": "euler", "tail_precision": None}
-        return replace(self, **full, tail_guidance=None, gate_every=None)
+        full: dict[str, Any] = {"tail_steps": None, "tail_levels": "uniform", "tail_solver": "euler"}
+        return replace(self, **full, tail_precision=None, tail_guidance=None, gate_every=None)
 
     def as_table(self, values: Mapping[int, Any], other: Any) -> tuple[Any, ...]:
         """A table with one entry per branch step, as settings take it.

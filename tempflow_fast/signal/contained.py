@@ -9,7 +9,7 @@ from dataclasses import fields
 from ..settings.iteration import GRPOConfig
 from .sample import Sample
 
-PER_STEP = {"branch_steps", "num_branches", "tail_steps"}
+PER_STEP = {"branch_steps", "num_branches", "tail_steps", "tail_levels"}
 """Settings that only say what happens at each branch step."""
 NO_GRADIENT = {"num_updates", "micro_batch", "max_batch", "decode_batch", "cuda_graphs", "max_grad_norm"}
 """Settings that do not change the gradient of an iteration, but for rounding."""
@@ -58,7 +58,7 @@ def _has(other: GRPOConfig, config: GRPOConfig) -> bool:
     return _steps(config) < _steps(other)
 
 
-def _steps(config: GRPOConfig) -> set[tuple[int, int, int]]:
-    """(step, K, length of the tail) of every branch step."""
-    columns = zip(config.branch_counts, config.tail_lengths, strict=True)
-    return {(step, count, length) for (step, count), (_, length) in columns}
+def _steps(config: GRPOConfig) -> set[tuple[object, ...]]:
+    """(step, K, length and levels of the tail) of every branch step."""
+    columns, positions = zip(config.branch_counts, config.tail_lengths, strict=True), config.tail_positions
+    return {(step, count, length, positions.get(step, config.tail_levels)) for (step, count), (_, length) in columns}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from ..errors import fail, instance, integer, integers, require
+from ..grpo.levels import with_levels
 from ..grpo.sketch import SKETCH_SIZE, Sketch
 from ..policies.base import Policy, check_policy
 from ..rewards import get_reward
@@ -74,12 +76,17 @@ def measure_signal(
     reward, draw = get_reward(reward_fn), prompts if callable(prompts) else _fixed(prompts)
     samples: dict[str, list[Sample]] = {name: [] for name in named}
     source_of = sources(named)
+
+    @cache
+    def chosen(config: GRPOConfig) -> GRPOConfig:
+        return with_levels(config, policy, draw(0), seed << 32)
+
     for iteration in range(num_iterations):
         known = {} if store is None else store.read(iteration)
         missing = [name for name, source in source_of.items() if source == name and name not in known]
         if missing:
             entries, key = draw(iteration), (seed << 32) + iteration
-            known |= {name: sample(policy, entries, reward, named[name], key, sketch) for name in missing}
+            known |= {name: sample(policy, entries, reward, chosen(named[name]), key, sketch) for name in missing}
             if store is not None:
                 store.write(iteration, known)
         for name, source in source_of.items():

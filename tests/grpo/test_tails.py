@@ -13,7 +13,7 @@ from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
 import tempflow_fast as tff
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.grpo.geometry import Geometry
-from tempflow_fast.grpo.tails import make_tails, multistep_corrections, tail_levels, tails_of
+from tempflow_fast.grpo.tails import levels_at, make_tails, multistep_corrections, tails_of, uniform_positions
 
 NUM_STEPS = 6
 LEVELS = tff.linear_sigmas(NUM_STEPS, 3.0)
@@ -24,11 +24,16 @@ def start(policy):
     return policy.encode(PROMPTS), tff.step_table(LEVELS, "cps", 0.8), noise
 
 
+def uniform_levels(levels, first, length):
+    last = len(levels) - 1
+    return levels_at(levels, [first, *uniform_positions(first, last, length), last])
+
+
 def test_levels_are_uniform_in_the_schedule():
-    assert tail_levels(LEVELS, 2, 4) == LEVELS[2:]
-    assert tail_levels(LEVELS, 2, 2) == [LEVELS[2], LEVELS[4], 0.0]
-    assert tail_levels(LEVELS, 3, 1) == [LEVELS[3], 0.0]
-    halves = tail_levels(LEVELS, 3, 2)
+    assert uniform_levels(LEVELS, 2, 4) == LEVELS[2:]
+    assert uniform_levels(LEVELS, 2, 2) == [LEVELS[2], LEVELS[4], 0.0]
+    assert uniform_levels(LEVELS, 3, 1) == [LEVELS[3], 0.0]
+    halves = uniform_levels(LEVELS, 3, 2)
     assert halves == [LEVELS[3], pytest.approx((LEVELS[4] + LEVELS[5]) / 2), 0.0]
 
 
@@ -55,13 +60,21 @@ def solve(levels, x, velocity, solver):
 
 
 @pytest.mark.parametrize("solver", ["euler", "ab2", "dpmpp_2m"])
-@pytest.mark.parametrize("lengths", [{0: 5, 1: 4, 3: 2}, {0: 3, 1: 3, 3: 2}, {0: 1, 1: 4, 3: 1}, {0: 4, 1: 2, 3: 1}])
+@pytest.mark.parametrize(
+    ("lengths", "positions"),
+    [
+        ({0: 5, 1: 4, 3: 2}, {}),
+        ({0: 3, 1: 3, 3: 2}, {0: (2, 4), 1: (3, 5)}),
+        ({0: 1, 1: 4, 3: 1}, {}),
+        ({0: 4, 1: 2, 3: 1}, {0: (2, 3, 5), 3: ()}),
+    ],
+)
 @pytest.mark.parametrize(("max_batch", "guidance_scale"), [(None, 1.0), (4, 2.5)])
-def test_tails_equal_a_plain_loop(solver, lengths, max_batch, guidance_scale):
+def test_tails_equal_a_plain_loop(solver, lengths, positions, max_batch, guidance_scale):
     policy = TinyPolicy(torch.float64)
     condition, _, noise = start(policy)
     table = tff.step_table(LEVELS, "cps", 0.8, branch_steps=(0, 1, 3))
-    tails = make_tails(table, lengths, solver)
+    tails = make_tails(table, lengths, solver, positions=positions)
     arguments = (policy, condition, table, noise, 4, 9, None, max_batch, guidance_scale)
     drawn, full = tff.rollout(*arguments, tails=tails), tff.rollout(*arguments)
     assert torch.equal(drawn.branches, full.branches)
@@ -73,7 +86,10 @@ def test_tails_equal_a_plain_loop(solver, lengths, max_batch, guidance_scale):
 
     for column, (step, length) in enumerate(lengths.items()):
         with torch.no_grad():
-            levels = tail_levels(LEVELS, step + 1, length)
+            inner = positions.get(step)
+            levels = uniform_levels(LEVELS, step + 1, length)
+            if inner is not None:
+                levels = [LEVELS[place] for place in (step + 1, *inner, NUM_STEPS)]
             want = solve(levels, full.branches[:, column].flatten(0, 1), velocity, solver)
         torch.testing.assert_close(drawn.latents[:, column].flatten(0, 1), want, rtol=1e-11, atol=1e-11)
     rows = 3 * 4 + 3 * 4 * sum(lengths.values())
@@ -85,7 +101,7 @@ def test_tails_equal_a_plain_loop(solver, lengths, max_batch, guidance_scale):
 def test_dpmpp_is_that_of_diffusers():
     from diffusers import DPMSolverMultistepScheduler
 
-    levels = tail_levels(tff.linear_sigmas(10, 3.0), 2, 5)
+    levels = uniform_levels(tff.linear_sigmas(10, 3.0), 2, 5)
     scheduler = DPMSolverMultistepScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", algorithm_type="dpmsolver++", solver_order=2
     )
@@ -230,6 +246,20 @@ def test_evaluation_and_the_first_ratio_do_not_depend_on_tails():
             r"tail_steps must be at least 1 and at most the steps that remain \(4, 3, 2, 1\)",
         ),
         ({"tail_steps": (4, 0, 1, 1)}, r"tail_steps must be at least 1 and at most the steps that remain"),
+        ({"tail_levels": "nearest"}, "tail_levels must be 'uniform' where tails are the full ones, got 'nearest'"),
+        ({"tail_levels": "near", "tail_steps": 2}, "tail_levels must be .*nearest"),
+        (
+            {"tail_levels": (2, 3), "tail_steps": "adaptive", "gate_every": 1},
+            "tail_levels must be 'uniform' or 'nearest' with adaptive tails",
+        ),
+        (
+            {"tail_levels": (2, 3), "tail_steps": 2},
+            "tail_levels must be one position for each of the 3 levels between branches and images",
+        ),
+        (
+            {"tail_levels": (2, 3, 3), "tail_steps": 2},
+            "tail_levels must be ascending positions between 3 and 5 for branch step 2, got",
+        ),
         ({"tail_solver": "heun"}, "tail_solver must be"),
         (
             {"tail_precision": "bf16", "rollout_precision": "bf16"},
@@ -250,6 +280,10 @@ def test_tails_that_cannot_be_are_refused():
     for lengths, message in (({0: 6}, r"in 1..5 at step 0, got 6"), ({2: 0}, r"in 1..3 at step 2, got 0")):
         with pytest.raises(ValueError, match=f"make_tails: lengths must be {message}"):
             make_tails(table, lengths)
+    for inner in ((2, 3), (2, 2), (1,), (6,)):
+        message = "make_tails: positions must be 1 ascending ones between 1 and 6 at step 0, got"
+        with pytest.raises(ValueError, match=message):
+            make_tails(table, {0: 2}, positions={0: inner})
     with pytest.raises(ValueError, match=r"rollout: tails must be of every branch step, got none of \[1, 2, 3, 4\]"):
         tff.rollout(policy, condition, table, noise, 2, tails=make_tails(table, {0: 1}))
 

@@ -58,8 +58,20 @@ def test_adaptive_tails_are_resumed_to_the_bit(tmp_path):
     assert [cut.read_metrics()[-1][f"tail_length_step_{step}"] for step in (0, 1, 2)] == [3, 2, 2], "begun anew"
 
 
+def test_chosen_levels_are_resumed_to_the_bit_and_kept(tmp_path, monkeypatch):
+    settings = {**GATE, "tail_steps": "adaptive", "tail_levels": "nearest", "num_branches": 4, "num_iterations": 3}
+    whole, _ = go(tmp_path / "whole", tiny_config(**settings))
+    go(tmp_path / "cut", tiny_config(**{**settings, "num_iterations": 1}))
+    with monkeypatch.context() as patch:
+        patch.setattr("tempflow_fast.run.train.nearest_levels", None)  # they are in the checkpoint
+        cut, _ = go(tmp_path / "cut", tiny_config(**settings))
+    assert untimed(cut) == untimed(whole)
+    uniform, _ = go(tmp_path / "uniform", tiny_config(**{**settings, "tail_levels": "uniform", "num_iterations": 1}))
+    assert uniform.read_metrics()[0]["gate_cosine"] != whole.read_metrics()[0]["gate_cosine"], "they have an effect"
+
+
 def test_evaluation_always_uses_the_full_sampler():
     config = tiny_config(eval_steps=None)
     policy = prepare_policy(config.policy)
-    cheap = config.with_settings(**GATE, tail_solver="ab2", tail_precision="bf16")
+    cheap = config.with_settings(**GATE, tail_levels="nearest", tail_solver="ab2", tail_precision="bf16")
     assert torch.equal(score(cheap, policy).measures["reward"], score(config, policy).measures["reward"])

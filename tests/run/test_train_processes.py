@@ -34,7 +34,7 @@ def launch(launcher: list[str], *arguments: str, **environment: str) -> subproce
 def test_two_processes_train_resume_and_write_once(tmp_path):
     """Whole networks, then sharded ones, then whole ones again: each start resumes what the last one saved."""
     settings = {"num_iterations": 3, "eval_every": 2, "eval_images": 5, "learning_rate": 1e-3, "warmup_iterations": 0}
-    config = tiny_config(**settings, device="auto")
+    config = tiny_config(**settings, device="auto", tail_steps=2, tail_levels="nearest")
     alone, _ = go(tmp_path / "alone", config)
     run = RunDirectory(tmp_path / "many")
     run.path.mkdir()

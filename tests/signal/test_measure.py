@@ -190,6 +190,15 @@ def test_what_is_kept_at_least_is_the_squared_correlation_with_the_same_steps():
     assert kept[3] is None
 
 
+def test_the_cost_of_drawn_steps_is_that_of_an_average_draw():
+    config = GRPOConfig(num_steps=5, num_seeds=2, num_branches=3, branches_per_trajectory=1)
+    chain = GRPOConfig(num_steps=5, num_seeds=2, trunk="sde", num_branches=1, group="prompt")
+    report = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, {"drawn": config, "chain": chain}, 3)
+    drawn = [1 + step + 3 * (4 - step) for step in range(4)]
+    assert [setting.evaluations for setting in report.settings] == pytest.approx([2 * sum(drawn) / 4, 2 * 5])
+    assert [setting.cost for setting in report.settings] == pytest.approx([2 * (sum(drawn) / 4 + 3), 2 * (5 + 3 * 4)])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
