@@ -244,14 +244,14 @@ def _step_cost(config: GRPOConfig, step: int) -> float:
         return _cost(config)[1] / len(config.branch_counts)
     own: dict[str, Any] = {"branch_steps": (step,), "num_branches": dict(config.branch_counts)[step]}
     own |= {"tail_steps": dict(config.tail_lengths)[step] or None, "tail_levels": "uniform"}  # levels cost nothing
-    own |= dict.fromkeys(("branches_per_trajectory", "branch_probabilities", "branch_budget"))
+    own |= dict.fromkeys(("branches_per_trajectory", "branch_probabilities", "branch_budget", "gate_every"))
     alone = dataclasses.replace(config, **own)
     return _cost(alone)[1] - config.num_seeds * (step + 1)
 
 
 def _cost(config: GRPOConfig) -> tuple[float, float]:
     """Network evaluations of the rollout, and forward passes with training, per prompt, on average over draws."""
-    geometry = Geometry(dataclasses.replace(config, num_updates=1, gate_every=None, branch_budget=None), 1)
+    geometry = Geometry(dataclasses.replace(config, num_updates=1, branch_budget=None), 1)
     cost, rollout = geometry.costs()[0], config.num_seeds * geometry.evaluations
     return rollout, rollout + cost.total - cost.rollout
 

@@ -199,6 +199,15 @@ def test_the_cost_of_drawn_steps_is_that_of_an_average_draw():
     assert [setting.cost for setting in report.settings] == pytest.approx([2 * (sum(drawn) / 4 + 3), 2 * (5 + 3 * 4)])
 
 
+@pytest.mark.parametrize("tail_steps", ["adaptive", 1, (2, 1)])
+def test_a_gate_costs_the_meter_nothing(tail_steps):
+    gated = GRPOConfig(num_steps=5, num_seeds=1, branch_steps=(1, 3), tail_steps=tail_steps, gate_every=2)
+    report = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, gated, 3)
+    tails = [length for _, length in gated.tail_lengths]
+    assert report.settings[0].evaluations == 4 + 6 * sum(tails)
+    assert [step.cost for step in report.settings[0].steps] == [6 * length + 3 for length in tails]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
