@@ -21,7 +21,7 @@ from .awm import LEVELS
 from .methods import METHODS
 
 WATCHED = ("clip_fraction", "group_std", "image_diversity", "signal_fraction", "grad_norm")
-"""Metrics whose mean over the iterations is kept."""
+"""Metrics whose mean over the iterations that have them is kept."""
 
 BACKWARD = 3
 """Evaluations that cost as much as a row forward and backward."""
@@ -118,7 +118,9 @@ class Plan:
             "accuracy": [each[OVERALL]["accuracy"] for each in scores],
             "reward": [each[OVERALL]["reward"] for each in scores],
             "tasks": {task: [each[task]["accuracy"] for each in scores] for task in scores[0] if task != OVERALL},
-            "metrics": {name: _mean(metrics, name) for name in (*WATCHED, *steps) if name in metrics[0]},
+            "metrics": {
+                name: _mean(metrics, name) for name in (*WATCHED, *steps) if any(name in row for row in metrics)
+            },
         }
 
 
@@ -141,4 +143,6 @@ def trained_by(name: str) -> int:
 
 
 def _mean(metrics: list[dict[str, float]], name: str) -> float:
-    return math.fsum(row[name] for row in metrics) / len(metrics)
+    """Of the iterations that have it: a step that no trajectory was drawn to branch at has no spread."""
+    values = [row[name] for row in metrics if name in row]
+    return math.fsum(values) / len(values)

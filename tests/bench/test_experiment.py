@@ -93,6 +93,19 @@ def test_every_method_gets_the_same_tuning():
         assert spent == pytest.approx(plan.budget, rel=0.05)
 
 
+def test_a_spread_that_some_iterations_lack_is_a_mean_of_the_others(tmp_path):
+    """A drawn step may have no trajectory; the first iteration may be the one."""
+    plan = Design().first_tuning()[0]
+    run = tmp_path / plan.name
+    (run / "evaluations/000002").mkdir(parents=True)
+    scores = {"overall": {"accuracy": 0.5, "reward": 0.5}}
+    (run / "evaluations/000002/scores.json").write_text(json.dumps(scores))
+    rows = [{"iteration": 1}, {"iteration": 2, "group_std_step_1": 0.25}]
+    rows = [{**row, "seconds": 1.0, "num_row_evaluations": 10.0} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert plan.result(tmp_path)["metrics"] == {"group_std_step_1": 0.25}
+
+
 def test_no_reported_seed_or_noise_is_tuned_on():
     design = Design()
     assert not {*design.tuning_seeds} & {*design.seeds}
