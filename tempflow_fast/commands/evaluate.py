@@ -163,9 +163,12 @@ class Evaluate:
         from ..run.load import find_model
 
         _, entries = heldout(config)
-        images_of("eval", find_model(config.policy.model, config.policy.policy)[1], entries)
-        for spec in self._rewards(config):
-            check_entries(get_reward(spec), entries)
+        _, kind = find_model(config.policy.model, config.policy.policy)
+        images_of("eval", kind, entries)
+        for reward in map(get_reward, self._rewards(config)):
+            check_entries(reward, entries)
+            if kind.makes_videos():
+                reward.check_videos()
 
     def _rewards(self, config: TrainConfig) -> list[str]:
         """The descriptions of the rewards that score."""

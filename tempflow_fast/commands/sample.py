@@ -37,6 +37,10 @@ class Sample:
         require_option(0 <= self.seed < 2**63, "seed", "in 0..2^63-1", self.seed)
         config = self.source.config()
         check_writable(self.output)
+        import torch
+
+        from ..batching import equal_pieces
+        from ..evaluation.result import stills
         from ..evaluation.sample import sample_images
         from ..evaluation.sheets import contact_sheet
         from ..policies.base import images_of
@@ -50,8 +54,11 @@ class Sample:
         images_of("sample", find_model(config.policy.model, config.policy.policy)[1], entries)
         policy = self.source.load(config)
         table, grpo = config.grpo.table(policy), config.grpo
-        scale, limit = grpo.guidance_scale, grpo.max_batch
-        images = sample_images(policy, prompts, table, self.seed, scale, limit, metadata=entries)
-        contact_sheet(self.output, images, prompts)
-        print(f"wrote {self.output}: {len(images)} images")
+        sheet = []
+        for piece in equal_pieces(len(prompts), grpo.max_batch):  # one after the other: videos are large
+            given, rows, size = entries[piece], range(len(prompts))[piece], grpo.decode_batch
+            made = sample_images(policy, prompts[piece], table, self.seed, grpo.guidance_scale, None, rows, given, size)
+            sheet.append(stills(made))
+        contact_sheet(self.output, torch.cat(sheet), prompts)
+        print(f"wrote {self.output}: {len(prompts)} images")
         return 0

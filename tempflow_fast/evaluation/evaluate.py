@@ -19,7 +19,7 @@ from ..prompts.sets import Entry, PromptSet, get_prompts
 from ..rewards import RewardError
 from ..settings.run import TrainConfig
 from .measures import Measure, task_measure
-from .result import NUM_SHOWN, Evaluation, Noise, small
+from .result import NUM_SHOWN, Evaluation, Noise, small, stills
 from .sample import sample_images
 
 FEWEST_IMAGES, MOST_IMAGES = 16, 512
@@ -112,9 +112,10 @@ def evaluate(
         entries = [metadata[row] for row in mine]
         texts = [entry["prompt"] for entry in entries]
         with _failing_together(mine, metadata, processes):
-            scale = config.grpo.guidance_scale
-            images = sample_images(policy, texts, table, own.eval_seed, scale, limit, mine, entries)
+            scale, size = config.grpo.guidance_scale, config.grpo.decode_batch
+            images = sample_images(policy, texts, table, own.eval_seed, scale, limit, mine, entries, size)
             scores = measure(images, texts, entries)
+            images = stills(images)
         if store is not None:
             store.keep_images(mine, images)
         found = _collected(torch.stack(list(scores.values()), 1), mine, rows, processes).tolist()

@@ -11,7 +11,8 @@ from ..rewards import get_reward
 from ..settings.run import TaskConfig
 
 Measure = Callable[[Tensor, Sequence[str], Sequence[Entry]], dict[str, Tensor]]
-"""Images [R, 3, H, W], prompts and metadata -> name -> scores [R], float64 on the host; always the same names."""
+"""Images [R, 3, H, W] or videos [R, F, 3, H, W], prompts and metadata -> name -> scores [R], float64 on the
+host; always the same names."""
 
 
 def task_measure(task: TaskConfig) -> Measure:

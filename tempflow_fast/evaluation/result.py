@@ -147,6 +147,22 @@ class Evaluation:
         )
 
 
+def stills(images: Tensor) -> Tensor:
+    """Images as they are; of each video the first, the middle and the last frame, along its shorter side.
+
+    Args:
+        images: [R, 3, H, W] or [R, F, 3, H, W].
+
+    Returns:
+        [R, 3, H, W]
+    """
+    if images.dim() == 4:
+        return images
+    length, height, width = images.shape[1], *images.shape[3:]
+    frames = [images[:, frame] for frame in (0, length // 2, length - 1)]
+    return torch.cat(frames, dim=-1 if width <= height else -2)
+
+
 def small(images: Tensor) -> Tensor:
     """Scales images down to a longer side of `SHOWN_SIDE` pixels.
 

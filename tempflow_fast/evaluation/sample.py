@@ -29,8 +29,9 @@ def sample_images(
     max_batch: int | None = None,
     rows: Sequence[int] | None = None,
     metadata: Sequence[Mapping[str, Any]] | None = None,
+    decode_batch: int | None = None,
 ) -> Tensor:
-    """Draws one image per prompt, deterministically from its initial noise.
+    """Draws one image or video per prompt, deterministically from its initial noise.
 
     The noise of row r depends only on (seed, r), so two policies with the same prompts can be compared image by image,
     whatever `max_batch` is.
@@ -44,9 +45,10 @@ def sample_images(
         max_batch: maximum number of images in one network call; None: no limit.
         rows: R indices of these images in a larger set; None: 0..R-1.
         metadata: R dictionaries, whose `image` names source images; None: empty ones.
+        decode_batch: maximum number of images in one decoding call; None: those of a network call.
 
     Returns:
-        [R, 3, H, W] images, float32 in [0, 1], on the host.
+        [R, 3, H, W] images or [R, F, 3, H, W] videos, float32 in [0, 1], on the host.
 
     Raises:
         NotFiniteError: after all images are drawn, if one of them or its latent is infinite or NaN.
@@ -59,9 +61,10 @@ def sample_images(
     for piece in equal_pieces(len(prompts), max_batch):
         noise = ops.initial_noise(policy.latent_shape, seed, ids[piece], policy.device)
         latents = _solve(policy, noise, condition[piece], table, guidance_scale)
-        decoded = policy.decode(latents)
-        finite.append(finite_rows(latents, decoded))
-        images.append(decoded.float().cpu())
+        for part in latents.split(decode_batch or len(latents)):
+            decoded = policy.decode(part)
+            finite.append(finite_rows(part, decoded))
+            images.append(decoded.float().cpu())
     require_finite(policy, torch.cat(finite, dim=1), prompts, rows)
     return torch.cat(images)
 

@@ -79,9 +79,12 @@ def act(
 
     Raises:
         RewardError: if a reward failed.
+        ValueError: if the policy makes videos, and a reward does not take them.
     """
     expected = "'uniform', or positions as nearest_levels(config, policy, prompts).applied(config) has them"
     require(config.tail_levels != "nearest", "grpo_step", "tail_levels", expected, "'nearest'")
+    if getattr(policy, "num_frames", None) is not None:
+        reward.check_videos()
     branches, tails = drawn_branches(config, len(texts), seed), tails_of(config, table)
     gated = gated_trajectories(config, len(texts), seed)
     images = branches if config.trunk == "ode" else branches.last_of_each()

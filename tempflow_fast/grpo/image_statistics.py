@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import require
 from ..processes import Processes
 from .branches import Branches
 
@@ -36,7 +37,7 @@ class RunningStatistics:
         """Takes images.
 
         Args:
-            images: [n, 3, H, W].
+            images: [n, 3, H, W] or [n, F, 3, H, W].
             rows: int64 [n] on the host, their branches.
         """
         if self._open is not None:
@@ -66,7 +67,7 @@ class RunningStatistics:
 
 
 def image_statistics(images: Tensor) -> dict[str, Tensor]:
-    """Means over images [G, K, 3, H, W] in [0, 1], as scalars on their device; G groups of K images.
+    """Means over images [G, K, 3, H, W] or videos [G, K, F, 3, H, W], as scalars on their device; G groups of K.
 
     Returns:
         `STATISTICS` by name; `image_diversity` only for K >= 2.
@@ -74,8 +75,8 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: for images of another shape.
     """
-    if images.dim() != 5 or images.shape[2] != 3 or not images.numel():
-        raise ValueError(f"image_statistics: images must be [G, K, 3, H, W], got {list(images.shape)}")
+    fits = images.dim() in (5, 6) and images.shape[-3] == 3 and images.numel() > 0
+    require(fits, "image_statistics", "images", "[G, K, 3, H, W] or [G, K, F, 3, H, W]", list(images.shape))
     flat = images.flatten(0, 1)
     measures = {"saturation": saturation(flat), "clipped": clipped_share(flat), "contrast": contrast(flat)}
     if images.shape[1] > 1:
@@ -84,12 +85,11 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
 
 
 def diversity(images: Tensor) -> Tensor:
-    """How far two images of a group [G, K, 3, H, W] are apart, [G]: root mean square over pairs and pixels.
+    """How far two images or videos of a group [G, K, ...] are apart, [G]: root mean square over pairs and pixels.
 
     0 where all are equal. Training that finds one image for every noise drives it there.
     """
-    if images.shape[1] < 2:
-        raise ValueError(f"diversity: images must have groups of two or more, got {images.shape[1]}")
+    require(images.shape[1] >= 2, "diversity", "images", "groups of two or more", images.shape[1])
     # Over all pairs, the mean squared distance is twice the variance, with K - 1 in its denominator.
     num_images = images.shape[1]
     spread = _mean_square_deviation(images.float(), dim=1).flatten(1).mean(1)
@@ -97,20 +97,20 @@ def diversity(images: Tensor) -> Tensor:
 
 
 def saturation(images: Tensor) -> Tensor:
-    """How colourful images [R, 3, H, W] are, [R]: the mean of HSV's saturation; 0 is grey, 1 pure colour."""
-    highest, lowest = images.float().amax(1), images.float().amin(1)
+    """How colourful images [R, ..., 3, H, W] are, [R]: the mean of HSV's saturation; 0 is grey, 1 pure colour."""
+    highest, lowest = images.float().amax(-3), images.float().amin(-3)
     return ((highest - lowest) / highest.clamp(min=HALF_LEVEL)).clamp(max=1).flatten(1).mean(1)
 
 
 def clipped_share(images: Tensor) -> Tensor:
-    """The share of values of images [R, 3, H, W] that are black or full, [R]."""
+    """The share of values of images [R, ..., 3, H, W] that are black or full, [R]."""
     images = images.float()
     return ((images <= HALF_LEVEL) | (images >= 1 - HALF_LEVEL)).float().flatten(1).mean(1)
 
 
 def contrast(images: Tensor) -> Tensor:
-    """The standard deviation of brightness over the pixels of images [R, 3, H, W], [R]."""
-    red, green, blue = images.float().unbind(1)  # a tensor of the weights would be a copy from the host, which waits
+    """The standard deviation of brightness over the pixels of images [R, ..., 3, H, W], [R]."""
+    red, green, blue = images.float().unbind(-3)  # a tensor of the weights would be a copy from the host, which waits
     brightness = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return _mean_square_deviation(brightness.flatten(1), dim=1).sqrt()
 

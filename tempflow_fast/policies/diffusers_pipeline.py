@@ -17,7 +17,7 @@ from . import lora, lora_file
 from .base import Condition, guides
 from .collate import by_length, collate
 from .families import Family
-from .format import check_video, checked_format
+from .format import check_video, checked_format, makes_videos
 from .model_files import LIBRARIES, load_pipeline, read_index
 from .network import NetworkPolicy
 from .offload import ALIGNMENT, HostCopies
@@ -100,6 +100,13 @@ class DiffusersPolicy(NetworkPolicy):
         require(fits, cls.__name__, "max_text_length", f"in 1..{longest}", length)
 
     @classmethod
+    def makes_videos(cls) -> bool:
+        """Whether the pipelines of this class make videos."""
+        import diffusers
+
+        return makes_videos(getattr(diffusers, cls.family.pipeline))
+
+    @classmethod
     def check_video(cls, num_frames: int | None, frame_rate: int | None) -> None:
         """Refuses frames where the pipeline makes images, and a frame rate where it takes none.
 
@@ -165,6 +172,11 @@ class DiffusersPolicy(NetworkPolicy):
     def max_text_length(self) -> int:
         """Number of tokens at which a prompt is cut."""
         return self.calls.text_length
+
+    @property
+    def num_frames(self) -> int | None:
+        """Of a video; None: the policy makes images."""
+        return self.calls.format.num_frames
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ def finite_rows(latents: Tensor, images: Tensor) -> Tensor:
 
     Args:
         latents: [R, *latent_shape].
-        images: [R, 3, H, W], decoded from them.
+        images: [R, 3, H, W] or [R, F, 3, H, W], decoded from them.
 
     Returns:
         bool [2, R] on their device: the latents, then the images.

@@ -54,6 +54,15 @@ def check_video(owner: str, pipeline_class: type, num_frames: int | None, frame_
             require(integer(owner, name, value) >= 1, owner, name, ">= 1", value)
 
 
+def makes_videos(pipeline_class: type) -> bool:
+    """Whether a pipeline makes videos. No model is needed.
+
+    Args:
+        pipeline_class: of diffusers.
+    """
+    return "num_frames" in _parameters(pipeline_class)
+
+
 def checked_format(
     owner: str,
     pipeline: Any,
@@ -77,9 +86,8 @@ def checked_format(
     """
     check_video(owner, type(pipeline), num_frames, frame_rate)
     height, width = _checked_size(owner, pipeline, family, resolution)
-    default = _parameters(type(pipeline)).get("num_frames")
-    if default is not None:
-        num_frames = default.default if num_frames is None else num_frames
+    if makes_videos(type(pipeline)):
+        num_frames = _parameters(type(pipeline))["num_frames"].default if num_frames is None else num_frames
         held = next((getattr(pipeline, name) for name in FRAMES_PER_LATENT if hasattr(pipeline, name)), 1)
         fits = isinstance(num_frames, int) and (num_frames - 1) % held == 0
         require(fits, owner, "num_frames", f"1 + a multiple of {held}", num_frames)

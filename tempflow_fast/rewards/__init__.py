@@ -16,6 +16,7 @@ Plumbing:
     checked       one reward on one batch: its scores, or an error that names the sample
     isolated      one call of a reward, which cannot change the run
     background    scoring in a thread while the next images are decoded
+    frames        image rewards on some frames of a video
     cache         scores of images that were scored before
     deadline      calls with a time limit
     sources       the source images of prompts

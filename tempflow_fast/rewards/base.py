@@ -14,7 +14,7 @@ from ..text import printable
 
 
 class Reward(Protocol):
-    """Scores images; higher is better. Any callable of this signature is one.
+    """Scores images or videos; higher is better. Any callable of this signature is one.
 
     It may have three attributes: `name`, for messages and logs; `range`, the lowest and the highest score that it can
     give (see `range_of`); and `check_prompts`, which refuses prompts before a run (see `check_prompts`).
@@ -24,7 +24,7 @@ class Reward(Protocol):
         """Scores images, each one independently of the others in the batch.
 
         Args:
-            images: [R, 3, H, W] in [0, 1], on any device.
+            images: [R, 3, H, W], or of a model that makes videos [R, F, 3, H, W]; in [0, 1], on any device.
             prompts: R texts.
             metadata: R entries of the prompt set, {} where it has none.
 

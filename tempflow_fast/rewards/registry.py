@@ -16,6 +16,7 @@ from ..hub import without_retries
 from ..text import shortened
 from .base import Reward, name_of, one_line
 from .cache import CachedReward
+from .frames import FramesReward
 from .weighted import WeightedReward
 
 REWARDS = {
@@ -45,7 +46,7 @@ A class is called with the reward's settings, and its instance is the reward; an
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
 """owner/name or owner/name:file"""
-OPTIONS = ("weight", "cache", "timeout", "reward")
+OPTIONS = ("weight", "cache", "timeout", "reward", "frames")
 """Settings that every reward has; none of them reaches its class."""
 Spec = str | Reward | Mapping[str, Any]
 
@@ -59,9 +60,10 @@ def get_reward(reward: Spec) -> WeightedReward:
             - several with weights: "pickscore=1.0,ocr=0.5";
             - a mapping, or its JSON, from names to weights or to settings: `{"pickscore": 0.5, "remote": {"weight":
               1.0, "urls": ["http://127.0.0.1:18080"]}}`. Every reward has the settings `weight` (default 1), `cache`
-              (number of scores to keep, by image, prompt and metadata), `timeout` (seconds for a call; null: no limit)
-              and `reward` (name, "module:attribute" or callable, if the key is a name of your own); the others go to
-              its class;
+              (number of scores to keep, by image, prompt and metadata), `timeout` (seconds for a call; null: no limit),
+              `frames` (number of frames of a video whose scores are averaged; the rewards of this package score images
+              alone) and `reward` (name, "module:attribute" or callable, if the key is a name of your own); the others
+              go to its class;
             - a callable.
 
     Returns:
@@ -75,14 +77,14 @@ def get_reward(reward: Spec) -> WeightedReward:
         return reward
     if callable(reward):
         return WeightedReward({name_of(reward): reward}, {name_of(reward): 1.0})
-    rewards, weights, timeouts = {}, {}, {}
+    rewards, weights, timeouts, of_images = {}, {}, {}, []
     for name, entry in _entries(reward).items():
         settings = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weights[name] = _number(name, "weight", settings.pop("weight", 1.0))
         if "timeout" in settings:
             timeout = settings.pop("timeout")
             timeouts[name] = None if timeout is None else _number(name, "timeout", timeout)
-        num_remembered = settings.pop("cache", None)
+        num_remembered, num_frames = settings.pop("cache", None), settings.pop("frames", None)
         target = settings.pop("reward", name)
         if not callable(target) and not isinstance(target, str):
             fail("get_reward", f"reward of {name}", 'a name, "module:attribute" or a callable', repr(target))
@@ -90,7 +92,11 @@ def get_reward(reward: Spec) -> WeightedReward:
             _require_one_meaning(name, target, entry)
         made = target if callable(target) else _load(target, json.dumps(settings, sort_keys=True, default=str))
         rewards[name] = made if num_remembered is None else _remembering(made, num_remembered)
-    return WeightedReward(rewards, weights, timeouts)
+        if num_frames is not None:
+            rewards[name] = FramesReward(rewards[name], num_frames)
+        elif target in REWARDS:
+            of_images.append(name)
+    return WeightedReward(rewards, weights, timeouts, of_images)
 
 
 def code_in(reward: Spec) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import finite, require
+from ..errors import fail, finite, require
 from .base import Reward, RewardError, Scores, check_prompts, range_of
 from .checked import checked_scores
 
@@ -23,6 +24,7 @@ class WeightedReward:
         rewards: Mapping[str, Reward],
         weights: Mapping[str, float],
         timeouts: Mapping[str, float | None] | None = None,
+        of_images: Collection[str] = (),
     ) -> None:
         """Combines rewards.
 
@@ -30,6 +32,7 @@ class WeightedReward:
             rewards: name -> reward; scores are logged under the name.
             weights: name -> weight. A reward of weight 0 is scored and logged, but has no effect on the sum.
             timeouts: name -> seconds that a call may take; None: no limit. The default is `TIMEOUT`.
+            of_images: names of the rewards that do not take videos.
 
         Raises:
             ValueError: if a weight is infinite or NaN, all of them are 0, or a time-out is not positive.
@@ -43,6 +46,7 @@ class WeightedReward:
         for name, timeout in self.timeouts.items():
             fits = timeout is None or timeout > 0
             require(fits, "WeightedReward", f"timeout of {name}", "positive or None", timeout)
+        self._of_images = list(of_images)
         self.name = "+".join(self.rewards)
 
     @property
@@ -65,20 +69,33 @@ class WeightedReward:
         for reward in self.rewards.values():
             check_prompts(reward, prompts, metadata)
 
+    def check_videos(self) -> None:
+        """Refuses to score videos if one of the rewards takes images alone.
+
+        Raises:
+            ValueError: naming that reward, and the setting with which it scores frames.
+        """
+        for name in self._of_images:
+            form = json.dumps({name: {"frames": 4}})
+            fail("get_reward", f"frames of {name}", f"given for videos, as in {form}: it scores images", "none")
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Scores:
         """The scores of every reward.
 
         Args:
-            images: [R, 3, H, W] in [0, 1], on any device.
+            images: [R, 3, H, W], or videos [R, F, 3, H, W]; in [0, 1], on any device.
             prompts: R texts.
             metadata: R entries of the prompt set.
 
         Raises:
             RewardError: from the first reward that fails, naming it and the sample; or if the weighted sum overflows.
-            ValueError: if the images have another shape, or prompts or metadata another length.
+            ValueError: if the images have another shape, prompts or metadata another length, or a reward does not take
+                videos.
         """
-        fits = images.dim() == 4 and images.shape[1] == 3 and len(images) > 0
-        require(fits, "score", "images", "[R, 3, H, W] with R >= 1", list(images.shape))
+        fits = images.dim() in (4, 5) and images.shape[-3] == 3 and len(images) > 0
+        require(fits, "score", "images", "[R, 3, H, W] or [R, F, 3, H, W] with R >= 1", list(images.shape))
+        if images.dim() == 5:
+            self.check_videos()
         for argument, values in (("prompts", prompts), ("metadata", metadata)):
             require(len(values) == len(images), "score", argument, f"{len(images)} entries, as images", len(values))
         parts = {
@@ -96,7 +113,7 @@ class WeightedReward:
         """The weighted sum, float64 [R] on the host.
 
         Args:
-            images: [R, 3, H, W] in [0, 1], on any device.
+            images: [R, 3, H, W], or videos [R, F, 3, H, W]; in [0, 1], on any device.
             prompts: R texts.
             metadata: R entries of the prompt set.
 

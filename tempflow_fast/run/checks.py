@@ -68,7 +68,7 @@ def check_run(config: TrainConfig, processes: Processes) -> None:
     merged = config.grpo.rollout_weights == "merged" and processes.shards
     expected = "None or 'as trained' where FSDP shards the network"
     require(not merged, "check_run", "rollout_weights", expected, "'merged'")
-    find_task(config.task)
+    find_task(config.task, kind.makes_videos())
     if config.policy.compile_blocks:
         _check_compiler(device)
 
@@ -114,11 +114,12 @@ def check_schedules(config: TrainConfig, policy: DiffusersPolicy) -> None:
         step_table(policy.sigmas(config.evaluation.eval_steps), NOISELESS)
 
 
-def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
+def find_task(task: TaskConfig, videos: bool = False) -> tuple[PromptSet, WeightedReward]:
     """Loads the prompts and the reward of the settings, before any expensive work.
 
     Args:
         task: the settings.
+        videos: whether the rewards have to score videos.
 
     Returns:
         The prompt set and the training reward.
@@ -131,6 +132,8 @@ def find_task(task: TaskConfig) -> tuple[PromptSet, WeightedReward]:
     rewards = [get_reward(reward) for reward in (task.accuracy, task.reward) if reward is not None]
     for reward in rewards:
         _check_signatures(reward.rewards)
+        if videos:
+            reward.check_videos()
     train, heldout = prompts.everything()
     check_entries(rewards[-1], train)
     for reward in rewards:

@@ -41,8 +41,8 @@ def opening_lines(
         "model": f"{config.policy.model} by {type(policy).__name__}, {total:,} parameters",
         "trained": f"{count:,} in {str(trained[0].dtype).removeprefix('torch.')}, {described(policy.network) or 'all'}",
         "prompts": f"{len(train)} of {task.prompts}, {len(held_out)} held out; evaluation with {len(shown)} images",
-        "iteration": f"{geometry.images.num_rows} images of {task.prompts_per_iteration} prompts x {grpo.num_seeds} "
-        f"seeds, by {grpo.num_steps} steps{_instead(policy)}; reward {task.reward}",
+        "iteration": f"{geometry.images.num_rows} {_made(policy)} of {task.prompts_per_iteration} prompts x "
+        f"{grpo.num_seeds} seeds, by {grpo.num_steps} steps{_instead(policy)}; reward {task.reward}",
         "device": f"{policy.device}, {config.policy.precision}, {processes.kind}; ops {bodies_on(policy.device.type)}",
         "output": f"{directory}, seed {task.seed}",
     }
@@ -51,6 +51,10 @@ def opening_lines(
         values = ", ".join(f"{name} {shortened(value)}" for name, (_, value) in changed.items())
         lines["settings"] = f"{recipe or 'the defaults'}{', but ' if values else ''}{values}"
     return "\n".join(f"{name:<10} {printable(line)}" for name, line in lines.items())
+
+
+def _made(policy: DiffusersPolicy) -> str:
+    return "images" if policy.num_frames is None else f"videos of {policy.num_frames} frames"
 
 
 def _instead(policy: DiffusersPolicy) -> str:

@@ -62,7 +62,7 @@ def own_settings(model: str) -> tuple[str | None, TrainConfig]:
     base = TrainConfig().with_settings(**ADAPTER) if usage.recipe is None else get_recipe(usage.recipe)
     own = {"eval_prompts": None, "accuracy": None, "eval_images": None, "resolution": None, "max_text_length": None}
     steps = {"num_steps": min(base.grpo.num_steps, usage.num_steps), "eval_steps": usage.num_steps}
-    settings = {**ONE_GPU, **own, **steps, "guidance_scale": usage.guidance_scale, "model": model}
+    settings = {**ONE_GPU, **usage.calls, **own, **steps, "guidance_scale": usage.guidance_scale, "model": model}
     return usage.recipe, base.with_settings(**settings)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..hub import INDEX
 
 TRANSFORMER, SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
+VIDEO = {"micro_batch": 1, "max_batch": 2, "decode_batch": 1}
 DISTILLED = {INDEX: {"is_distilled": True}}
 SD35 = {"qk_norm": "rms_norm"}
 
@@ -27,6 +28,8 @@ class Usage:
     """The nearest recipe; None: the defaults, with an adapter in bf16."""
     marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """File of the model -> entries by which a member is known; none: all of the class."""
+    calls: Mapping[str, Any] = field(default_factory=dict)
+    """Settings with fewer rows in a call on one GPU."""
 
 
 USAGES = (
@@ -55,12 +58,12 @@ USAGES = (
     Usage("Kandinsky5T2IPipeline", 50, 3.5),
     Usage("Krea2Pipeline", 28, 5.5),
     Usage("LongCatImagePipeline", 50, 4.5),
-    Usage("LTXPipeline", 50, 3.0),
+    Usage("LTXPipeline", 50, 3.0, calls=VIDEO),
     Usage("Lumina2Pipeline", 30, 4.0),
     Usage("NucleusMoEImagePipeline", 50, 4.0),
     Usage("OvisImagePipeline", 50, 5.0),
     Usage("PRXPipeline", 28, 4.0),
     Usage("SanaPipeline", 20, 4.5),
-    Usage("WanPipeline", 50, 5.0),
+    Usage("WanPipeline", 50, 5.0, calls=VIDEO),
 )
 """The first row that fits a model holds."""

@@ -53,5 +53,16 @@ def test_all_of_them_by_name():
     assert found["image_diversity"].item() == pytest.approx(diversity(images).mean().item())
     assert found["image_contrast"].item() == pytest.approx(contrast(images.flatten(0, 1)).mean().item())
     assert "image_diversity" not in image_statistics(images[:, :1])
-    with pytest.raises(ValueError, match=r"images must be \[G, K, 3, H, W\], got \[2, 3, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"images must be \[G, K, 3, H, W\] or .*, got \[2, 3, 4, 4\]"):
         image_statistics(images[0])
+
+
+def test_those_of_videos_are_over_all_their_frames():
+    videos = noise(2, 2, 5, 3, 4, 4)
+    found, frames = image_statistics(videos), image_statistics(videos.flatten(1, 2))
+    for name in ("image_saturation", "image_clipped"):
+        assert found[name].item() == pytest.approx(frames[name].item())
+    assert found["image_diversity"].item() == pytest.approx(diversity(videos.flatten(2, 3)).mean().item())
+    grey = torch.zeros(1, 2, 3, 4, 4)
+    grey[:, 1] = 1.0  # a black frame and a white one
+    assert (contrast(grey).item(), saturation(grey).item()) == (pytest.approx(0.5), 0.0)
