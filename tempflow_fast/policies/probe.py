@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Trace:
     answer: Any = None
     """What the network's first call returned."""
 
-    @property
+    @cached_property
     def sigmas(self) -> list[float]:
         """The noise levels of the scheduler, from the noisiest to 0."""
         levels: list[float] = self.scheduler.sigmas.tolist()
@@ -155,6 +156,7 @@ class Probe:
         scheduler = copy.copy(trace.scheduler)
         scheduler.step = lambda *args, **kwargs: Stepped((latents,))
         own = scheduler.set_timesteps  # the pipelines look at its parameters
+        scheduler.sigmas = trace.sigmas  # numbers, which some pipelines ask for: a measurement has tensors without data
         scheduler.set_timesteps = functools.wraps(own)(lambda *args, **kwargs: None)
         hooks = {"encode_prompt": lambda *args, **kwargs: next(encoded)}
         if hasattr(self.pipeline, "prepare_latents"):

@@ -68,11 +68,11 @@ def test_a_directory_holds_scores_tables_and_pictures(done):
 def test_a_killed_evaluation_resumes_and_draws_only_what_is_missing(done, tmp_path, monkeypatch, capsys):
     drawn, real = [], sample.sample_images
 
-    def counting(policy, texts, table, seed, scale, limit, rows):
+    def counting(policy, texts, table, seed, scale, limit, rows, *others):
         if len(drawn) == 3:
             raise KeyboardInterrupt
         drawn.extend(rows)
-        return real(policy, texts, table, seed, scale, limit, rows)
+        return real(policy, texts, table, seed, scale, limit, rows, *others)
 
     monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", counting)
     command = ["eval", "--directory", str(tmp_path / "b"), *OPTIONS]
@@ -83,7 +83,7 @@ def test_a_killed_evaluation_resumes_and_draws_only_what_is_missing(done, tmp_pa
     monkeypatch.undo()
     assert lines(tmp_path / "b").keys() == {0, 1, 2}
     drawn.clear()
-    monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", lambda *a: drawn.extend(a[-1]) or real(*a))
+    monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", lambda *a: drawn.extend(a[6]) or real(*a))
     assert main(command) == 0
     assert drawn == list(range(3, 12))
     for row, scores in lines(done).items():

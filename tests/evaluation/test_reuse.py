@@ -61,7 +61,7 @@ def drawn(monkeypatch) -> list[int]:
     """The rows that are drawn."""
     rows: list[int] = []
     real = sample.sample_images
-    monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", lambda *a: rows.extend(a[-1]) or real(*a))
+    monkeypatch.setattr("tempflow_fast.evaluation.evaluate.sample_images", lambda *a: rows.extend(a[6]) or real(*a))
     return rows
 
 
