@@ -50,8 +50,18 @@ def place(tmp_path, monkeypatch):
 
 def options(model: str, reward: str = "mine:motion") -> list[str]:
     size = ["--resolution", "16", "32", "--num-frames", "5", "--max-text-length", "9", "--precision", "fp32"]
-    work = "--num-steps 3 --branch-steps 0 1 --num-seeds 1 --num-branches 2 --eval-steps 2".split()
-    little = ["--prompts-per-iteration", "2", "--eval-images", "3", "--device", "cpu", "--trackers"]
+    work = ["--num-steps", "3", "--branch-steps", "0", "1", "--num-seeds", "1", "--num-branches", "2"]
+    little = [
+        "--eval-steps",
+        "2",
+        "--prompts-per-iteration",
+        "2",
+        "--eval-images",
+        "3",
+        "--device",
+        "cpu",
+        "--trackers",
+    ]
     return ["--model", model, "--prompts", "prompts.txt", "--reward", reward, *size, *work, *little]
 
 
@@ -140,8 +150,21 @@ def test_a_model_is_checked_measured_sampled_and_evaluated(model, place, capsys)
     assert (out.count("matches"), "DIFFERS" in out) == (6, False)
     assert main(["train", *options(model), "--output", "out", "--dry-run"]) == 0
     assert not (place / "out").exists()
-    evaluated = ["--model", model, *"--prompts prompts.txt --rewards mine:motion --images 2 --steps 2".split()]
-    numbers = ["--resolution", "16", "--num-frames", "5", "--device", "cpu", "--directory", "scores"]
+    evaluated = ["--model", model, "--prompts", "prompts.txt", "--rewards", "mine:motion"]
+    numbers = [
+        "--images",
+        "2",
+        "--steps",
+        "2",
+        "--resolution",
+        "16",
+        "--num-frames",
+        "5",
+        "--device",
+        "cpu",
+        "--directory",
+        "scores",
+    ]
     assert main(["eval", *evaluated, *numbers]) == 0
     assert json.loads((place / "scores" / "scores.json").read_text())
     with Image.open(place / "scores" / "images" / "000000.png") as shown:
