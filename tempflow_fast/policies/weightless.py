@@ -263,4 +263,6 @@ def _on_meta(name: str, files: Files) -> Any:
     with torch.device("meta"):
         if library == "diffusers":
             return made.from_config(config)
-        return made(made.config_class.from_dict(config))
+        part = made(made.config_class.from_dict(config))
+        part.tie_weights()  # transformers 5.0 does it only where weights are loaded
+        return part
