@@ -128,10 +128,11 @@ def page(results: dict[str, Result]) -> str:
     return TEXT.format(table="\n".join(lines), places=", ".join(TESTED), known=KNOWN)
 
 
-KNOWN = """The failures: two of 8 bits in the first three (torchao before 0.18 leaves layers of up to 16 inputs as they
-are; the tests now look at a larger one); one of a damaged file in the last two, and one of the wording of an error of
-torch in "oldest" and "middle", both mended since; one in "middle" where a text engine was not installed; two of AdamW
-with torch 2.9, which refuses the fake parameter that they make. The last is open. Slow tests are left out.
+KNOWN = """The failures, in "no C++ kernels": a reward that waited 0.37 s on a loaded machine, where 0.3 s was asked
+(it passed alone); an estimate that counted tied weights twice with transformers 5.0, mended since; a negative prompt
+of AuraFlow that changes a tiny random network's velocity by 9e-6, where the test wants 1e-5. In the other rows, which
+are older: 8 bits in layers of up to 16 inputs, a damaged file, the wording of an error of torch, a text engine that
+was not installed; all are mended, and the rows have not been run again. Slow tests are left out.
 
 Python: the tests run with 3.11. All files compile with 3.10, 3.12 and 3.13, and use nothing that is newer than 3.10
 (vermin). With Python 3.10, pip chooses diffusers 0.41.0, since 0.42 needs 3.11, transformers 5.20.2, peft 0.21.2 and
