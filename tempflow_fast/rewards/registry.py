@@ -94,7 +94,7 @@ def get_reward(reward: Spec) -> WeightedReward:
         rewards[name] = made if num_remembered is None else _remembering(made, num_remembered)
         if num_frames is not None:
             rewards[name] = FramesReward(rewards[name], num_frames)
-        elif target in REWARDS:
+        elif isinstance(target, str) and target in REWARDS:
             of_images.append(name)
     return WeightedReward(rewards, weights, timeouts, of_images)
 

@@ -12,7 +12,9 @@ from tempflow_fast.rewards import RewardError, WeightedReward, get_reward
 
 def test_wrong_arguments_of_a_call_are_named():
     reward = get_reward(level)
-    with pytest.raises(ValueError, match=r"images must be \[R, 3, H, W\] with R >= 1, got \[8, 4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"images must be \[R, 3, H, W\] or \[R, F, 3, H, W\] with R >= 1, got \[8, 4, 4\]"
+    ):
         reward(images()[:, 0], TEXTS, NO_METADATA)
     with pytest.raises(ValueError, match="score: metadata must be 8 entries, as images, got 7"):
         reward(images(), TEXTS, NO_METADATA[:7])

@@ -43,12 +43,12 @@ def model(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "own_motion.py").write_text(CODE)
     (tmp_path / "prompts.txt").write_text("".join(f"{number} cats run\n" for number in range(12)))
     return tmp_path
 
 
-def options(model: str, reward: str = "mine:motion") -> list[str]:
+def options(model: str, reward: str = "own_motion:motion") -> list[str]:
     size = ["--resolution", "16", "32", "--num-frames", "5", "--max-text-length", "9", "--precision", "fp32"]
     work = ["--num-steps", "3", "--branch-steps", "0", "1", "--num-seeds", "1", "--num-branches", "2"]
     little = [
@@ -150,7 +150,7 @@ def test_a_model_is_checked_measured_sampled_and_evaluated(model, place, capsys)
     assert (out.count("matches"), "DIFFERS" in out) == (6, False)
     assert main(["train", *options(model), "--output", "out", "--dry-run"]) == 0
     assert not (place / "out").exists()
-    evaluated = ["--model", model, "--prompts", "prompts.txt", "--rewards", "mine:motion"]
+    evaluated = ["--model", model, "--prompts", "prompts.txt", "--rewards", "own_motion:motion"]
     numbers = [
         "--images",
         "2",
