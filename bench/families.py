@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 
 from tempflow_fast.commands.cards import GB, SIZES
@@ -24,7 +25,7 @@ from tempflow_fast.settings.recipes import get_recipe
 
 PAGE = Path("docs/models.md")
 TALL = (64, 32)
-PARITY, FITS = "parity", "fits"
+PARITY, EDITING, FITS = "parity", "editing", "fits"
 RECIPES = (
     *("sd35m-pickscore", "sd35l-pickscore", "flux-pickscore", "qwen-image-pickscore"),
     *("flux2-klein-pickscore", "z-image-pickscore", "flux2-pickscore"),
@@ -42,16 +43,35 @@ def parity() -> Iterator[tuple[str, ...]]:
             policy = families.tiny_policy(name, Path(directory), TALL)
         found = {check.what: check.found for check in prove(policy)}
         off, on = (found.get(f"latents {kind}") for kind in ("without guidance", "at guidance 3.5"))
-        facts, calls = policy.calls.facts, policy.calls
-        guidance = "input of the network" if calls.embeds_guidance else f"against {policy.family.negative!r}"
         yield (
             f"`{policy.family.pipeline}`",
-            facts.time,
-            guidance + ("" if policy.family.combine is None else ", scaled"),
+            policy.calls.facts.time,
+            _guidance(policy),
             *("" if figure is None else f"{figure:.1e}" for figure in (off, on)),
             LOADERS[tiny.loader],
             "yes" if tiny.is_captured else "no: the host waits",
         )
+
+
+def editing() -> Iterator[tuple[str, ...]]:
+    """A line for every family whose prompts may have source images."""
+    sys.path.insert(0, "tests")
+    families: Any = import_module("support.families")
+    yield "pipeline", "source images of a prompt", "guidance", "off", "3.5"
+    for name in families.EDITORS:
+        with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+            families.editing.shrink_sources(patch)
+            policy = families.tiny_policy(name, Path(directory), TALL)
+            found = {check.what: check.found for check in prove(policy)}
+        figures = [found[f"latents with source images {kind}"] for kind in ("without guidance", "at guidance 3.5")]
+        fewest, most = policy.num_images
+        numbers = f"{fewest} to {most}" if fewest < most else str(most)
+        yield f"`{policy.family.pipeline}`", numbers, _guidance(policy), *(f"{figure:.1e}" for figure in figures)
+
+
+def _guidance(policy: Any) -> str:
+    away = "input of the network" if policy.calls.embeds_guidance else f"against {policy.family.negative!r}"
+    return away + ("" if policy.family.combine is None else ", scaled")
 
 
 def fits() -> Iterator[tuple[str, ...]]:
@@ -99,8 +119,8 @@ def replaced(page: str, mark: str, text: str) -> str:
 
 
 def main(parts: list[str]) -> None:
-    """Writes the tables that are named, or both."""
-    for mark, lines in ((PARITY, parity), (FITS, fits)):
+    """Writes the tables that are named, or all."""
+    for mark, lines in ((PARITY, parity), (EDITING, editing), (FITS, fits)):
         if not parts or mark in parts:
             text = table(lines())
             PAGE.write_text(replaced(PAGE.read_text(), mark, text))

@@ -71,7 +71,8 @@ def dry_run(
         The exit status.
     """
     from ..grpo.geometry import Geometry
-    from ..run.prepare import fitted, prepare_policy, weightless_policy
+    from ..run.prepare import fitted, most_sources, prepare_policy, weightless_policy
+    from ..source_images import sources_of
 
     geometry = Geometry(config.grpo, config.task.prompts_per_iteration, processes.count, seed=config.task.seed << 32)
     say(geometry)
@@ -83,6 +84,7 @@ def dry_run(
         if shapes is None:
             policy: Any = prepare_policy(replace(config.policy, device="cpu"), allow_code=allow_code)
         else:
+            shapes.num_sources = len(sources_of(most_sources(config, shapes)))
             times = _times(geometry, shapes, config, speed)
             shapes.take_for_cpu()
             policy = shapes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..policies.base import Condition, Policy
+from ..policies.base import Condition, Policy, encoded
 from ..policies.compiled import uncompiled
 from ..policies.lora import has_adapter
 from ..policies.merged import merges, num_merged_bytes
@@ -35,7 +35,11 @@ MOMENTS = {"adamw": 2.0, "adamw_8bit": 0.5}
 
 
 def measure(
-    policy: Policy, config: GRPOConfig, optimizer: OptimizerConfig | None = None, kept: PolicyConfig | None = None
+    policy: Policy,
+    config: GRPOConfig,
+    optimizer: OptimizerConfig | None = None,
+    kept: PolicyConfig | None = None,
+    entry: Mapping[str, Any] | None = None,
 ) -> Memory:
     """The memory that a policy needs in an iteration; one prompt is encoded and one network row computed for it.
 
@@ -46,12 +50,13 @@ def measure(
         config: the iteration.
         optimizer: AdamW without a moving average, if not given.
         kept: how the policy is kept in memory; as it is, if not given.
+        entry: metadata of a prompt with source images, where the policy needs them.
     """
     from ..settings.run import OptimizerConfig, PolicyConfig  # needs tyro, which a program without commands may lack
 
     optimizer, kept = optimizer or OptimizerConfig(), kept or PolicyConfig()
     scale, network = config.guidance_scale, policy.network
-    condition = policy.encode([PROMPT], guided=policy.guides(scale))
+    condition = encoded("measure", policy, [PROMPT], [entry or {}], policy.guides(scale))
     with torch.no_grad(), uncompiled():
         # Networks keep tables from their first call (rotary embeddings); those must not be tensors without data.
         policy.velocity(torch.zeros(1, *policy.latent_shape, device=policy.device), 0.5, condition, scale)

@@ -8,9 +8,11 @@ Models, in the order to read them:
     diffusers_pipeline    the policy on such a pipeline
     pipeline_calls        the pipeline's calls with the settings of one policy
     probe                 the pipeline's own `__call__`, whose network takes notes
-    template              a call of the network, taken apart
+    places                where the latents are in a call of the network
+    template              such a call, taken apart
     learn                 what the notes say about the network
-    collate               prompts of several lengths
+    layouts               what calls have in common for source images of the same sizes
+    collate               prompts of several lengths, with source images of several sizes
     classes               the policy class of every family
     proof                 whether a policy samples as its pipeline does
 

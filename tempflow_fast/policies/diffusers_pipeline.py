@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from ..errors import fail, integer, require
 from ..ops.checks import usable_device
 from ..quiet import quiet
+from ..source_images import IMAGE, Sources, stamp
 from . import lora, lora_file
-from .base import Condition, guides
-from .collate import by_length, collate
+from .base import Condition, guides, images_of
+from .collate import by_layout, collate
 from .families import Family
 from .format import check_video, checked_format, makes_videos
+from .layouts import Layout
 from .model_files import LIBRARIES, load_pipeline, read_index
 from .network import NetworkPolicy
 from .offload import ALIGNMENT, HostCopies
-from .pipeline_calls import PipelineCalls
+from .pipeline_calls import PipelineCalls, Prompt
 from .pipeline_parts import check_parts, encoders
 from .prompt_cache import PromptCache, Row
 from .schedule import check_scheduler
@@ -58,6 +60,8 @@ class DiffusersPolicy(NetworkPolicy):
     """Of the pipelines that a subclass takes."""
     listed: ClassVar[bool] = True
     """Whether somebody has written the row; else the policy has to prove itself when a model is loaded."""
+    num_images: ClassVar[tuple[int, int]] = (0, 0)
+    """The fewest and the most source images that a prompt brings."""
 
     @quiet(*LIBRARIES)  # diffusers warns of changed precisions
     def __init__(
@@ -84,6 +88,10 @@ class DiffusersPolicy(NetworkPolicy):
             self.network.get_submodule(name).requires_grad_(False)
         self._cache = PromptCache()
         self._decoder_in_use: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __init_subclass__(cls) -> None:
+        if hasattr(cls, "family"):
+            cls.num_images = cls.family.images
 
     @classmethod
     def check_text_length(cls, length: int | None) -> None:
@@ -206,35 +214,44 @@ class DiffusersPolicy(NetworkPolicy):
         """
         return self.calls.has_guidance and guides(guidance_scale)
 
-    def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
+    def encode(
+        self, prompts: Sequence[str], guided: bool = False, images: Sequence[Sources] | None = None
+    ) -> Condition:
         """Encodes prompts, each of them once and alone, and keeps the encodings.
 
         Args:
             prompts: P texts.
             guided: also encode the negative prompt, unless the network embeds guidance.
+            images: P tuples of paths of source images, `num_images` each; None: without.
 
         Returns:
             [P] rows. With `guided` they are pairs (prompt, negative prompt), [P, 2, ...]: flattened, a slice of them is
             the input of one network call for both, without a copy.
 
         Raises:
-            ValueError: if there is no prompt, or the pipeline does something that cannot be learnt.
+            ValueError: if there is no prompt, a source image is missing or cannot be read, or the pipeline does
+                something that cannot be learnt.
         """
         require(not isinstance(prompts, str), "encode", "prompts", "a list of texts", repr(prompts))
         require(len(prompts) > 0, "encode", "prompts", "at least one text", "none")
-        paired, known = guided and self.calls.has_guidance, self._encodings(prompts)
-        rows = [known[prompt] for prompt in prompts]
-        if paired:
-            rows = [part for row in rows for part in (row, self.calls.negative)]
-        tensors = collate(rows, self.calls.facts.slots)
+        images = [()] * len(prompts) if images is None else images
+        require(len(images) == len(prompts), "encode", "images", f"those of {len(prompts)} prompts", len(images))
+        images_of("encode", self, [{IMAGE: list(sources)} for sources in images])
+        paired = guided and self.calls.has_guidance
+        texts: tuple[Sequence[str | None], ...] = (prompts, [None] * len(prompts)) if paired else (prompts,)
+        asked = [[(text, tuple(own)) for text, own in zip(part, images, strict=True)] for part in texts]
+        known = self._encodings([prompt for part in asked for prompt in part])
+        rows, numbers = zip(*(known[part] for pair in zip(*asked, strict=True) for part in pair), strict=True)
+        tensors = collate(rows, numbers, self.calls.layouts)
         return Condition({name: part.unflatten(0, (-1, 2)) if paired else part for name, part in tensors.items()})
 
-    def _encodings(self, texts: Sequence[str]) -> dict[str, Row]:
-        found = {text: self._cache.get(text) for text in texts}
-        known = {text: row for text, row in found.items() if row is not None}
-        for text, row in self.calls.encode([text for text in found if text not in known]).items():
-            known[text] = row
-            self._cache.put(text, row)
+    def _encodings(self, prompts: Sequence[Prompt]) -> dict[Prompt, tuple[Row, int]]:
+        keys = {prompt: (*prompt, *map(stamp, prompt[1])) for prompt in dict.fromkeys(prompts)}
+        found = {prompt: self._cache.get(key) for prompt, key in keys.items()}
+        known = {prompt: encoding for prompt, encoding in found.items() if encoding is not None}
+        for prompt, encoding in self.calls.encode([prompt for prompt in found if prompt not in known]).items():
+            known[prompt] = encoding
+            self._cache.put(keys[prompt], encoding)
         return known
 
     @property
@@ -285,15 +302,16 @@ class DiffusersPolicy(NetworkPolicy):
             tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
         inputs = Inputs(hidden, facts.time_of(sigma), guidance_scale, tensors)
         # Where patches are single pixels, unpatchifying leaves a permuted view; the ops need contiguous rows.
-        velocity = by_length(inputs, self.calls.rows, self._predict).to(latents.dtype).contiguous()
+        velocity = by_layout(inputs, self.calls.layouts, self._predict).to(latents.dtype).contiguous()
         return self._pair(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
 
-    def _predict(self, inputs: Inputs) -> Tensor:
-        made = self.acting(**fill(self.calls.facts.slots, inputs))
+    def _predict(self, layout: Layout, inputs: Inputs) -> Tensor:
+        made, facts = self.acting(**fill(layout.slots, inputs)), layout.facts
         output = made[0]
         output = torch.stack(list(output)) if isinstance(output, (list, tuple)) else output
+        output = output if facts.kept is None else facts.kept.of(output)
         velocity = output.reshape(inputs.latents.shape)
-        return -velocity if self.calls.facts.sign < 0 else velocity
+        return -velocity if facts.sign < 0 else velocity
 
     def _pair(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> tuple[Tensor, Tensor | None]:
         """What guidance is made of."""

@@ -27,7 +27,7 @@ def _default_pixels(pipeline: Any) -> int:
     return 2 * pixels_per_latent(pipeline)
 
 
-def _no_arguments(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+def _no_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
@@ -51,8 +51,10 @@ class Family:
         negative: the text that guidance leads away from.
         text_length: number of tokens at which the public training scripts cut a prompt; None: the pipeline's default.
         longest_text: the most tokens that the pipeline takes.
-        call: (pipeline, text length) -> more arguments of `__call__`. It gets the text length as `max_sequence_length`
-            where it has such an argument.
+        call: (pipeline, arguments) -> more arguments of `__call__`, given those that it gets in any case. It gets the
+            text length as `max_sequence_length` where it has such an argument.
+        images: the fewest and the most source images of a prompt, the argument `image` of `__call__`.
+        batches: whether the pipeline takes several prompts at once.
         network: name of the part that is trained.
         optional_parts: names of parts that a model may lack, in addition to those that are optional to diffusers.
         pixels: how many pixels the sides of images must be multiples of.
@@ -69,7 +71,9 @@ class Family:
     negative: str = ""
     text_length: int | None = None
     longest_text: int = 512
-    call: Callable[[Any, int], Mapping[str, Any]] = _no_arguments
+    call: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = _no_arguments
+    images: tuple[int, int] = (0, 0)
+    batches: bool = True
     network: str = "transformer"
     optional_parts: tuple[str, ...] = ()
     pixels: Callable[[Any], int] = _default_pixels
@@ -93,9 +97,14 @@ def _sd3_pixels(pipeline: Any) -> int:
     return int(pipeline.vae_scale_factor * pipeline.transformer.config.patch_size)
 
 
-def _sd3_call(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+def _sd3_call(pipeline: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     # Without T5, diffusers would append `max_sequence_length` zero tokens to every text.
-    return {"max_sequence_length": 0 if pipeline.text_encoder_3 is None else text_length}
+    return {"max_sequence_length": 0} if pipeline.text_encoder_3 is None else {}
+
+
+def _whole_area(pipeline: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    # FLUX Kontext scales the height and width that it is given to an area of 1024 x 1024 pixels.
+    return {"max_area": arguments["height"] * arguments["width"]}
 
 
 def _qwen_idle(network: Any) -> tuple[str, ...]:
@@ -115,15 +124,15 @@ def _shrinking_norm(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return combined * lengths.clamp(max=1.0)
 
 
-def _unenhanced(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+def _unenhanced(pipeline: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"use_pe": False}  # a language model would rewrite the prompts
 
 
-def _as_asked(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+def _as_asked(pipeline: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"use_resolution_binning": False}  # it would draw images of another size and resize them
 
 
-def _unrewritten(pipeline: Any, text_length: int) -> Mapping[str, Any]:
+def _unrewritten(pipeline: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"enable_prompt_rewrite": False}  # by a language model
 
 
@@ -153,6 +162,28 @@ FAMILIES: dict[str, Family] = {
             longest_text=1024,
             idle=_qwen_idle,
         ),
+        Family(
+            pipeline="FluxKontextPipeline",
+            guidance="true_cfg_scale",
+            embedded=lambda config: bool(config.guidance_embeds),
+            text_length=512,
+            call=_whole_area,
+            images=(1, 1),
+        ),
+        *(
+            Family(
+                pipeline=pipeline,
+                guidance="true_cfg_scale",
+                combine=token_norm,
+                negative=" ",
+                text_length=1024,
+                longest_text=1024,
+                images=images,
+                batches=False,
+                idle=_qwen_idle,
+            )
+            for pipeline, images in (("QwenImageEditPipeline", (1, 1)), ("QwenImageEditPlusPipeline", (1, 3)))
+        ),
         Family(pipeline="AuraFlowPipeline"),
         Family(pipeline="ChromaPipeline"),
         Family(pipeline="OvisImagePipeline"),
@@ -160,8 +191,8 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="Lumina2Pipeline", combine=token_norm),
         Family(pipeline="ZImagePipeline", above=0.0),
         Family(pipeline="Krea2Pipeline", above=0.0),
-        Family(pipeline="Flux2Pipeline", guidance=None, embedded=lambda config: True),
-        Family(pipeline="Flux2KleinPipeline"),
+        Family(pipeline="Flux2Pipeline", guidance=None, embedded=lambda config: True, images=(0, 10)),
+        Family(pipeline="Flux2KleinPipeline", images=(0, 10)),
         Family(pipeline="NucleusMoEImagePipeline", combine=token_norm, idle=_nucleus_idle),
         Family(pipeline="ErnieImagePipeline", call=_unenhanced),
         Family(pipeline="BriaPipeline"),

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import fail, require
+from .places import Place, place_of
 from .probe import Trace
-from .template import Constant, Guidance, Slot, Time, moved, template_of
+from .template import Constant, Guidance, Slot, Time, adapted, template_of
 
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 """(conditional, unconditional, scale) -> the guided velocity."""
@@ -34,6 +35,23 @@ PROBED_SCALE = 3.0
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The part of an output that belongs to the latents, where the input has source images next to them."""
+
+    dim: int
+    start: int
+    size: int
+
+    def of(self, output: Tensor) -> Tensor:
+        """That part.
+
+        Args:
+            output: of the network.
+        """
+        return output.narrow(self.dim, self.start, self.size)
+
+
+@dataclass(frozen=True)
 class Facts:
     """What calls of a network are like without guidance.
 
@@ -42,12 +60,16 @@ class Facts:
         time: key of `TIMES`, or `TIMESTEP`.
         curve: [2, S]: noise levels and the scheduler's timesteps there, from the smallest.
         sign: 1 or -1: what the output is multiplied by to give dx/dsigma.
+        kept: the part of the output that is used; None: all of it.
+        place: of the latents.
     """
 
     slots: dict[str, Slot]
     time: str
     sign: int
+    kept: Kept | None
     curve: Tensor
+    place: Place
 
     def to(self, device: torch.device) -> Facts:
         """The same for a network on this device.
@@ -55,8 +77,16 @@ class Facts:
         Args:
             device: where it is.
         """
-        slots = {name: moved(slot, device) for name, slot in self.slots.items()}
-        return replace(self, slots=slots, curve=self.curve.to(device))
+        return replace(self, curve=self.curve.to(device))
+
+    def adapted(self, arguments: Mapping[str, Any], device: torch.device) -> dict[str, Slot]:
+        """The slots for the sizes of a prompt's source images.
+
+        Args:
+            arguments: of the call for this prompt, separated.
+            device: of the network.
+        """
+        return {name: adapted(slot, arguments[name], device) for name, slot in self.slots.items()}
 
     def time_of(self, sigma: Tensor) -> Tensor:
         """The network's time.
@@ -85,13 +115,13 @@ class Halves:
     row: int
 
 
-def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None, levels: Trace) -> Facts:
+def learn(owner: str, trace: Trace, batch: Mapping[str, Any], scaled: Trace | None, levels: Trace) -> Facts:
     """Explains what a network is called with.
 
     Args:
         owner: whose error it is if that cannot be explained.
         trace: of one prompt, over three steps, without guidance.
-        batch: of `BATCH` prompts; the first is the same and the shortest, the others are longer.
+        batch: arguments for `BATCH` prompts; the first is the same and the shortest, the others are longer.
         scaled: as `trace`, with twice the guidance scale, for a network that takes the scale as an input.
         levels: of a schedule of many steps.
 
@@ -100,8 +130,8 @@ def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None, levels: 
     """
     require(all(len(calls) == 1 for calls in trace.calls), owner, "pipeline", "one call per step", len(trace.calls[0]))
     first, *later = (calls[0].arguments for calls in trace.calls)
-    slots = template_of(first, batch.calls[0][0].arguments, trace.latents)
-    moving = [name for name in first if any(_differ(first[name], other[name]) for other in later)]
+    slots = template_of(first, batch, trace.latents)
+    moving = [name for name in first if any(differ(first[name], other[name]) for other in later)]
     require(len(moving) == 1, owner, "pipeline", "one whose network is told the time and nothing else by step", moving)
     values = [calls[0].arguments[moving[0]] for calls in trace.calls]
     fits = all(isinstance(value, Tensor) and value.numel() == 1 for value in values)
@@ -111,21 +141,23 @@ def learn(owner: str, trace: Trace, batch: Trace, scaled: Trace | None, levels: 
         name = _changed(owner, first, scaled.calls[0][0].arguments)
         slots[name] = Guidance(float(first[name]))
     time = _time(owner, values, trace)
-    return Facts(slots, time, _sign(owner, trace), _curve(levels))
+    return Facts(slots, time, *_output(owner, trace), _curve(levels), place_of(first, trace.latents))
 
 
-def learn_halves(owner: str, trace: Trace, combine: Combine | None) -> Halves:
+def learn_halves(owner: str, trace: Trace, combine: Combine | None, kept: Kept | None) -> Halves:
     """Finds the negative prompt in a guided step.
 
     Args:
         owner: whose error it is if it cannot be found.
         trace: of one prompt and one step at `PROBED_SCALE`.
         combine: how the pipeline combines the two velocities; None: linearly.
+        kept: of `Facts`.
 
     Raises:
         ValueError: if the step is not explained by two velocities.
     """
-    outputs = [row for call in trace.calls[0] for row in call.output.reshape(-1, *trace.latents.shape[1:])]
+    parts = [call.output if kept is None else kept.of(call.output) for call in trace.calls[0]]
+    outputs = [row for part in parts for row in part.reshape(-1, *trace.latents.shape[1:])]
     require(len(outputs) == 2, owner, "pipeline", "one whose guidance takes two velocities", len(outputs))
     places = [(number, row) for number, call in enumerate(trace.calls[0]) for row in range(3 - len(trace.calls[0]))]
     prediction = trace.predictions[0].float().reshape(outputs[0].shape)
@@ -164,28 +196,46 @@ def _curve(levels: Trace) -> Tensor:
     return curve.unique(dim=1).contiguous()  # sorted
 
 
-def _sign(owner: str, trace: Trace) -> int:
+def _output(owner: str, trace: Trace) -> tuple[int, Kept | None]:
+    """The sign of the output, and the part of it that the step takes."""
     output, prediction = trace.calls[0][0].output, trace.predictions[0].float()
-    for sign in (1, -1):
-        if output.numel() == prediction.numel() and _distance(prediction, sign * output.view_as(prediction)) <= NEAR:
-            return sign
+    for kept in _ends(output.shape, prediction.shape):
+        used = output if kept is None else kept.of(output)
+        for sign in (1, -1):
+            if used.numel() == prediction.numel() and _distance(prediction, sign * used.reshape_as(prediction)) <= NEAR:
+                return sign, kept
     fail(owner, "pipeline", "one whose step takes the network's output as it is, or its negative", "another function")
+
+
+def _ends(output: torch.Size, prediction: torch.Size) -> list[Kept | None]:
+    """Everything, or one end of the only dimension in which an output is longer than what the step takes of it."""
+    differ = [dim for dim, (a, b) in enumerate(zip(output, prediction, strict=False)) if a != b]
+    if len(output) != len(prediction) or len(differ) != 1:
+        return [None]
+    dim, size = differ[0], prediction[differ[0]]
+    return [Kept(dim, start, size) for start in (0, output[dim] - size)]
 
 
 def _distance(got: Tensor, want: Tensor) -> float:
     return float((got - want).abs().max() / want.abs().max())
 
 
-def _differ(one: Any, other: Any) -> bool:
+def differ(one: Any, other: Any) -> bool:
+    """Whether two arguments differ.
+
+    Args:
+        one: an argument.
+        other: another.
+    """
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return not torch.equal(one, other)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) != len(other) or any(_differ(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) != len(other) or any(differ(a, b) for a, b in zip(one, other, strict=True))
     return bool(one != other)
 
 
 def _changed(owner: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    names = [name for name in one if _differ(one[name], other[name])]
+    names = [name for name in one if differ(one[name], other[name])]
     require(len(names) == 1, owner, "pipeline", "one whose network takes the guidance scale as one argument", names)
     return names[0]
 
@@ -202,6 +252,6 @@ def check_constants(owner: str, slots: Mapping[str, Slot], arguments: Mapping[st
         ValueError: naming the argument.
     """
     for name, slot in slots.items():
-        if isinstance(slot, Constant) and _differ(slot.value, arguments[name]):
+        if isinstance(slot, Constant) and differ(slot.value, arguments[name]):
             expected = f"one whose network gets the same {name} for all prompts"
             fail(owner, "pipeline", expected, "one where it depends on the prompt")

@@ -12,19 +12,26 @@ import torch
 from torch import Tensor
 
 from ..quiet import quiet
+from ..source_images import Sources, picture
 from .families import Family
 from .format import Format
+from .layouts import Layout, layout_of, row_of
 from .learn import PROBED_SCALE, Facts, check_constants, learn, learn_halves
 from .model_files import LIBRARIES
 from .probe import Probe, Trace
 from .prompt_cache import Row
-from .template import BATCH, Rows, argument, leaves
+from .template import BATCH, Rows, leaves, stacked
 
 SHORT_TEXT, LONG_TEXT = "a", "a red circle next to the blue squares"
 """Prompts of different lengths, from which the network's arguments are learnt."""
 LEARNT_STEPS = 3
 CURVE_STEPS = 1000
 """Training timesteps, at whole numbers of which some pipelines take their steps."""
+
+Prompt = tuple[str | None, Sources]
+"""A text with its source images; None: the negative prompt."""
+Pictures = Sequence[Any]
+"""Source images as the pipeline takes them."""
 
 
 class PipelineCalls:
@@ -47,6 +54,9 @@ class PipelineCalls:
         self._parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
         self.text_length = self._default_length if text_length is None else text_length
         self.encoders_at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._facts: dict[int, Facts] = {}  # by the number of source images
+        self._layout_of: dict[tuple[Any, ...], int] = {}  # by their sizes
+        self.layouts: list[Layout] = []
 
     @property
     def _default_length(self) -> int:
@@ -69,8 +79,20 @@ class PipelineCalls:
         """Whether the network takes the guidance scale as an input and needs no second evaluation."""
         return self._family.embedded(self._network.config)
 
+    @cached_property
+    def _blank(self) -> Pictures:
+        """Source images for calls that are not about a prompt, as few as the pipeline takes."""
+        from PIL import Image
+
+        size = self.format.width, self.format.height
+        return [Image.new("RGB", size, "grey") for _ in range(self._family.images[0])]
+
     def arguments(
-        self, prompt: str | list[str], num_steps: int = LEARNT_STEPS, scale: float | None = None
+        self,
+        prompt: str | list[str],
+        num_steps: int = LEARNT_STEPS,
+        scale: float | None = None,
+        pictures: Pictures | None = None,
     ) -> dict[str, Any]:
         """The arguments of the pipeline's `__call__`.
 
@@ -78,8 +100,9 @@ class PipelineCalls:
             prompt: one or several.
             num_steps: T.
             scale: of guidance; None: without guidance.
+            pictures: the source images of the prompt; None: blank ones, where the pipeline needs them.
         """
-        family = self._family
+        family, pictures = self._family, self._blank if pictures is None else pictures
         arguments: dict[str, Any] = {
             "prompt": prompt,
             **self.format.arguments,
@@ -93,7 +116,9 @@ class PipelineCalls:
             arguments[family.guidance] = (1.0 if scale is None else scale) + family.above - 1.0
             if scale is not None and "negative_prompt" in self._parameters:
                 arguments["negative_prompt"] = family.negative
-        return {**arguments, **family.call(self._pipeline, self.text_length)}
+        if pictures:
+            arguments["image"] = pictures[0] if family.images[1] == 1 else list(pictures)
+        return {**arguments, **family.call(self._pipeline, arguments)}
 
     @property
     def _probe(self) -> Probe:
@@ -116,54 +141,80 @@ class PipelineCalls:
         """Shape of one latent."""
         return tuple(self._still.latents.shape[1:])
 
-    @cached_property
+    @property
     def facts(self) -> Facts:
-        """What calls of the network are like."""
-        known, scaled = self._still.encoded, None
-        batch = self._encoding(self.arguments([SHORT_TEXT, *[LONG_TEXT] * (BATCH - 1)]))
+        """What calls of the network are like, with as few source images as the pipeline takes."""
+        return self._facts_with(self._blank, self._still)
+
+    def _facts_with(self, pictures: Pictures, still: Trace | None = None) -> Facts:
+        """What calls are like with so many source images; learnt from the first that there are."""
+        if len(pictures) not in self._facts:
+            self._facts[len(pictures)] = self._learnt(pictures, still)
+        return self._facts[len(pictures)]
+
+    def _learnt(self, pictures: Pictures, still: Trace | None) -> Facts:
+        if still is None:
+            still = self._encoding(self.arguments(SHORT_TEXT, pictures=pictures), LEARNT_STEPS)
+        scaled, texts = None, [SHORT_TEXT, *[LONG_TEXT] * (BATCH - 1)]
+        if self._family.batches:
+            batch = self._noted(texts, pictures)
+        else:
+            short, long = still.calls[0][0].arguments, self._noted(LONG_TEXT, pictures)
+            batch = stacked([short, *[long] * (BATCH - 1)])
         if self.embeds_guidance:
-            scaled = self._probe.trace(self.arguments(SHORT_TEXT, scale=2.0), encoded=known)
-        levels = self._probe.trace(self.arguments(SHORT_TEXT, CURVE_STEPS), 0, known)
-        return learn(self._owner, self._still, batch, scaled, levels).to(self._network.device)
+            scaled = self._probe.trace(self.arguments(SHORT_TEXT, scale=2.0, pictures=pictures), known=still)
+        levels = self._probe.trace(self.arguments(SHORT_TEXT, CURVE_STEPS, pictures=pictures), 0, still)
+        return learn(self._owner, still, batch, scaled, levels).to(self._network.device)
+
+    def _noted(self, prompt: str | list[str], pictures: Pictures) -> Mapping[str, Any]:
+        """The arguments of the network's first call, without guidance."""
+        return self._encoding(self.arguments(prompt, pictures=pictures)).calls[0][0].arguments
 
     @cached_property
     def rows(self) -> list[Rows]:
         """The arguments of which every prompt brings its own."""
         return [slot for slot in leaves(self.facts.slots) if isinstance(slot, Rows)]
 
-    @cached_property
-    def negative(self) -> Row:
-        """The encoding of the negative prompt."""
-        trace = self._encoding(self.arguments(self._family.negative, scale=PROBED_SCALE))
-        halves = learn_halves(self._owner, trace, self._family.combine)
-        return self._row_of(trace.calls[0][halves.call].arguments, halves.row)
-
-    def encode(self, prompts: Sequence[str]) -> dict[str, Row]:
+    def encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, tuple[Row, int]]:
         """The encodings of prompts, one after the other: the bits of one do not depend on the others.
 
         Args:
-            prompts: texts.
+            prompts: texts with their source images, negative prompts after those with the same images.
 
         Returns:
-            What each brings to a call of the network, without a dimension of rows.
+            What each brings to a call of the network, without a dimension of rows, and the number of its layout.
         """
-        facts, rows = self.facts, {}
-        if prompts:
-            with self.encoders_at_hand(), quiet(*LIBRARIES):
-                for prompt in prompts:
-                    arguments = self._probe.trace(self.arguments(prompt)).calls[0][0].arguments
-                    check_constants(self._owner, facts.slots, arguments)
-                    rows[prompt] = self._row_of(arguments)
-        return rows
+        if not prompts:
+            return {}
+        with self.encoders_at_hand(), quiet(*LIBRARIES):
+            return {prompt: self._encoded(*prompt) for prompt in prompts}
 
-    def _row_of(self, arguments: Mapping[str, Any], row: int = 0) -> Row:
-        device, dtype = self._network.device, self._network.dtype
-        tensors = {slot.name: slot.of(argument(arguments, slot.name), row) for slot in self.rows}
-        return {
-            # A copy: a part would keep the other half of the call in memory.
-            name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-            for name, tensor in tensors.items()
-        }
+    def _encoded(self, text: str | None, images: Sources) -> tuple[Row, int]:
+        pictures = [picture(path) for path in images]
+        facts, scale = self._facts_with(pictures), None if text is not None else PROBED_SCALE
+        asked = self.arguments(self._family.negative if text is None else text, scale=scale, pictures=pictures)
+        trace, call, number = self._probe.trace(asked), 0, 0
+        if text is None:
+            halves = learn_halves(self._owner, trace, self._family.combine, facts.kept)
+            call, number = halves.call, halves.row
+        arguments = facts.place.separated(trace.calls[0][call].arguments)
+        row = row_of(facts, arguments, number, self._network.device, self._network.dtype)
+        sizes = tuple(image.size for image in pictures)
+        if text is not None:
+            self._note_layout(sizes, facts, arguments, row)
+        return row, self._layout_of[sizes]
+
+    def _note_layout(self, sizes: tuple[Any, ...], facts: Facts, arguments: Mapping[str, Any], row: Row) -> None:
+        """Finds the layout of source images of these sizes, or refuses a prompt that does not fit it."""
+        if sizes in self._layout_of or not sizes:
+            known = self.layouts[self._layout_of[sizes]] if sizes in self._layout_of else facts
+            check_constants(self._owner, known.slots, arguments)
+        if sizes not in self._layout_of:
+            new = layout_of(facts, arguments, row, self._network.device)
+            alike = [number for number, layout in enumerate(self.layouts) if layout.is_like(new)]
+            if not alike:
+                self.layouts.append(new)
+            self._layout_of[sizes] = alike[0] if alike else len(self.layouts) - 1
 
     def images(self, latents: Tensor) -> Tensor:
         """What the pipeline makes of finished latents.
@@ -190,7 +241,7 @@ class PipelineCalls:
         Returns:
             T + 1 noise levels.
         """
-        return self._probe.trace(self.arguments(SHORT_TEXT, num_steps), 0, self._still.encoded).sigmas
+        return self._probe.trace(self.arguments(SHORT_TEXT, num_steps), 0, self._still).sigmas
 
     def described(self) -> dict[str, str]:
         """What has been learnt, in words."""
@@ -203,6 +254,7 @@ class PipelineCalls:
             "time": f"{network} takes {facts.time}",
             "output": f"{network} gives {'' if facts.sign > 0 else 'the negative of '}dx/dsigma",
             "every prompt brings": ", ".join(texts),
+            "source images": "none" if not self._family.images[1] else "{} to {}".format(*self._family.images),
             "guidance": guidance if self.has_guidance or self.embeds_guidance else "none",
             "steps": f"Euler's, at the noise levels of {type(self._pipeline.scheduler).__name__}",
         }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .template import bound, place_of
+from .places import bound, place_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Trace:
     """What every step gave its scheduler for the velocity."""
     encoded: list[Any] = field(default_factory=list)
     """What every call of `encode_prompt` returned."""
+    seen: list[Any] = field(default_factory=list)
+    """What every call of the autoencoder's `encode` returned, for source images."""
     prepared: Any = None
     """What `prepare_latents` returned."""
     answer: Any = None
@@ -73,28 +75,32 @@ class Probe:
     network: str
     device: torch.device
 
-    def trace(self, arguments: Mapping[str, Any], num_steps: int = 1, encoded: list[Any] | None = None) -> Trace:
+    def trace(self, arguments: Mapping[str, Any], num_steps: int = 1, known: Trace | None = None) -> Trace:
         """Follows a call of the pipeline up to its scheduler's step number `num_steps`.
 
         Args:
             arguments: of `__call__`.
             num_steps: how many steps to follow; 0: only until the network is called.
-            encoded: what the calls of `encode_prompt` return; None: they run the text encoders.
+            known: a call with the same prompts and source images, whose encodings are used; None: they are encoded.
 
         Returns:
             What it did.
         """
         trace = Trace(copy.deepcopy(self.pipeline.scheduler))  # a copy keeps `set_shift`, which no config holds
         generator = torch.Generator().manual_seed(0)
-        known = None if encoded is None else iter(encoded)
+        encoded, seen = (None, None) if known is None else (iter(known.encoded), iter(known.seen))
 
         def random(shape: torch.Size) -> Tensor:
             return torch.randn(shape, generator=generator).to(self.device)
 
         def encode_prompt(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
             own = type(self.pipeline).encode_prompt
-            trace.encoded.append(own(pipeline, *args, **kwargs) if known is None else next(known))
+            trace.encoded.append(own(pipeline, *args, **kwargs) if encoded is None else next(encoded))
             return trace.encoded[-1]
+
+        def encode(image: Tensor, *args: Any, **kwargs: Any) -> Any:
+            trace.seen.append(encoded_image(self.pipeline.vae, image, *args, **kwargs) if seen is None else next(seen))
+            return trace.seen[-1]
 
         def prepare_latents(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
             own = type(self.pipeline).prepare_latents(pipeline, *args, **kwargs)
@@ -112,7 +118,7 @@ class Probe:
                 raise _DoneError
             noted = bound(network, args, kwargs)
             place = place_of(noted, trace.latents)
-            output = random(place.shape)
+            output = random(place.output_shape)
             trace.calls[-1].append(Call(noted, output))
             answer = list(output) if place.listed else output
             answered = (answer,) if noted.get("return_dict") is False else _Output(answer)
@@ -131,7 +137,8 @@ class Probe:
         if hasattr(self.pipeline, "prepare_latents"):
             hooks["prepare_latents"] = prepare_latents
         with suppress(_DoneError), torch.no_grad(), self._drawing(draw):
-            self._double(hooks, call, scheduler=trace.scheduler)(**arguments, generator=_generator())
+            parts = {"scheduler": trace.scheduler, "vae": _shadow(self.pipeline.vae, {}, encode=encode)}
+            self._double(hooks, call, **parts)(**arguments, generator=_generator())
         return trace
 
     def images(self, arguments: Mapping[str, Any], latents: Tensor, trace: Trace) -> Tensor:
@@ -146,7 +153,7 @@ class Probe:
             [R, 3, H, W], or [R, F, 3, H, W] for videos; in [0, 1], NaN where the autoencoder overflows: the library's
             clamp would make white or black.
         """
-        encoded = iter(trace.encoded)
+        encoded, seen = iter(trace.encoded), iter(trace.seen)
 
         def decode(*args: Any, **kwargs: Any) -> Any:
             made = self.pipeline.vae.decode(*args, **kwargs)
@@ -154,14 +161,20 @@ class Probe:
             return (pixels, *made[1:]) if isinstance(made, tuple) else type(made)(sample=pixels)
 
         scheduler = copy.copy(trace.scheduler)
-        scheduler.step = lambda *args, **kwargs: Stepped((latents,))
+        steps_left = iter(range(len(scheduler.timesteps) - 1, -1, -1))
+
+        def step(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Stepped:
+            return Stepped((sample if next(steps_left) else latents,))  # before: as many rows as were prepared
+
+        scheduler.step = step
         own = scheduler.set_timesteps  # the pipelines look at its parameters
         scheduler.sigmas = trace.sigmas  # numbers, which some pipelines ask for: a measurement has tensors without data
         scheduler.set_timesteps = functools.wraps(own)(lambda *args, **kwargs: None)
         hooks = {"encode_prompt": lambda *args, **kwargs: next(encoded)}
         if hasattr(self.pipeline, "prepare_latents"):
             hooks["prepare_latents"] = lambda *args, **kwargs: trace.prepared
-        parts = {"scheduler": scheduler, "vae": _shadow(self.pipeline.vae, {}, decode=decode)}
+        vae = _shadow(self.pipeline.vae, {}, decode=decode, encode=lambda *args, **kwargs: next(seen))
+        parts = {"scheduler": scheduler, "vae": vae}
         double = self._double(hooks, lambda *args, **kwargs: trace.answer, **parts)
         images: Tensor = double(**{**arguments, "output_type": "pt"}, generator=_generator())[0]
         return images
@@ -184,6 +197,18 @@ class Probe:
         parts[self.network] = _shadow(getattr(self.pipeline, self.network), {"__call__": call})
         still = {"_progress_bar_config": {"disable": True}, "maybe_free_model_hooks": lambda: None}
         return _shadow(self.pipeline, {**hooks, "_execution_device": place, "device": place}, **parts, **still)
+
+
+def encoded_image(vae: Any, image: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """What an autoencoder makes of a source image, which pipelines give it in the precision of their network.
+
+    Args:
+        vae: of a pipeline.
+        image: [1, 3, ...].
+        *args: further arguments.
+        **kwargs: further arguments.
+    """
+    return type(vae).encode(vae, image.to(vae.dtype), *args, **kwargs)
 
 
 class Stepped(tuple[Tensor]):

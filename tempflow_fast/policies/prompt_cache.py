@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 
 from torch import Tensor
 
@@ -14,37 +15,37 @@ Row = dict[str, Tensor]
 
 
 class PromptCache:
-    """Prompt -> its encoding. When the limit is reached, the least recently used encodings are dropped.
+    """Prompt, with its source images -> its encoding. At the limit, the least recently used encodings are dropped.
 
     Args:
         limit: bytes of all encodings together.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._rows: OrderedDict[str, Row] = OrderedDict()
+        self._rows: OrderedDict[Hashable, tuple[Row, int]] = OrderedDict()
         self._limit, self._size = limit, 0
 
-    def get(self, prompt: str) -> Row | None:
+    def get(self, prompt: Hashable) -> tuple[Row, int] | None:
         """The encoding, or None if it is not in the cache.
 
         Args:
-            prompt: the text.
+            prompt: what tells it from others.
         """
         if prompt in self._rows:
             self._rows.move_to_end(prompt)
         return self._rows.get(prompt)
 
-    def put(self, prompt: str, row: Row) -> None:
+    def put(self, prompt: Hashable, encoding: tuple[Row, int]) -> None:
         """Adds an encoding.
 
         Args:
-            prompt: the text, which is not in the cache yet.
-            row: its encoding.
+            prompt: what tells it from others; it is not in the cache yet.
+            encoding: what it brings to a call of the network, and the number of its layout.
         """
-        self._rows[prompt] = row
-        self._size += _num_bytes(row)
+        self._rows[prompt] = encoding
+        self._size += _num_bytes(encoding[0])
         while self._size > self._limit:
-            self._size -= _num_bytes(self._rows.popitem(last=False)[1])
+            self._size -= _num_bytes(self._rows.popitem(last=False)[1][0])
 
 
 def _num_bytes(row: Row) -> int:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import fail
 from ..quiet import quiet
+from ..source_images import Sources, picture
 from .diffusers_pipeline import DiffusersPolicy
 from .model_files import LIBRARIES
 from .pipeline_calls import LONG_TEXT, SHORT_TEXT
-from .probe import Stepped
+from .probe import Stepped, encoded_image
 from .schedule import is_euler
 
 NEAR = {torch.float32: 1e-5, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Precision of the network -> the largest difference, relative to the largest value. In 16 bits, a pipeline rounds its
 timesteps and latents at every step, and a policy does not."""
 NUM_STEPS = 3
+SMALLEST = 64
+"""Side of a source image that every pipeline takes."""
 GUIDED = 3.5
 
 
@@ -59,6 +67,8 @@ class Sampled:
 def prove(policy: DiffusersPolicy, num_steps: int = NUM_STEPS) -> list[Check]:
     """Compares a policy with its pipeline: two prompts of different lengths, without guidance and with it.
 
+    Where prompts may have source images, these differ in size, and in number where they may.
+
     Args:
         policy: as loaded; nothing of it changes.
         num_steps: T, the steps that are compared.
@@ -71,7 +81,21 @@ def prove(policy: DiffusersPolicy, num_steps: int = NUM_STEPS) -> list[Check]:
     """
     guided = policy.calls.has_guidance or policy.calls.embeds_guidance
     scales = (None, GUIDED) if guided else (None,)
-    return [check for scale in scales for check in _compared(policy, scale, num_steps)]
+    with TemporaryDirectory() as directory:
+        cases = [(images, scale) for images in _source_images(policy, Path(directory)) for scale in scales]
+        return [check for images, scale in cases for check in _compared(policy, images, scale, num_steps)]
+
+
+def _source_images(policy: DiffusersPolicy, directory: Path) -> list[tuple[Sources, Sources]]:
+    """Source images of two prompts: none where none are needed, and random ones where some may be."""
+    fewest, most = policy.num_images
+    height, side = (max(size, SMALLEST) for size in (policy.calls.format.height, policy.calls.format.width))
+    rng, paths = random.Random(0), []
+    for number, width in enumerate((side, 2 * side, side)):
+        paths.append(directory / f"{number}.png")
+        Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height)).save(paths[-1])
+    without: list[tuple[Sources, Sources]] = [] if fewest else [((), ())]
+    return [*without, ((paths[0],), tuple(paths[1 : 1 + most]))] if most else without
 
 
 def admit(policy: DiffusersPolicy) -> None:
@@ -91,37 +115,44 @@ def admit(policy: DiffusersPolicy) -> None:
 
 @quiet(*LIBRARIES)
 @torch.no_grad()
-def _compared(policy: DiffusersPolicy, scale: float | None, num_steps: int) -> list[Check]:
-    texts, limit = (SHORT_TEXT, LONG_TEXT), NEAR[policy.dtype]
-    theirs = [sampled(policy, text, scale, num_steps, seed) for seed, text in enumerate(texts)]
+def _compared(
+    policy: DiffusersPolicy, images: tuple[Sources, Sources], scale: float | None, num_steps: int
+) -> list[Check]:
+    prompts, limit = list(zip((SHORT_TEXT, LONG_TEXT), images, strict=True)), NEAR[policy.dtype]
+    theirs = [sampled(policy, prompt, scale, num_steps, seed) for seed, prompt in enumerate(prompts)]
     levels = policy.sigmas(num_steps)
     noise = torch.cat([run.noise for run in theirs]).float()
-    together = trunk(policy, texts, noise, scale, levels)
-    alone = [trunk(policy, [text], noise[row : row + 1], scale, levels) for row, text in enumerate(texts)]
+    together = trunk(policy, prompts, noise, scale, levels)
+    alone = [trunk(policy, [prompt], noise[row : row + 1], scale, levels) for row, prompt in enumerate(prompts)]
     wanted = torch.cat([torch.stack(run.states, dim=1) for run in theirs]).float()
-    images = torch.cat([policy.decode(wanted[row : row + 1, -1]) for row in range(len(texts))])
+    pixels = torch.cat([policy.decode(wanted[row : row + 1, -1]) for row in range(len(prompts))])
     kind = "without guidance" if scale is None else f"at guidance {scale:g}"
+    kind = f"with source images {kind}" if any(images) else kind
     return [
         Check(f"latents {kind}", distance(together, wanted), limit),
         Check(f"latents of single rows {kind}", distance(torch.cat(alone), wanted), limit),
-        Check(f"pixels {kind}", distance(images, torch.cat([run.images for run in theirs])), limit),
+        Check(f"pixels {kind}", distance(pixels, torch.cat([run.images for run in theirs])), limit),
     ]
 
 
-def sampled(policy: DiffusersPolicy, text: str, scale: float | None, num_steps: int, seed: int) -> Sampled:
+def sampled(
+    policy: DiffusersPolicy, prompt: tuple[str, Sources], scale: float | None, num_steps: int, seed: int
+) -> Sampled:
     """The pipeline's own sampler, network and all; Euler's rule takes the place of another.
 
     Args:
         policy: its pipeline is called.
-        text: a prompt.
+        prompt: a text and its source images.
         scale: of guidance; None: without.
         num_steps: T.
         seed: of the initial noise.
     """
     pipeline, found = policy.pipeline, Sampled(torch.empty(0), [], torch.empty(0))
     generator = torch.Generator().manual_seed(seed)
+    text, pictures = prompt[0], [picture(path) for path in prompt[1]]
+    arguments = policy.calls.arguments(text, num_steps, scale, pictures)
     with _watched(pipeline, found):
-        made = pipeline(**policy.calls.arguments(text, num_steps, scale), generator=generator, output_type="pt")
+        made = pipeline(**arguments, generator=generator, output_type="pt")
     found.images = made[0]
     return found
 
@@ -141,20 +172,25 @@ def _watched(pipeline: Any, found: Sampled) -> Iterator[None]:
         return made
 
     pipeline.scheduler.step = watched_step
+    pipeline.vae.encode = functools.partial(encoded_image, pipeline.vae)
     try:
         yield
     finally:
-        del pipeline.scheduler.step
+        del pipeline.scheduler.step, pipeline.vae.encode
 
 
 def trunk(
-    policy: DiffusersPolicy, texts: Sequence[str], noise: Tensor, scale: float | None, levels: Sequence[float]
+    policy: DiffusersPolicy,
+    prompts: Sequence[tuple[str, Sources]],
+    noise: Tensor,
+    scale: float | None,
+    levels: Sequence[float],
 ) -> Tensor:
     """The latents of the policy after every step of Euler's rule.
 
     Args:
         policy: the policy.
-        texts: R prompts.
+        prompts: R texts with their source images.
         noise: [R, *latent_shape].
         scale: of guidance; None: without.
         levels: T + 1 noise levels.
@@ -163,7 +199,8 @@ def trunk(
         [R, T, *latent_shape].
     """
     guidance = 1.0 if scale is None else scale
-    condition, latents, states = policy.encode(texts, guided=policy.guides(guidance)), noise, []
+    texts, images = zip(*prompts, strict=True)
+    condition, latents, states = policy.encode(texts, policy.guides(guidance), images), noise, []
     for sigma, sigma_next in pairwise(levels):
         velocity, uncond = policy.velocity(latents, sigma, condition, guidance)
         if uncond is not None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import fail
+from .places import OTHERS, place_of
 
 BATCH = 3
 """The number of prompts of the call that is compared with the call for one prompt."""
@@ -114,6 +115,21 @@ class Latents:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """The latents and, next to them along one dimension, what every row brings: the latents of its source images."""
+
+    latents: Latents
+    others: Rows
+    dim: int
+    first: bool
+    """Whether the latents come first."""
+
+    def fill(self, inputs: Inputs) -> Tensor:
+        parts = [self.latents.fill(inputs), self.others.fill(inputs)]
+        return torch.cat(parts if self.first else parts[::-1], self.dim)
+
+
+@dataclass(frozen=True)
 class Time:
     """The noise level in the network's terms."""
 
@@ -131,61 +147,7 @@ class Guidance:
         return torch.full_like(inputs.time, self.factor * inputs.guidance_scale)
 
 
-Slot = Constant | Repeated | Nested | Rows | Mask | Latents | Time | Guidance
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the latents are in a call."""
-
-    name: str
-    shape: torch.Size
-    """Of all rows together."""
-    listed: bool
-
-
-def bound(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name.
-
-    Args:
-        network: that is called.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-    """
-    names = list(inspect.signature(type(network).forward).parameters)[1:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def place_of(arguments: Mapping[str, Any], latents: Tensor) -> Place:
-    """Finds the latents among the arguments of a call, once or several times one after the other.
-
-    Args:
-        arguments: of the call.
-        latents: [R, ...] random numbers.
-
-    Raises:
-        ValueError: if they are not there as they are, up to shape and precision.
-    """
-    for name, value in arguments.items():
-        listed = _is_list_of_tensors(value)
-        if not listed and not isinstance(value, Tensor):
-            continue
-        found = torch.stack(value) if listed and len({part.shape for part in value}) == 1 else value
-        if isinstance(found, Tensor) and _holds(found, latents):
-            return Place(name, found.shape, listed)
-    shapes = {name: list(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)}
-    fail("DiffusersPolicy", "pipeline", f"one that gives its network the latents {list(latents.shape)}", shapes)
-
-
-def _holds(found: Tensor, latents: Tensor) -> bool:
-    if latents.numel() == 0 or found.numel() % latents.numel() or not found.is_floating_point():
-        return False
-    copies = found.detach().reshape(-1, *latents.shape)
-    return torch.equal(copies, latents.to(found.dtype).expand_as(copies))
-
-
-def _is_list_of_tensors(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(part, Tensor) for part in value)
+Slot = Constant | Repeated | Nested | Rows | Mask | Latents | Joined | Time | Guidance
 
 
 def template_of(one: Mapping[str, Any], many: Mapping[str, Any], latents: Tensor) -> dict[str, Slot]:
@@ -201,7 +163,48 @@ def template_of(one: Mapping[str, Any], many: Mapping[str, Any], latents: Tensor
     """
     place = place_of(one, latents)
     slots = {name: _slot(name, value, many.get(name)) for name, value in one.items() if name != place.name}
-    return {**slots, place.name: Latents(tuple(place.shape[1:]), place.listed)}
+    own = Latents(tuple(place.shape[1:]), place.listed)
+    if place.dim is None:
+        return {**slots, place.name: own}
+    parts = (place.separated(arguments)[place.name][OTHERS] for arguments in (one, many))
+    others = _slot(f"{place.name}.{OTHERS}", *parts)
+    assert isinstance(others, Rows)
+    return {**slots, place.name: Joined(own, others, place.dim, place.first)}
+
+
+def stacked(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of a call for several prompts, made of calls for one each: some pipelines take one at a time.
+
+    Args:
+        calls: arguments for each prompt; the first has the shortest text.
+    """
+    batch = {name: _together([call[name] for call in calls]) for name in calls[0]}
+    for name, value in batch.items():
+        text = batch.get(name.removesuffix("_mask"))
+        if value is None and isinstance(text, Tensor) and text.shape[1:2] != calls[0][name[:-5]].shape[1:2]:
+            batch[name] = torch.ones(text.shape[:2], dtype=torch.bool)  # the mask of a text, None where it is alone
+    return batch
+
+
+def _together(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor) and first.dim() and len(first) == 1:
+        longest = [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)][1:]
+        return torch.cat([padded(value[0], longest)[None] for value in values])
+    if isinstance(first, (list, tuple)) and len(first) == 1:
+        return [part for value in values for part in value]
+    return first
+
+
+def padded(part: Tensor, longest: Sequence[int]) -> Tensor:
+    """A tensor with zeros after its end in every dimension.
+
+    Args:
+        part: of any shape.
+        longest: the shape that it gets.
+    """
+    missing = [most - size for most, size in zip(longest, part.shape, strict=True)]
+    return pad(part, [amount for more in reversed(missing) for amount in (0, more)]) if any(missing) else part
 
 
 def _slot(name: str, one: Any, many: Any) -> Slot:
@@ -267,20 +270,36 @@ def fill(slots: Mapping[str, Slot], inputs: Inputs) -> dict[str, Any]:
     return {name: slot.fill(inputs) for name, slot in slots.items()}
 
 
-def moved(slot: Slot, device: torch.device) -> Slot:
-    """A slot whose constant is on the device, at an address that stays.
+def adapted(slot: Slot, value: Any, device: torch.device) -> Slot:
+    """The same slot for source images of other sizes, on which constants may depend.
 
     Args:
         slot: of a template.
-        device: of the network.
+        value: the argument in a call for one prompt with such images.
+        device: of the network, on which constants keep their addresses.
     """
-    if isinstance(slot, Constant) and isinstance(slot.value, Tensor):
-        return Constant(slot.value.to(device))
-    return slot
+    if isinstance(slot, Constant):
+        return Constant(value.to(device) if isinstance(value, Tensor) else value)
+    if isinstance(slot, Repeated):
+        return Repeated(value[0])
+    if not isinstance(slot, Nested):
+        return slot
+    if isinstance(slot.slots, dict):
+        return Nested({key: adapted(part, value[key], device) for key, part in slot.slots.items()})
+    return Nested([adapted(part, inner, device) for part, inner in zip(slot.slots, value, strict=True)])
+
+
+def constants(slots: Mapping[str, Slot]) -> list[Any]:
+    """The values that are the same in every call.
+
+    Args:
+        slots: of a template.
+    """
+    return [slot.value for slot in leaves(slots) if isinstance(slot, (Constant, Repeated))]
 
 
 def leaves(slots: Mapping[str, Slot]) -> Iterator[Slot]:
-    """All slots that hold no others.
+    """All slots that hold no others, but for the latents in a `Joined`.
 
     Args:
         slots: of a template.
@@ -290,7 +309,7 @@ def leaves(slots: Mapping[str, Slot]) -> Iterator[Slot]:
             inner = slot.slots if isinstance(slot.slots, dict) else dict(enumerate(slot.slots))
             yield from leaves({str(key): part for key, part in inner.items()})
         else:
-            yield slot
+            yield slot.others if isinstance(slot, Joined) else slot
 
 
 def argument(arguments: Mapping[str, Any], path: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,12 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import fail, require
 from ..ops.schedule import linear_sigmas
 from ..quiet import quiet
+from ..source_images import Sources
 from . import lora
 from .base import Condition, guides
 from .families import FAMILIES
 from .model_files import INDEX, LIBRARIES
 from .network import NetworkPolicy
-from .weightless_calls import CALLS
+from .places import OTHERS
+from .weightless_calls import CALLS, SOURCE_GRID
 
 PUBLISHED = Path(__file__).with_name("published.json")
 """Model -> file -> configuration: the published dimensions of models whose weights are large."""
@@ -74,6 +77,8 @@ class WeightlessPolicy(NetworkPolicy):
         self.tokens: int = max_text_length or self.family.text_length or self.family.longest_text
         self.clip_tokens: int = files["text_encoder/config.json"].get("max_position_embeddings", CLIP_TOKENS)
         self.has_t5 = "text_encoder_3" in parts
+        self.num_images = self.family.images
+        self.num_sources = self.family.images[0]
         self._call = CALLS[index["transformer"][1]]
         self.latent_shape = self._call.latent_shape(self)
         for name, part in parts.items():
@@ -142,15 +147,20 @@ class WeightlessPolicy(NetworkPolicy):
         """
         return guides(guidance_scale) and not self.family.embedded(self.config)
 
-    def encode(self, prompts: Sequence[str], guided: bool = False) -> Condition:
-        """Encodings of the right shapes.
+    def encode(
+        self, prompts: Sequence[str], guided: bool = False, images: Sequence[Sources] | None = None
+    ) -> Condition:
+        """Encodings of the right shapes, with `num_sources` source images of the largest size.
 
         Args:
             prompts: P texts.
             guided: with the negative prompt.
+            images: of the prompts; not used.
         """
         rows = (len(prompts), 2) if guided else (len(prompts),)
         shapes = self._call.text_shapes(self)
+        if self.num_sources:
+            shapes = {**shapes, OTHERS: (self.num_sources * math.prod(SOURCE_GRID), self.latent_shape[1])}
         return Condition({name: self._empty((*rows, *shape), self.dtype) for name, shape in shapes.items()})
 
     def velocity(
@@ -172,8 +182,10 @@ class WeightlessPolicy(NetworkPolicy):
             tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
         if paired:
             hidden, sigma = hidden.repeat_interleave(2, dim=0), sigma.repeat_interleave(2)
-        made = self.acting(**self._call.arguments(self, hidden, sigma, tensors), return_dict=False)[0]
+        joined = torch.cat([hidden, tensors[OTHERS]], 1) if OTHERS in tensors else hidden
+        made = self.acting(**self._call.arguments(self, joined, sigma, tensors), return_dict=False)[0]
         made = torch.stack(made) if isinstance(made, list) else made
+        made = made[:, : hidden.shape[1]] if OTHERS in tensors else made
         velocity = made.reshape(hidden.shape).to(latents.dtype).contiguous()
         if not paired:
             return velocity, None

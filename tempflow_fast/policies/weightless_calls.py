@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 Row = dict[str, Tensor]
+SOURCE_GRID = (64, 64)
+"""Tokens of a source image of 1024 x 1024 pixels, the area to which the pipelines resize them, or the largest."""
 
 
 class Measured(Protocol):
@@ -23,6 +25,8 @@ class Measured(Protocol):
     """Of a prompt, for CLIP."""
     has_t5: bool
     """Whether there is a T5 text encoder."""
+    num_sources: int
+    """Of a prompt's source images."""
 
 
 class SD3:
@@ -92,7 +96,7 @@ class QwenImage(Flux):
 
     @staticmethod
     def arguments(policy: Measured, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
-        shapes = [[(1, *policy.grid)]] * len(latents)
+        shapes = [[(1, *policy.grid), *[(1, *SOURCE_GRID)] * policy.num_sources]] * len(latents)
         return {"hidden_states": latents, "timestep": sigma, "encoder_hidden_states": row["text"], "img_shapes": shapes}
 
     @staticmethod

@@ -16,8 +16,11 @@ from ..grpo.memory import GIB, Load
 from ..policies import DiffusersPolicy, Policy
 from ..policies.compiled import compile_blocks
 from ..policies.weightless import WeightlessPolicy, is_known, model_configs
+from ..prompts.entries import Entry
+from ..prompts.sets import get_prompts
 from ..settings.run import PolicyConfig, TrainConfig
 from ..shapes import pipeline_path
+from ..source_images import sources_of
 from .directory import RunDirectory
 from .load import load_policy
 
@@ -98,13 +101,29 @@ def fitted(config: TrainConfig, policy: Policy, num_processes: int) -> tuple[Tra
     Raises:
         ValueError: if calls with one row exceed the limit.
     """
-    memory = measure(policy, config.grpo, config.optimizer, config.policy)
+    memory = measure(policy, config.grpo, config.optimizer, config.policy, most_sources(config, policy))
     load = load_of(config, num_processes)
     if config.policy.memory_limit is not None:
         load = load.with_rows(*memory.fitting(config.policy.memory_limit * GIB, load))
         rows = load.training_rows, load.rollout_rows, load.decoded_rows
         config = config.with_settings(**dict(zip(("micro_batch", "max_batch", "decode_batch"), rows, strict=True)))
     return config, memory.page(load), memory.total(load)
+
+
+def most_sources(config: TrainConfig, policy: object) -> Entry:
+    """The training prompt with the most source images.
+
+    Args:
+        config: the settings.
+        policy: the model.
+
+    Returns:
+        Its entry; an empty one, if the model takes no source images.
+    """
+    if getattr(policy, "num_images", (0, 0))[1] == 0:
+        return {}
+    prompts = get_prompts(config.task.prompts, config.task.eval_prompts, config.task.prompt_column)
+    return max(prompts.everything()[0], key=lambda entry: len(sources_of(entry)))
 
 
 def load_of(config: TrainConfig, num_processes: int) -> Load:

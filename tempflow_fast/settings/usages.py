@@ -39,6 +39,8 @@ USAGES = (
     # Model cards of FLUX.1-dev and FLUX.1-schnell, which differ in the input for guidance.
     Usage("FluxPipeline", 50, 3.5, "flux-pickscore", {TRANSFORMER: {"guidance_embeds": True}}),
     Usage("FluxPipeline", 4, 1.0, "flux-pickscore", {TRANSFORMER: {"guidance_embeds": False}}),
+    # The defaults of its pipeline, for the network that takes the scale as an input.
+    Usage("FluxKontextPipeline", 28, 3.5, "flux-pickscore", {TRANSFORMER: {"guidance_embeds": True}}),
     # Model cards of FLUX.2-klein, Z-Image-Turbo and the distilled Krea 2.
     Usage("Flux2KleinPipeline", 4, 1.0, "flux2-klein-pickscore", DISTILLED),
     Usage("ZImagePipeline", 9, 1.0, "z-image-pickscore", {SCHEDULER: {"shift": 3.0}}),
@@ -46,6 +48,9 @@ USAGES = (
     # The defaults of the pipelines.
     Usage("StableDiffusion3Pipeline", 28, 7.0, "sd35m-pickscore"),
     Usage("QwenImagePipeline", 50, 4.0, "qwen-image-pickscore"),
+    Usage("FluxKontextPipeline", 28, 1.0, "flux-pickscore"),
+    Usage("QwenImageEditPipeline", 50, 4.0, "qwen-image-pickscore"),
+    Usage("QwenImageEditPlusPipeline", 50, 4.0, "qwen-image-pickscore"),
     Usage("Flux2Pipeline", 50, 4.0, "flux2-pickscore"),
     Usage("Flux2KleinPipeline", 50, 4.0, "flux2-klein-pickscore"),
     Usage("ZImagePipeline", 50, 6.0, "z-image-pickscore"),

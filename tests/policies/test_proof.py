@@ -58,8 +58,8 @@ def test_what_differs_is_named(tmp_path):
     class Cut(DiffusersPolicy):
         family = Family(pipeline="ChromaPipeline", text_length=9)
 
-        def _predict(self, inputs):
-            return 1.001 * super()._predict(inputs)
+        def _predict(self, layout, inputs):
+            return 1.001 * super()._predict(layout, inputs)
 
     policy = Cut(silent(FAMILIES["chroma"].build(tmp_path)), 32)
     with pytest.raises(ValueError, match="Cut: pipeline must be one that the policy reproduces to 1e-05, got latents"):

@@ -84,3 +84,17 @@ def test_operations_are_those_of_the_products():
     assert guided == pytest.approx(2 * plain, rel=0.01)
     assert 2e12 < plain < 8e12
     assert image == pytest.approx(2.5e12, rel=0.1)
+
+
+@pytest.mark.parametrize("model", ["black-forest-labs/FLUX.2-klein-base-4B"])
+def test_source_images_lengthen_the_calls(model):
+    """One of a million pixels has as many tokens as a result of 1024 x 1024."""
+    costs, texts = [], []
+    for number in (0, 1, 2):
+        policy = WeightlessPolicy(model_configs(model), torch.bfloat16, 1024)
+        policy.num_sources = number
+        costs.append(policy.operations(1.0)[0])
+        texts.append(sum(part.nbytes for part in policy.encode([""]).tensors.values()))
+    assert 2 < costs[1] / costs[0] < 2.5
+    assert costs[2] - costs[1] > costs[1] - costs[0]  # attention to all of them
+    assert texts[1] - texts[0] == texts[2] - texts[1] == 2 * 4096 * 128

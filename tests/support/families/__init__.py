@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from support import pipelines
-from support.families import text_to_image, video
+from support.families import editing, text_to_image, video
 from support.families.parts import without_zeros
 from tempflow_fast.policies import POLICIES
 from tempflow_fast.policies.classes import policy_class
@@ -64,19 +65,28 @@ MORE = {
 }
 """Families whose tests are slow."""
 ALL = FAMILIES | MORE
+EDITORS = {
+    "flux_kontext": Tiny(editing.flux_kontext, 9),
+    "flux_kontext_cfg": Tiny(partial(editing.flux_kontext, guidance_embeds=False), 9),
+    "qwen_image_edit": Tiny(editing.qwen_image_edit, 300),
+    "qwen_image_edit_plus": Tiny(partial(editing.qwen_image_edit, plus=True), 300),
+    "flux2": MORE["flux2"],
+    "flux2_klein": MORE["flux2_klein"],
+}
+"""Families whose prompts may have source images."""
 
 
 def tiny_policy(name: str, directory: Path, resolution: int | tuple[int, int] = 32, **changed: Any) -> Any:
     """The policy on a tiny pipeline.
 
     Args:
-        name: of `ALL`.
+        name: of `ALL` or `EDITORS`.
         directory: for the tokenizer's files.
         resolution: of its images.
         changed: fields of its family's row.
     """
     torch.manual_seed(0)
-    tiny = ALL[name]
+    tiny = (ALL | EDITORS)[name]
     pipeline = pipelines.silent(tiny.build(directory))
     kind = POLICIES[type(pipeline).__name__]
     without_zeros(pipeline.transformer)

@@ -1,0 +1,152 @@
+"""Policies that edit images against their own pipelines: tiny random ones of the library's classes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+from support import pipelines
+from support.families import EDITORS, editing, tiny_policy
+from support.jsonl import write_jsonl
+
+from tempflow_fast import GRPOConfig, grpo_step
+from tempflow_fast.cli import main
+from tempflow_fast.policies.collate import LAYOUT
+from tempflow_fast.policies.proof import distance, prove
+from tempflow_fast.rewards import source_images
+
+
+@pytest.fixture(autouse=True)
+def _small_sources(monkeypatch):
+    editing.shrink_sources(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "negative"), [(32, None), ((64, 32), "blurry squares")], ids=["square", "tall, negative"]
+)
+@pytest.mark.parametrize("name", EDITORS)
+def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative):
+    """Prompts whose texts, source images and (where several are taken) numbers of images differ, together and alone."""
+    policy = tiny_policy(name, tmp_path, resolution, **({} if negative is None else {"negative": negative}))
+    checks = [check for check in prove(policy) if "with source images" in check.what]
+    print(name, *(f"{check.what} {check.found:.1e}" for check in checks), sep="\n    ")
+    assert len(checks) == 6
+    assert [check.what for check in checks if not check.matches] == []
+    assert all(check.limit <= 1e-5 for check in checks)
+
+
+def painted(directory, name, size=(64, 64), seed=0):
+    """A file with random pixels."""
+    path = directory / f"{name}.png"
+    Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1])).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["flux_kontext", "qwen_image_edit_plus", "flux2"])
+def test_velocity_depends_on_the_source_image(tmp_path, name):
+    policy = tiny_policy(name, tmp_path)
+    latents = torch.randn(1, *policy.latent_shape)
+    images = [(painted(tmp_path, seed, seed=seed),) for seed in (1, 2)]
+    with torch.no_grad():
+        one, other, again = (
+            policy.velocity(latents, 0.5, policy.encode(["a"], images=[row]))[0] for row in (*images, images[0])
+        )
+    assert distance(one, other) > 1e-5
+    assert torch.equal(one, again)
+
+
+def entries(directory, count=2):
+    """Prompts about images, the second of another size."""
+    sizes = [(64, 64), (96, 64)]
+    return [
+        {"prompt": f"make it {number}", "image": painted(directory, number, sizes[number % 2], number)}
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", ["flux_kontext", "qwen_image_edit_plus"])
+def test_an_iteration_trains_an_adapter_that_diffusers_loads(tmp_path, name):
+    policy, other = (tiny_policy(name, tmp_path) for _ in range(2))
+    policy.add_lora(rank=2, alpha=4)
+    policy.enable_gradient_checkpointing()
+    asked, seen = entries(tmp_path), []
+
+    def likeness(images, prompts, metadata):
+        seen.extend(len(row) for row in source_images(metadata))
+        return -images.mean((1, 2, 3))
+
+    config = GRPOConfig(num_steps=3, num_branches=2, num_seeds=1, num_updates=1, guidance_scale=2.0, max_batch=3)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    before = [weight.clone() for weight in policy.parameters()]
+    metrics = grpo_step(policy, [e["prompt"] for e in asked], likeness, optimizer, config, metadata=asked)
+    assert set(seen) == {1}
+    assert metrics["log_ratio_rms"] == 0
+    assert torch.isfinite(torch.as_tensor(metrics["loss"]))
+    assert any(not torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
+    for weight in policy.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    policy.save_lora(tmp_path / "adapter")
+    other.pipeline.load_lora_weights(str(tmp_path / "adapter"))
+    latents, images = torch.randn(1, *policy.latent_shape), [(asked[0]["image"],)]
+    with torch.no_grad():
+        ours, theirs = (p.velocity(latents, 0.5, p.encode(["a"], images=images))[0] for p in (policy, other))
+    assert distance(theirs, ours) <= 1e-5
+
+
+def test_one_text_with_another_image_is_encoded_again(tmp_path):
+    policy, (one, two) = tiny_policy("flux_kontext", tmp_path), entries(tmp_path)
+    asked = []
+    own = policy.calls.encode
+    policy.calls.encode = lambda prompts: asked.append(len(prompts)) or own(prompts)
+    policy.encode(["a", "a", "a"], images=[(one["image"],), (two["image"],), (one["image"],)])
+    policy.encode(["a"], images=[(two["image"],)])
+    painted(tmp_path, 1, (64, 64), seed=7)  # the file has changed
+    policy.encode(["a"], images=[(two["image"],)])
+    assert asked == [2, 0, 1]
+
+
+def test_images_of_one_size_are_one_call(tmp_path):
+    """A network call per size costs, and waits for the device; equal sizes do neither."""
+    policy = tiny_policy("flux_kontext", tmp_path)
+    paths = [painted(tmp_path, number, size, number) for number, size in enumerate([(80, 64), (80, 64), (160, 128)])]
+    alike = policy.encode(["a"] * 3, images=[(path,) for path in paths])
+    assert LAYOUT not in alike.tensors
+    mixed = policy.encode(["a"] * 2, images=[(paths[0],), (painted(tmp_path, "tall", (64, 128)),)])
+    assert mixed.tensors[LAYOUT].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("name", "images"), [("flux_kontext", []), ("flux_kontext", 2), ("qwen_image_edit_plus", 4)])
+def test_another_number_of_images_is_refused(tmp_path, name, images):
+    policy = tiny_policy(name, tmp_path)
+    paths = (painted(tmp_path, "a"),) * (images or 0)
+    with pytest.raises(ValueError, match=r"encode: image must be that of .* source images? per prompt"):
+        policy.encode(["a"], images=[paths])
+
+
+@pytest.mark.slow
+def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """train, resume, eval and sample with a model directory and prompts in a file."""
+    monkeypatch.chdir(tmp_path)
+    pipelines.silent(editing.flux_kontext(tmp_path / "tokenizer")).save_pretrained("model")
+    write_jsonl(tmp_path / "edits.jsonl", entries(tmp_path, 4))
+    (tmp_path / "bluish.py").write_text(
+        "from tempflow_fast.rewards import source_images\n"
+        "def bluer(images, prompts, metadata):\n"
+        "    assert all(len(row) == 1 for row in source_images(metadata))\n"
+        "    return images[:, 2].mean((1, 2))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    size = ["--resolution", "32", "--num-steps", "3", "--num-branches", "2", "--num-seeds", "1", "--eval-steps", "2"]
+    options = ["--model", "model", "--prompts", "edits.jsonl", "--reward", "bluish:bluer", "--device", "cpu", *size]
+    assert main(["train", *options, "--dry-run", "--output", "none"]) == 0
+    with_source = capsys.readouterr().out
+    assert main(["train", *options, "--num-iterations", "1", "--output", "out"]) == 0
+    assert main(["train", *options, "--num-iterations", "2", "--output", "out"]) == 0
+    assert (tmp_path / "out/lora/pytorch_lora_weights.safetensors").is_file()
+    drawn = ["--prompt", "bluer", "--count", "1", "--output", "x.png"]
+    assert main(["sample", "--weights", "out", "--image", "0.png", *drawn]) == 0
+    assert main(["check-model", "model", "--resolution", "32"]) == 0
+    assert "with source images" in capsys.readouterr().out
+    assert "fits 24 GB" in with_source
