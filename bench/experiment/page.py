@@ -12,10 +12,13 @@ from . import plots
 from .analysis import Mean, difference, first_at, reported, shared_end
 from .methods import COMPETITORS, NUM_BRANCHES, NUM_STEPS
 from .plans import evaluations_of, trained_by
+from .ratios import speedup
 from .results import Result
 from .stages import Design
 
 TARGETS = (0.6, 0.7, 0.8, 0.9, 0.95)
+OURS = "tempflow_short"
+"""What this package recommends, against which costs are counted."""
 AXES = {"evaluations": "evaluations", "work": "evaluations with training", "seconds": "seconds"}
 ENOUGH = 5
 """Seeds below which nothing is claimed."""
@@ -97,6 +100,7 @@ def _reported(results: Sequence[Result]) -> list[str]:
         "With training: a row that is run forward and backward counts as three evaluations.",
         table([_to_targets(name, runs, "work") for name, runs in shown.items()]),
         table([_to_targets(name, runs, "seconds") for name, runs in shown.items()]),
+        *_against_ours(shown),
         "## The paper's orderings",
         f"Differences of strict accuracy at equal evaluations of the rollout (at most {end:,.0f}) and at equal "
         "seconds, paired by seed, with 95 % intervals. An ordering holds if its interval is above 0; it is reversed if "
@@ -123,6 +127,23 @@ def _to_targets(name: str, runs: Sequence[Result], axis: str) -> Line:
         else:
             line[f"{target:g}"] = f"{len(reached)} of {len(found)}" if reached else "not reached"
     return line
+
+
+def _against_ours(shown: Mapping[str, Sequence[Result]]) -> list[str]:
+    """How many times the cost of this package's settings the other methods need."""
+    if OURS not in shown or len(shown) == 1:
+        return []
+    lines = []
+    for name in (each for each in shown if each != OURS):
+        for axis in ("evaluations", "work"):
+            line: dict[str, object] = {"method": COMPETITORS[name].title, "cost": AXES[axis]}
+            found = {f"{target:g}": speedup(shown[name], shown[OURS], target, axis) for target in TARGETS}
+            lines.append(line | {target: ratio for target, ratio in found.items() if ratio is not None})
+    return [
+        f"How many times the cost of *{COMPETITORS[OURS].title}* to the same accuracy: geometric means over seeds with "
+        "95 % intervals.",
+        table(lines),
+    ]
 
 
 def _ordering(text: str, pair: tuple[str, str], shown: Mapping[str, Sequence[Result]]) -> Line | None:

@@ -12,8 +12,8 @@ from .. import machine
 from ..experiment.analysis import first_at
 from ..experiment.methods import METHODS
 from ..experiment.page import table
+from ..experiment.ratios import speedup
 from ..experiment.results import Result
-from .ratios import speedup
 
 GOAL = 4.0
 

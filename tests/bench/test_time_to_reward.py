@@ -11,10 +11,10 @@ from support import ROOT
 from support.tiny import PROMPTS, TinyPolicy, brightness
 
 import tempflow_fast as tff
+from bench.experiment.ratios import speedup
 from bench.experiment.results import read_results
 from bench.time_to_reward.__main__ import QUICK, Race
 from bench.time_to_reward.paper_step import paper_step
-from bench.time_to_reward.ratios import speedup
 from tempflow_fast.rewards import get_reward
 
 

@@ -1,4 +1,4 @@
-"""Seconds to a target, and how many times faster one arm is than another, over the seeds that both have."""
+"""The cost to a target, and how many times more of it one method needs than another, over the seeds that both have."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..experiment.analysis import Mean, first_at
-from ..experiment.results import Result
+from .analysis import Mean, first_at
+from .results import Result
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,27 @@ class Ratio:
         return f"{most}{self.value:.2f}x ({interval})"
 
 
-def speedup(slower: Sequence[Result], faster: Sequence[Result], target: float) -> Ratio | None:
-    """Seconds of one arm to the target, divided by those of another.
+def speedup(slower: Sequence[Result], faster: Sequence[Result], target: float, axis: str = "seconds") -> Ratio | None:
+    """The cost of one method to the target, divided by that of another.
 
-    A slower run that has not reached the target counts with all its seconds, and the ratio is then a lower bound. None
+    A slower run that has not reached the target counts with all its cost, and the ratio is then a lower bound. None
     if a faster run has not reached it, or no seed has both.
 
     Args:
-        slower: the runs of one arm, one per seed.
+        slower: the runs of one method, one per seed.
         faster: those of the other.
         target: strict accuracy.
+        axis: the cost, "evaluations", "work" or "seconds".
     """
     others, logarithms, is_bound = {each["seed"]: each for each in faster}, [], False
     for run in slower:
         if run["seed"] not in others:
             continue
-        reached, other = first_at(run, "seconds", target), first_at(others[run["seed"]], "seconds", target)
+        reached, other = first_at(run, axis, target), first_at(others[run["seed"]], axis, target)
         if not other:
             return None
         is_bound |= reached is None
-        logarithms.append(math.log((run["seconds"][-1] if reached is None else reached) / other))
+        logarithms.append(math.log((run[axis][-1] if reached is None else reached) / other))
     if not logarithms:
         return None
     mean = Mean.of(logarithms)
