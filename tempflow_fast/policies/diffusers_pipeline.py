@@ -115,6 +115,7 @@ class DiffusersPolicy(NetworkPolicy):
         return makes_videos(getattr(diffusers, cls.family.pipeline))
 
     @classmethod
+    @quiet(*LIBRARIES)
     def check_video(cls, num_frames: int | None, frame_rate: int | None) -> None:
         """Refuses frames where the pipeline makes images, and a frame rate where it takes none.
 
@@ -302,7 +303,7 @@ class DiffusersPolicy(NetworkPolicy):
             tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
         inputs = Inputs(hidden, facts.time_of(sigma), guidance_scale, tensors)
         # Where patches are single pixels, unpatchifying leaves a permuted view; the ops need contiguous rows.
-        velocity = by_layout(inputs, self.calls.layouts, self._predict).to(latents.dtype).contiguous()
+        velocity = by_layout(inputs, self.calls.layouts_in_use(), self._predict).to(latents.dtype).contiguous()
         return self._pair(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
 
     def _predict(self, layout: Layout, inputs: Inputs) -> Tensor:

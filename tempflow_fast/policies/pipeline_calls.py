@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import require
 from ..quiet import quiet
 from ..source_images import Sources, picture
 from .families import Family
@@ -188,6 +189,21 @@ class PipelineCalls:
             return {}
         with self.encoders_at_hand(), quiet(*LIBRARIES):
             return {prompt: self._encoded(*prompt) for prompt in prompts}
+
+    def layouts_in_use(self) -> list[Layout]:
+        """The layouts of the prompts so far.
+
+        A policy may get what another one of the same model has encoded before it encodes anything: it learns the layout
+        without source images then.
+
+        Raises:
+            ValueError: if its prompts have source images: what these have in common is known to who encoded them.
+        """
+        if not self.layouts:
+            own = "from this policy's own encode, for prompts with source images"
+            require(not self._family.images[0], self._owner, "condition", own, "that of another policy")
+            self.encode([(SHORT_TEXT, ())])
+        return self.layouts
 
     def _encoded(self, text: str | None, images: Sources) -> tuple[Row, int]:
         pictures = [picture(path) for path in images]
