@@ -108,6 +108,7 @@ class DiffusersPolicy(NetworkPolicy):
         require(fits, cls.__name__, "max_text_length", f"in 1..{longest}", length)
 
     @classmethod
+    @quiet(*LIBRARIES)
     def makes_videos(cls) -> bool:
         """Whether the pipelines of this class make videos."""
         import diffusers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -136,6 +136,21 @@ def _unrewritten(pipeline: Any, arguments: Mapping[str, Any]) -> Mapping[str, An
     return {"enable_prompt_rewrite": False}  # by a language model
 
 
+_FLUX = Family(
+    pipeline="FluxPipeline",
+    guidance="true_cfg_scale",
+    embedded=lambda config: bool(config.guidance_embeds),
+    text_length=512,
+)
+_QWEN = Family(
+    pipeline="QwenImagePipeline",
+    guidance="true_cfg_scale",
+    combine=token_norm,
+    negative=" ",
+    text_length=1024,
+    longest_text=1024,
+    idle=_qwen_idle,
+)
 FAMILIES: dict[str, Family] = {
     family.pipeline: family
     for family in (
@@ -147,43 +162,11 @@ FAMILIES: dict[str, Family] = {
             pixels=_sd3_pixels,
             largest=lambda pipeline: pipeline.transformer.config.pos_embed_max_size * _sd3_pixels(pipeline),
         ),
-        Family(
-            pipeline="FluxPipeline",
-            guidance="true_cfg_scale",
-            embedded=lambda config: bool(config.guidance_embeds),
-            text_length=512,
-        ),
-        Family(
-            pipeline="QwenImagePipeline",
-            guidance="true_cfg_scale",
-            combine=token_norm,
-            negative=" ",
-            text_length=1024,
-            longest_text=1024,
-            idle=_qwen_idle,
-        ),
-        Family(
-            pipeline="FluxKontextPipeline",
-            guidance="true_cfg_scale",
-            embedded=lambda config: bool(config.guidance_embeds),
-            text_length=512,
-            call=_whole_area,
-            images=(1, 1),
-        ),
-        *(
-            Family(
-                pipeline=pipeline,
-                guidance="true_cfg_scale",
-                combine=token_norm,
-                negative=" ",
-                text_length=1024,
-                longest_text=1024,
-                images=images,
-                batches=False,
-                idle=_qwen_idle,
-            )
-            for pipeline, images in (("QwenImageEditPipeline", (1, 1)), ("QwenImageEditPlusPipeline", (1, 3)))
-        ),
+        _FLUX,
+        replace(_FLUX, pipeline="FluxKontextPipeline", call=_whole_area, images=(1, 1)),
+        _QWEN,
+        replace(_QWEN, pipeline="QwenImageEditPipeline", images=(1, 1), batches=False),
+        replace(_QWEN, pipeline="QwenImageEditPlusPipeline", images=(1, 3), batches=False),
         Family(pipeline="AuraFlowPipeline"),
         Family(pipeline="ChromaPipeline"),
         Family(pipeline="OvisImagePipeline"),

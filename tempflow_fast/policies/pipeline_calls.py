@@ -145,16 +145,18 @@ class PipelineCalls:
     @property
     def facts(self) -> Facts:
         """What calls of the network are like, with as few source images as the pipeline takes."""
-        return self._facts_with(self._blank, self._still)
+        return self._facts_with(self._blank)
 
-    def _facts_with(self, pictures: Pictures, still: Trace | None = None) -> Facts:
+    def _facts_with(self, pictures: Pictures) -> Facts:
         """What calls are like with so many source images; learnt from the first that there are."""
         if len(pictures) not in self._facts:
-            self._facts[len(pictures)] = self._learnt(pictures, still)
+            self._facts[len(pictures)] = self._learnt(pictures)
         return self._facts[len(pictures)]
 
-    def _learnt(self, pictures: Pictures, still: Trace | None) -> Facts:
-        if still is None:
+    def _learnt(self, pictures: Pictures) -> Facts:
+        if pictures is self._blank or not pictures:
+            still = self._still
+        else:
             still = self._encoding(self.arguments(SHORT_TEXT, pictures=pictures), LEARNT_STEPS)
         scaled, texts = None, [SHORT_TEXT, *[LONG_TEXT] * (BATCH - 1)]
         if self._family.batches:
@@ -240,13 +242,18 @@ class PipelineCalls:
 
         Returns:
             [R, 3, H, W], or [R, F, 3, H, W] for videos; in [0, 1], or NaN.
+
+        Raises:
+            ValueError: if the pipeline draws another size than it is asked for: some draw the nearest that they know.
         """
         arguments = self.arguments(SHORT_TEXT)
         images = self._probe.images(arguments, latents, self._still)
-        if len(images) == len(latents):
-            return images
-        # What the pipeline has prepared is for one row, and some take no more rows than that.
-        return torch.cat([self._probe.images(arguments, row, self._still) for row in latents.split(1)])
+        if len(images) != len(latents):
+            # What the pipeline has prepared is for one row, and some take no more rows than that.
+            images = torch.cat([self._probe.images(arguments, row, self._still) for row in latents.split(1)])
+        size, drawn = (self.format.height, self.format.width), tuple(images.shape[-2:])
+        require(drawn == size, self._owner, "resolution", f"one that the pipeline draws, such as {drawn}", size)
+        return images
 
     def sigmas(self, num_steps: int) -> list[float]:
         """The noise levels of the pipeline's schedule.

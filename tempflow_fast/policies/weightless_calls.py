@@ -69,12 +69,16 @@ class Flux(SD3):
 
     @staticmethod
     def arguments(policy: Measured, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
+        return SD3.arguments(policy, latents, sigma, row) | Flux.positions(policy, latents, sigma, row, axes=3)
+
+    @staticmethod
+    def positions(policy: Measured, latents: Tensor, sigma: Tensor, row: Row, axes: int) -> dict[str, Any]:
+        """What both generations of FLUX take: where tokens are along so many axes, the time, and the guidance."""
         ids = {
-            "img_ids": latents.new_zeros(latents.shape[1], 3, dtype=torch.float32),
-            "txt_ids": latents.new_zeros(row["text"].shape[1], 3, dtype=torch.float32),
+            "img_ids": latents.new_zeros(latents.shape[1], axes, dtype=torch.float32),
+            "txt_ids": latents.new_zeros(row["text"].shape[1], axes, dtype=torch.float32),
         }
-        guidance = sigma if policy.config.guidance_embeds else None
-        return SD3.arguments(policy, latents, sigma, row) | ids | {"guidance": guidance, "timestep": sigma}
+        return {**ids, "timestep": sigma, "guidance": sigma if policy.config.guidance_embeds else None}
 
     @staticmethod
     def for_vae(policy: Measured, latents: Tensor) -> Tensor:
@@ -113,13 +117,8 @@ class Flux2(Flux):
 
     @staticmethod
     def arguments(policy: Measured, latents: Tensor, sigma: Tensor, row: Row) -> dict[str, Any]:
-        ids = {
-            "img_ids": latents.new_zeros(latents.shape[1], 4, dtype=torch.float32),
-            "txt_ids": latents.new_zeros(row["text"].shape[1], 4, dtype=torch.float32),
-        }
-        guidance = sigma if policy.config.guidance_embeds else None
         texts = {"encoder_hidden_states": row["text"]}
-        return {"hidden_states": latents, "timestep": sigma, "guidance": guidance, **texts, **ids}
+        return {"hidden_states": latents, **texts, **Flux.positions(policy, latents, sigma, row, axes=4)}
 
 
 class ZImage(SD3):

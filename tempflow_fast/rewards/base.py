@@ -148,6 +148,30 @@ def check_prompts(reward: Reward, prompts: Sequence[str], metadata: Sequence[dic
         check(prompts, metadata)
 
 
+class AroundReward:
+    """What rewards that call another one have in common.
+
+    Args:
+        reward: the other one.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.range = range_of(reward)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Asks the reward whether it can score these prompts.
+
+        Args:
+            prompts: R texts.
+            metadata: R entries of the prompt set.
+
+        Raises:
+            ValueError: from the reward.
+        """
+        check_prompts(self.reward, prompts, metadata)
+
+
 def declared(low: float, high: float, check: PromptsCheck | None = None) -> Callable[[Reward], Reward]:
     """Decorates a reward function with its range.
 

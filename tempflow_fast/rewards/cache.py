@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..errors import integer, require
 from ..source_images import IMAGE, pixels, sources_of
-from .base import FinalError, Metadata, Reward, check_prompts, range_of
+from .base import AroundReward, FinalError, Metadata, Reward
 
 
-class CachedReward:
+class CachedReward(AroundReward):
     """A reward that scores equal images of equal prompts once, for rewards slower than hashing an image."""
 
     def __init__(self, reward: Reward, num_entries: int) -> None:
@@ -31,8 +31,8 @@ class CachedReward:
         """
         num_entries = integer("CachedReward", "num_entries", num_entries)
         require(num_entries >= 1, "CachedReward", "num_entries", ">= 1", num_entries)
-        self.reward, self.num_entries = reward, num_entries
-        self.range = range_of(reward)
+        super().__init__(reward)
+        self.num_entries = num_entries
         self._scores: OrderedDict[bytes, float] = OrderedDict()
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
@@ -61,18 +61,6 @@ class CachedReward:
             known |= {keys[row]: score for row, score in zip(rows, new.tolist(), strict=True)}
         self._remember({key: known[key] for key in keys})
         return torch.tensor([known[key] for key in keys], dtype=torch.float64)
-
-    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
-        """Asks the reward whether it can score these prompts.
-
-        Args:
-            prompts: R texts.
-            metadata: R entries of the prompt set.
-
-        Raises:
-            ValueError: from the reward.
-        """
-        check_prompts(self.reward, prompts, metadata)
 
     def _remember(self, scores: dict[bytes, float]) -> None:
         for key, score in scores.items():

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import integer, require
-from .base import Reward, check_prompts, range_of
+from .base import AroundReward, Reward
 
 
-class FramesReward:
+class FramesReward(AroundReward):
     """The mean of an image reward's scores of some frames of a video; an image is scored as it is.
 
     Args:
@@ -26,8 +26,8 @@ class FramesReward:
     def __init__(self, reward: Reward, num_frames: int) -> None:
         num_frames = integer("FramesReward", "num_frames", num_frames)
         require(num_frames >= 1, "FramesReward", "num_frames", ">= 1", num_frames)
-        self.reward, self.num_frames = reward, num_frames
-        self.range = range_of(reward)
+        super().__init__(reward)
+        self.num_frames = num_frames
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         """Scores [R]; the reward is called once for each frame.
@@ -43,15 +43,3 @@ class FramesReward:
         frames = [(2 * part + 1) * length // (2 * self.num_frames) for part in range(self.num_frames)]
         scores = [torch.as_tensor(self.reward(images[:, frame], prompts, metadata)) for frame in frames]
         return torch.stack(scores).double().mean(0)
-
-    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
-        """Asks the reward whether it can score these prompts.
-
-        Args:
-            prompts: R texts.
-            metadata: R entries of the prompt set.
-
-        Raises:
-            ValueError: from the reward.
-        """
-        check_prompts(self.reward, prompts, metadata)
