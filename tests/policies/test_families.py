@@ -103,3 +103,10 @@ def test_an_adapter_reaches_every_block(tmp_path, name):
     blocks = {name for name, _ in policy.network.named_modules() if re.fullmatch(r"\w*(blocks|layers)\.\d+", name)}
     assert blocks
     assert {block for block in blocks if not any(name.startswith(f"{block}.") for name in adapted)} == set()
+
+
+def test_a_pipeline_that_draws_another_size_is_named(tmp_path):
+    """Kandinsky 5 draws the nearest of the sizes that it knows, and only warns."""
+    policy = tiny_policy("kandinsky5", tmp_path, 48)
+    with pytest.raises(ValueError, match=r"resolution must be one that the pipeline draws, such as \(16, 16\), got"):
+        policy.decode(torch.zeros(1, *policy.latent_shape))
