@@ -29,6 +29,7 @@ TOOLS = (
 TESTED = ("ops", "grpo", "graphs", "policies", "settings", "signal", "run", "test_processes.py")
 """Folders and files of tests/ that depend on the libraries' versions."""
 OLD = ("diffusers==0.40.0", "transformers==5.0.*", "peft==0.18.0", "accelerate==1.10.0", "torchao==0.15.0")
+NEW = ("torch", "diffusers", "transformers", "peft", "accelerate", "torchao")
 VERSIONS = {
     "no C++ kernels": ("torch==2.9.1", *OLD),
     "oldest": ("torch==2.10.0", *OLD),
@@ -36,9 +37,27 @@ VERSIONS = {
         *("torch==2.12.0", "diffusers==0.41.0", "transformers==5.0.*", "peft==0.18.0"),
         *("accelerate==1.12.0", "torchao==0.17.0"),
     ),
-    "newest": ("torch", "diffusers", "transformers", "peft", "accelerate", "torchao"),
+    "newest": NEW,
+    "Python 3.10": NEW,
+    "Python 3.12": NEW,
+    "Python 3.13": NEW,
 }
-"""Name -> what is installed before the package."""
+"""Name -> what is installed before the package, with the named Python or else the one that runs this program."""
+
+
+def interpreter(name: str) -> str:
+    """The Python of which an environment is made.
+
+    Raises:
+        SystemExit: if it is not on the path.
+    """
+    if not name.startswith("Python "):
+        return sys.executable
+    command = name.lower().replace(" ", "")
+    found = shutil.which(command)
+    if found is None:
+        raise SystemExit(f"{command} must be on PATH for the environment {name!r}: leave it out by --only")
+    return found
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,8 @@ class Result:
     passed: int
     failed: int
     skipped: int
+    failures: list[str]
+    """The names of the tests that failed."""
     minutes: float
     commit: str
 
@@ -61,7 +82,7 @@ def environment(name: str, directory: Path) -> Path:
     place = directory / re.sub(r"\W+", "-", name)
     python = place / "bin" / "python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        subprocess.run([interpreter(name), "-m", "venv", str(place)], check=True)
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if not (place / "installed").exists():
         subprocess.run([*install, *VERSIONS[name], *TOOLS], check=True)
@@ -95,20 +116,22 @@ def tree(python: Path) -> Path:
     return place
 
 
-def tested(python: Path, arguments: list[str]) -> Result:
+def tested(python: Path, arguments: list[str], jobs: int) -> Result:
     """Runs the tests in an environment."""
     commit = _said("git", "rev-parse", "--short", "HEAD")
     report, place = python.parent.parent / "junit.xml", tree(python)
     start = time.monotonic()
     tests = [f"tests/{name}" for name in TESTED]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests, *arguments]
+    command += ["-n", str(jobs), "--dist", "worksteal"]
     subprocess.run(command, cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-    counts = ElementTree.parse(report).getroot()[0].attrib
-    failed, skipped = int(counts["failures"]) + int(counts["errors"]), int(counts["skipped"])
+    suite = ElementTree.parse(report).getroot()[0]
+    failed, skipped = int(suite.attrib["failures"]) + int(suite.attrib["errors"]), int(suite.attrib["skipped"])
+    failures = [case.attrib["name"] for case in suite if any(part.tag in ("failure", "error") for part in case)]
     native = _said(str(python), "-c", "import tempflow_fast; print(tempflow_fast.info()['cpu'])", cwd=python.parent)
     about = _said(str(python), "--version").split()[1]
-    passed, minutes = int(counts["tests"]) - failed - skipped, (time.monotonic() - start) / 60
-    return Result(about, versions(python), native, passed, failed, skipped, round(minutes, 1), commit)
+    passed, minutes = int(suite.attrib["tests"]) - failed - skipped, (time.monotonic() - start) / 60
+    return Result(about, versions(python), native, passed, failed, skipped, failures, round(minutes, 1), commit)
 
 
 def _said(*command: str, cwd: Path = ROOT) -> str:
@@ -159,12 +182,13 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=ROOT / ".venv-compat", help="default %(default)s")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "compatibility.md", help="default %(default)s")
     parser.add_argument("--arguments", nargs="*", default=["-m", "not slow"], help="of pytest; default: not slow ones")
+    parser.add_argument("--jobs", type=int, default=1, help="test processes; default %(default)s")
     options = parser.parse_args()
     kept = options.environments / "results.json"
     found = json.loads(kept.read_text()) if kept.exists() else {}
     for name in options.only:
         print(f"== {name}: {', '.join(VERSIONS[name])}", flush=True)
-        found[name] = asdict(tested(environment(name, options.environments), options.arguments))
+        found[name] = asdict(tested(environment(name, options.environments), options.arguments, options.jobs))
         kept.write_text(json.dumps(found, indent=2))
     results = {name: Result(**found[name]) for name in VERSIONS if name in found}
     options.output.write_text(page(results))
