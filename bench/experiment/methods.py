@@ -72,4 +72,6 @@ ARMS = {
 """Name -> what `bench.time_to_reward` times: each adds one thing to the one before."""
 TUNED_AS = {name: "tempflow_short" if name in ("budget", "tails") else "tempflow" for name in ARMS}
 """Whose learning rate and noise level an arm has."""
+SAME_UPDATE = ("structure", "compiled")
+"""Arms whose update is that of the first, to rounding: they are timed for some iterations instead of to the target."""
 METHODS = COMPETITORS | ARMS

@@ -1,7 +1,6 @@
 """Seconds of training to a strict accuracy: the paper's structure run eagerly, and what this package adds to it.
 
 paper_step.py  an iteration of `bench/paper.py` with the arguments of `grpo_step`
-ratios.py      seconds to the target, and ratios of them, with 95 % intervals over seeds
 page.py        docs/time-to-reward.md
 
 The runs are those of `bench/experiment/plans.py`, with the learning rate and noise level that `make experiment` has

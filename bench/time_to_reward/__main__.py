@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..experiment.__main__ import ROOT
 from ..experiment.analysis import first_at
-from ..experiment.methods import ARMS, TUNED_AS
+from ..experiment.methods import ARMS, SAME_UPDATE, TUNED_AS
 from ..experiment.plans import Plan
 from ..experiment.results import Result, is_done, read_results
 from ..experiment.stages import Design, run_plans
@@ -28,6 +28,8 @@ class Race:
         part: evaluations by which a run is continued until it reaches the target.
         most: evaluations after which it is given up.
         eval_images: images of a look.
+        timed: evaluations of an arm that is timed, not run to the target; it has three looks.
+        timed_images: images of such a look, which only divides the run.
         prompts: per iteration; None: each arm's own number.
         tuned: whether learning rate and noise level are those that the experiment has chosen.
     """
@@ -38,6 +40,8 @@ class Race:
     part: int = 60_000
     most: int = 1_200_000
     eval_images: int = 600
+    timed: int = 30_000
+    timed_images: int = 12
     prompts: int | None = None
     tuned: bool = True
 
@@ -60,13 +64,24 @@ class Race:
             if not all(is_done(known, plan) for plan in plans):
                 raise ValueError(f"time_to_reward: {method} must be tuned by `make experiment` first, and is not")
             rate, noise = design.chosen(known, method, design.noise_levels)
-        return Plan("time", arm, seed, rate, noise, self.part, self.spacing, self.eval_images, 0, self.prompts)
+        sizes = (self.part, self.spacing, self.eval_images)
+        if arm in SAME_UPDATE:
+            sizes = (self.timed, self.timed // 3, self.timed_images)
+        return Plan("time", arm, seed, rate, noise, *sizes, 0, self.prompts)
 
 
 QUICK = Race(
-    ("paper_eager", "structure"), seeds=(1,), spacing=400, part=400, most=400, eval_images=12, prompts=2, tuned=False
+    ("paper_eager", "structure"),
+    seeds=(1,),
+    spacing=400,
+    part=1200,
+    most=1200,
+    eval_images=12,
+    timed=1200,
+    prompts=2,
+    tuned=False,
 )
-"""A toy: two arms, one iteration of each."""
+"""A toy: two arms, two iterations of each."""
 
 
 def run(race: Race, target: float, known: Sequence[Result], directory: Path, results: Path) -> None:
@@ -88,6 +103,8 @@ def run(race: Race, target: float, known: Sequence[Result], directory: Path, res
 
 def _continues(plan: Plan, results: Sequence[Result], target: float, most: int) -> bool:
     own = [each for each in results if each["digest"] == plan.digest]
+    if plan.method in SAME_UPDATE:
+        return not own
     return not own or (first_at(own[0], "seconds", target) is None and own[0]["budget"] < most)
 
 
@@ -99,6 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = _parser().parse_args(arguments)
     race = QUICK if given.quick else Race()
+    arms = race.arms
+    if given.arms:
+        race = replace(race, arms=tuple(arm for arm in arms if arm in given.arms))
     results = given.page.parent / given.page.stem / "results.jsonl"
     try:
         run(race, given.target, read_results(given.experiment), given.output, results)
@@ -110,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         if read_results(results):
-            write_page(given.page, read_results(results), race.arms, len(race.seeds), given.target, race.most)
+            write_page(given.page, read_results(results), arms, len(race.seeds), given.target, race.most)
             print(f"wrote {given.page}", flush=True)
     return 0
 
@@ -123,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--experiment", type=Path, default=ROOT / "docs/experiment/results.jsonl", help="results that have the tuning"
     )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="NAME", help="run only these; the page shows all")
     parser.add_argument("--quick", action="store_true", help="a toy of the same, in half a minute")
     return parser
 

@@ -10,7 +10,7 @@ from tempflow_fast.files import write_text
 
 from .. import machine
 from ..experiment.analysis import first_at
-from ..experiment.methods import METHODS
+from ..experiment.methods import METHODS, SAME_UPDATE
 from ..experiment.page import table
 from ..experiment.ratios import speedup
 from ..experiment.results import Result
@@ -32,6 +32,7 @@ def write_page(
         most: evaluations after which a run is given up.
     """
     runs = {name: sorted(_of(results, name), key=lambda run: run["seed"]) for name in arms}
+    runs |= {name: _at_pace(runs[arms[0]], runs[name]) for name in arms if name in SAME_UPDATE}
     done = min(sum(_is_over(run, target, most) for run in each) for each in runs.values())
     facts = ", ".join(f"{name} {value}" for name, value in machine.facts().items())
     whole = speedup(runs[arms[0]], runs[arms[-1]], target)
@@ -40,7 +41,10 @@ def write_page(
         f"`make time-to-reward` writes this page. Seconds of training, without evaluations, until strict accuracy on "
         f"held-out prompts is {target:g}, on the line between two looks. Arms take turns on one core, seed by seed. "
         "Each has the learning rate and noise level that `make experiment` has chosen for its method. Compilation "
-        "counts, unless the machine has it in its cache.",
+        "counts, unless the machine has it in its cache. "
+        f"{' and '.join(METHODS[name].title for name in arms if name in SAME_UPDATE)}: the update is that of the first "
+        "arm, to rounding, so these are timed for nine iterations in each turn, without the first three, and the "
+        "first arm's curve is set to their pace.",
         f"Machine: {facts}.",
         ""
         if done >= num_seeds
@@ -69,6 +73,22 @@ def _of(results: Sequence[Result], name: str) -> list[Result]:
     return [each for each in results if each["method"] == name]
 
 
+def _at_pace(curves: Sequence[Result], timed: Sequence[Result]) -> list[Result]:
+    """The curves of one arm with the seconds that another one takes for an iteration, for the seeds that both have."""
+    paces = {run["seed"]: _pace(run) for run in timed}
+    found = []
+    for run in curves:
+        if run["seed"] in paces:
+            ratio = paces[run["seed"]] / _pace(run)
+            found.append({**run, "seconds": [ratio * each for each in run["seconds"]]})
+    return found
+
+
+def _pace(run: Result) -> float:
+    """Seconds of an iteration after the first look: the first iterations compile and warm up."""
+    return (run["seconds"][-1] - run["seconds"][1]) / (run["iterations"][-1] - run["iterations"][1])
+
+
 def _is_over(run: Result, target: float, most: int) -> bool:
     return first_at(run, "seconds", target) is not None or run["budget"] >= most
 
@@ -81,5 +101,5 @@ def _line(name: str, runs: Sequence[Result], target: float) -> dict[str, object]
         else f"{found[run['seed']]:.0f} s"
         for run in runs
     }
-    each = sum(run["seconds"][-1] / run["iterations"][-1] for run in runs) / len(runs)
+    each = sum(map(_pace, runs)) / len(runs)
     return {"": METHODS[name].title, "seconds an iteration": f"{each:.2f}", **seconds}
