@@ -13,6 +13,8 @@ from tempflow_fast.policies.pipeline_calls import LONG_TEXT, SHORT_TEXT
 from tempflow_fast.policies.proof import distance, prove
 
 SQUARE, TALL = 32, (64, 32)
+LIMIT = 1e-5
+"""How far a policy may be from its pipeline, in float32."""
 
 
 @pytest.mark.parametrize(
@@ -29,11 +31,11 @@ def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative
     latents = torch.randn(1, *policy.latent_shape)
     with torch.no_grad():
         short, long = (policy.velocity(latents, 0.5, policy.encode([text]))[0] for text in (SHORT_TEXT, LONG_TEXT))
-    assert distance(short, long) > 1e-5  # a network that answers zero would agree with everything
+    assert distance(short, long) > 50 * LIMIT  # a network that answers zero, or ignores the text, would always agree
     checks = prove(policy)
     print(name, *(f"{check.what} {check.found:.1e}" for check in checks), sep="\n    ")
     assert {check.what for check in checks if not check.matches} == set()
-    assert all(check.limit <= 1e-5 for check in checks)
+    assert all(check.limit <= LIMIT for check in checks)
 
 
 @each_family()
@@ -81,7 +83,7 @@ def test_its_adapter_changes_the_pipelines_images_as_ours(tmp_path, name):
     load_as_diffusers_does(other, tmp_path / "adapter", ALL[name].loader)
     with torch.no_grad():
         theirs = predicted(other, latents)
-    assert distance(theirs, after) <= 1e-5
+    assert distance(theirs, after) <= LIMIT
     assert distance(after, before) > 1e-3
 
 
