@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.image_processors import pil_processor
 from support.tiny_rewards import NO_METADATA, TEXTS, as_pil, photographs
 from torch import Tensor, nn
 
@@ -15,9 +16,8 @@ from tempflow_fast.rewards.pixels import clip_pixels
 def cosines(model, directory: str, images: Tensor, texts: list[str]) -> Tensor:
     """What the library makes of images and texts, all in one call."""
     from transformers import AutoTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = pil_processor("CLIP", size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     pixels = processor(images=as_pil(images), return_tensors="pt")["pixel_values"]
     tokens = AutoTokenizer.from_pretrained(directory)(
         texts, padding=True, truncation=True, max_length=20, return_tensors="pt"

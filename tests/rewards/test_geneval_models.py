@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import tiny_rewards
+from support.image_processors import pil_processor
 from support.tiny_rewards import as_pil, photographs
 from torch import nn
 
@@ -60,13 +61,11 @@ def scripted(detector: Detector, *objects) -> Detector:
 
 
 def test_pixels_of_the_detector_are_the_librarys_and_padded_where_they_must_be(homes):
-    from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
-
     detector = Detector(homes["detector"], shorter_side=64)
     for height, width in ((48, 48), (96, 128), (50, 80)):
         images = photographs(2, height, width)
         pixels, (inner_height, inner_width) = detector.pixels(images)
-        processor = Mask2FormerImageProcessorPil(size={"height": inner_height, "width": inner_width}, size_divisor=1)
+        processor = pil_processor("Mask2Former", size={"height": inner_height, "width": inner_width}, size_divisor=1)
         expected = processor(images=as_pil(images), return_tensors="pt")["pixel_values"]
         assert (pixels[..., :inner_height, :inner_width] - expected).abs().max() < 1e-5
         assert min(inner_height, inner_width) == 64

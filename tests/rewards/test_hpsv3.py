@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import tiny_rewards
+from support.image_processors import pil_processor
 from support.tiny_rewards import NO_METADATA, TEXTS, as_pil, photographs
 from torch import Tensor, nn
 
@@ -16,9 +17,7 @@ INSTRUCTION = "Rate this.\n{text_prompt}\nYour rating: <|Reward|>\nEND\n"
 
 def as_the_authors_run_it(model, tokenizer, head: nn.Sequential, images: Tensor, texts: list[str]) -> Tensor:
     """HPS v3 on the library's processor and whole model, image by image: scores [R]."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    processor = Qwen2VLImageProcessorPil(min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
+    processor = pil_processor("Qwen2VL", min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
     scores = []
     for image, text in zip(as_pil(images), texts, strict=True):
         seen = processor(images=[image], return_tensors="pt")
@@ -70,12 +69,10 @@ def test_hpsv3_reads_the_published_layout_and_the_instruction(tmp_path, layout):
 
 
 def test_hpsv3_pixels_are_the_librarys():
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
     from tempflow_fast.rewards.hpsv3 import fitted, image_patches
     from tempflow_fast.rewards.pixels import normalized
 
-    processor = Qwen2VLImageProcessorPil(min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
+    processor = pil_processor("Qwen2VL", min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
     for height, width in ((448, 448), (512, 512), (1024, 768), (30, 64), (300, 1400)):
         images = photographs(2, height, width)
         expected = processor(images=as_pil(images), return_tensors="pt")

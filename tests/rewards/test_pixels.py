@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.image_processors import pil_processor
 from support.tiny_rewards import as_pil, photographs
 
 from tempflow_fast.rewards.pixels import as_bytes, clip_pixels
@@ -23,10 +24,8 @@ def test_resizing_is_pillows_to_the_bit(height, width, mode):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 71), (40, 90), (24, 24), (3, 60)])
 def test_clip_pixels_are_the_librarys(height, width):
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
     images = photographs(2, height, width)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor = pil_processor("CLIP", size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
     expected = processor(images=as_pil(images), return_tensors="pt")["pixel_values"]
     assert (clip_pixels(images, 24) - expected).abs().max() < 1e-5
 
@@ -37,9 +36,7 @@ def test_a_sliver_is_resized_without_its_whole_length():
 
 
 def test_blip_pixels_are_clips(clip):
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
     images = photographs(2, 60, 60)
-    processor = BlipImageProcessorPil(size={"height": 24, "width": 24})
+    processor = pil_processor("Blip", size={"height": 24, "width": 24})
     expected = processor(images=as_pil(images), return_tensors="pt")["pixel_values"]
     assert (clip_pixels(images, 24) - expected).abs().max() < 1e-5

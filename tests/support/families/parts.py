@@ -6,6 +6,7 @@ import diffusers
 import torch
 import transformers
 
+from support.image_processors import pil_processor
 from support.pipelines import TEXT_DIM, byte_tokenizer
 
 CHAT = (
@@ -105,7 +106,7 @@ def qwen3_vl_processor(tokenizer):
 
 
 def qwen_images():
-    return transformers.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56)
+    return pil_processor("Qwen2VL", min_pixels=28 * 28, max_pixels=56 * 56)
 
 
 def without_videos(kind, tokenizer, images, **attributes):
