@@ -61,17 +61,16 @@ COMPETITORS = {
 }
 """Name -> method. The first is what the others are compared with."""
 
-SHORT = COMPETITORS["tempflow_short"].settings
 ARMS = {
     "paper_eager": Competitor("the paper's structure, eager fp32", "tempflow", 12, step="paper"),
     "structure": Competitor("wavefront, one row per state", "tempflow", 12),
     "compiled": Competitor("compiled blocks", "tempflow", 12, {"compile_blocks": True}),
-    "budget": Competitor("steps 1 to 4", "tempflow", 20, {"compile_blocks": True, "branch_steps": (1, 2, 3, 4)}),
-    "tails": Competitor("tails of two", "tempflow", 30, {"compile_blocks": True, **SHORT}),
+    "budget": Competitor("branches at steps 1 to 4", "tempflow", 12, {"branch_steps": (1, 2, 3, 4)}),
+    "tails": Competitor("tails of two", "tempflow", 12, COMPETITORS["tempflow_short"].settings),
 }
-"""Name -> what `bench.time_to_reward` times: each adds one thing to the one before."""
-TUNED_AS = {name: "tempflow_short" if name in ("budget", "tails") else "tempflow" for name in ARMS}
-"""Whose learning rate and noise level an arm has."""
+"""Name -> what `bench.time_to_reward` times, with the learning rate and noise level of "tempflow"."""
+ADDED = (("paper_eager", "structure"), ("structure", "compiled"), ("structure", "budget"), ("budget", "tails"))
+"""Pairs of arms: the second adds one thing to the first."""
 SAME_UPDATE = ("structure", "compiled")
 """Arms whose update is that of the first, to rounding: they are timed for some iterations instead of to the target."""
 METHODS = COMPETITORS | ARMS

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..experiment.__main__ import ROOT
 from ..experiment.analysis import first_at
-from ..experiment.methods import ARMS, SAME_UPDATE, TUNED_AS
-from ..experiment.plans import Plan
+from ..experiment.methods import ARMS, SAME_UPDATE
+from ..experiment.plans import Plan, evaluations_of
 from ..experiment.results import Result, is_done, read_results
 from ..experiment.stages import Design, run_plans
 from .page import write_page
@@ -24,11 +24,11 @@ class Race:
     Attributes:
         arms: names of ARMS, from the slowest to the fastest.
         seeds: of the runs.
-        spacing: evaluations between two looks.
-        part: evaluations by which a run is continued until it reaches the target.
-        most: evaluations after which it is given up.
+        spacing: iterations between two looks, the same for all arms: more looks would find the target earlier.
+        part: iterations by which a run is continued until it reaches the target.
+        most: iterations after which it is given up.
         eval_images: images of a look.
-        timed: evaluations of an arm that is timed, not run to the target; it has three looks.
+        timed: iterations of an arm that is timed, not run to the target; it has three looks.
         timed_images: images of such a look, which only divides the run.
         prompts: per iteration; None: each arm's own number.
         tuned: whether learning rate and noise level are those that the experiment has chosen.
@@ -36,11 +36,11 @@ class Race:
 
     arms: Sequence[str] = tuple(ARMS)
     seeds: Sequence[int] = (1, 2, 3, 4, 5)
-    spacing: int = 20_000
-    part: int = 60_000
-    most: int = 1_200_000
+    spacing: int = 6
+    part: int = 18
+    most: int = 360
     eval_images: int = 600
-    timed: int = 30_000
+    timed: int = 9
     timed_images: int = 12
     prompts: int | None = None
     tuned: bool = True
@@ -59,29 +59,38 @@ class Race:
     def _plan(self, arm: str, seed: int, known: Sequence[Result]) -> Plan:
         rate, noise = 4e-4, 0.8
         if self.tuned:
-            design, method = Design(), TUNED_AS[arm]
-            plans = [*Design(methods=(method,)).first_tuning()]
-            if not all(is_done(known, plan) for plan in plans):
-                raise ValueError(f"time_to_reward: {method} must be tuned by `make experiment` first, and is not")
-            rate, noise = design.chosen(known, method, design.noise_levels)
+            design = Design(methods=("tempflow",))
+            if not all(is_done(known, plan) for plan in design.first_tuning()):
+                raise ValueError("time_to_reward: tempflow must be tuned by `make experiment` first, and is not")
+            rate, noise = design.chosen(known, "tempflow", design.noise_levels)
         sizes = (self.part, self.spacing, self.eval_images)
         if arm in SAME_UPDATE:
             sizes = (self.timed, self.timed // 3, self.timed_images)
-        return Plan("time", arm, seed, rate, noise, *sizes, 0, self.prompts)
+        each = self._evaluations_of(arm)
+        iterations, spacing, images = sizes
+        return Plan("time", arm, seed, rate, noise, each * iterations, each * spacing, images, 0, self.prompts)
+
+    def _evaluations_of(self, arm: str) -> int:
+        config = ARMS[arm].config()
+        return evaluations_of(config.with_settings(prompts_per_iteration=self.prompts) if self.prompts else config)
+
+    def longer(self, plan: Plan) -> Plan:
+        """The same run, one part further."""
+        return replace(plan, budget=plan.budget + self.part * self._evaluations_of(plan.method))
 
 
 QUICK = Race(
     ("paper_eager", "structure"),
     seeds=(1,),
-    spacing=400,
-    part=1200,
-    most=1200,
+    spacing=1,
+    part=3,
+    most=3,
     eval_images=12,
-    timed=1200,
+    timed=3,
     prompts=2,
     tuned=False,
 )
-"""A toy: two arms, two iterations of each."""
+"""A toy: two arms, three iterations of each."""
 
 
 def run(race: Race, target: float, known: Sequence[Result], directory: Path, results: Path) -> None:
@@ -97,7 +106,7 @@ def run(race: Race, target: float, known: Sequence[Result], directory: Path, res
     for plan in race.plans(known):
         while _continues(plan, read_results(results), target, race.most):
             if is_done(read_results(results), plan):
-                plan = replace(plan, budget=plan.budget + race.part)
+                plan = race.longer(plan)
             run_plans([plan], directory, results, 1, lambda line: print(line, flush=True))
 
 
@@ -105,7 +114,7 @@ def _continues(plan: Plan, results: Sequence[Result], target: float, most: int) 
     own = [each for each in results if each["digest"] == plan.digest]
     if plan.method in SAME_UPDATE:
         return not own
-    return not own or (first_at(own[0], "seconds", target) is None and own[0]["budget"] < most)
+    return not own or (first_at(own[0], "seconds", target) is None and own[0]["iterations"][-1] < most)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from tempflow_fast.files import write_text
 
 from .. import machine
 from ..experiment.analysis import first_at
-from ..experiment.methods import METHODS, SAME_UPDATE
+from ..experiment.methods import ADDED, METHODS, SAME_UPDATE
 from ..experiment.page import table
 from ..experiment.ratios import speedup
 from ..experiment.results import Result
@@ -29,7 +28,7 @@ def write_page(
         arms: names of METHODS, from the slowest to the fastest.
         num_seeds: how many seeds are planned.
         target: strict accuracy.
-        most: evaluations after which a run is given up.
+        most: iterations after which a run is given up.
     """
     runs = {name: sorted(_of(results, name), key=lambda run: run["seed"]) for name in arms}
     runs |= {name: _at_pace(runs[arms[0]], runs[name]) for name in arms if name in SAME_UPDATE}
@@ -40,7 +39,8 @@ def write_page(
         "# Time to reward",
         f"`make time-to-reward` writes this page. Seconds of training, without evaluations, until strict accuracy on "
         f"held-out prompts is {target:g}, on the line between two looks. Arms take turns on one core, seed by seed. "
-        "Each has the learning rate and noise level that `make experiment` has chosen for its method. Compilation "
+        "All have 12 prompts an iteration, and the learning rate and noise level that `make experiment` has chosen for "
+        "TempFlow-GRPO, so that only what this package adds tells them apart. Compilation "
         "counts, unless the machine has it in its cache. "
         f"{' and '.join(METHODS[name].title for name in arms if name in SAME_UPDATE)}: the update is that of the first "
         "arm, to rounding, so these are timed for nine iterations in each turn, without the first three, and the "
@@ -61,7 +61,8 @@ def write_page(
                     "to": METHODS[two].title,
                     "times faster": speedup(runs[one], runs[two], target) or "not known yet",
                 }
-                for one, two in pairwise(arms)
+                for one, two in ADDED
+                if one in runs and two in runs
             ]
         ),
     ]
@@ -90,7 +91,7 @@ def _pace(run: Result) -> float:
 
 
 def _is_over(run: Result, target: float, most: int) -> bool:
-    return first_at(run, "seconds", target) is not None or run["budget"] >= most
+    return first_at(run, "seconds", target) is not None or run["iterations"][-1] >= most
 
 
 def _line(name: str, runs: Sequence[Result], target: float) -> dict[str, object]:
