@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,8 @@ class Plan:
         """
         run = RunDirectory(directory / self.name)
         metrics = run.read_metrics()
-        spent, total = [0.0], 0.0
-        for row in metrics:
-            total += row["num_row_evaluations"]
-            spent.append(total)
+        spent = _totals(metrics, "num_row_evaluations")
+        processor = _totals(metrics, "processor_seconds")
         scored = sorted(int(path.name) for path in (run.path / "evaluations").iterdir())
         scores = [json.loads((run.path / "evaluations" / f"{at:06d}" / "scores.json").read_text()) for at in scored]
         steps = sorted({name for row in metrics for name in row if name.startswith("group_std_step_")})
@@ -115,6 +114,7 @@ class Plan:
             "evaluations": [spent[at] for at in scored],
             "work": [spent[at] + BACKWARD * at * self._trained for at in scored],
             "seconds": [0.0 if at == 0 else metrics[at - 1]["seconds"] for at in scored],
+            "processor": [processor[at] for at in scored],
             "accuracy": [each[OVERALL]["accuracy"] for each in scores],
             "reward": [each[OVERALL]["reward"] for each in scores],
             "tasks": {task: [each[task]["accuracy"] for each in scores] for task in scores[0] if task != OVERALL},
@@ -140,6 +140,11 @@ def trained_by(name: str) -> int:
     if competitor.step == "awm":
         return competitor.prompts * config.grpo.num_seeds * LEVELS
     return Geometry(config.grpo, config.task.prompts_per_iteration).costs()[0].trained
+
+
+def _totals(metrics: list[dict[str, float]], name: str) -> list[float]:
+    """Of a metric, before the first iteration and after each; nan for a run that began before there was the metric."""
+    return [0.0, *accumulate(row.get(name, math.nan) for row in metrics)]
 
 
 def _mean(metrics: list[dict[str, float]], name: str) -> float:

@@ -14,7 +14,7 @@ from ..experiment.methods import ARMS, SAME_UPDATE
 from ..experiment.plans import Plan, evaluations_of
 from ..experiment.results import Result, is_done, read_results
 from ..experiment.stages import Design, run_plans
-from .page import write_page
+from .page import AXIS, write_page
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _continues(plan: Plan, results: Sequence[Result], target: float, most: int) 
     own = [each for each in results if each["digest"] == plan.digest]
     if plan.method in SAME_UPDATE:
         return not own
-    return not own or (first_at(own[0], "seconds", target) is None and own[0]["iterations"][-1] < most)
+    return not own or (first_at(own[0], AXIS, target) is None and own[0]["iterations"][-1] < most)
 
 
 def main(arguments: list[str] | None = None) -> int:

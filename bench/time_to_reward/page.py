@@ -15,6 +15,8 @@ from ..experiment.ratios import speedup
 from ..experiment.results import Result
 
 GOAL = 4.0
+AXIS = "processor"
+"""Of the results: seconds of processor time. A run has one thread, and other jobs of the machine matter less."""
 
 
 def write_page(
@@ -34,11 +36,12 @@ def write_page(
     runs |= {name: _at_pace(runs[arms[0]], runs[name]) for name in arms if name in SAME_UPDATE}
     done = min(sum(_is_over(run, target, most) for run in each) for each in runs.values())
     facts = ", ".join(f"{name} {value}" for name, value in machine.facts().items())
-    whole = speedup(runs[arms[0]], runs[arms[-1]], target)
+    whole = speedup(runs[arms[0]], runs[arms[-1]], target, AXIS)
     parts = [
         "# Time to reward",
-        f"`make time-to-reward` writes this page. Seconds of training, without evaluations, until strict accuracy on "
-        f"held-out prompts is {target:g}, on the line between two looks. Arms take turns on one core, seed by seed. "
+        f"`make time-to-reward` writes this page. Seconds of processor time of training, without evaluations, until "
+        f"strict accuracy on held-out prompts is {target:g}, on the line between two looks. Arms take turns on one "
+        "core, seed by seed. "
         "All have 12 prompts an iteration, and the learning rate and noise level that `make experiment` has chosen for "
         "TempFlow-GRPO, so that only what this package adds tells them apart. Compilation "
         "counts, unless the machine has it in its cache. "
@@ -59,7 +62,7 @@ def write_page(
                 {
                     "from": METHODS[one].title,
                     "to": METHODS[two].title,
-                    "times faster": speedup(runs[one], runs[two], target) or "not known yet",
+                    "times faster": speedup(runs[one], runs[two], target, AXIS) or "not known yet",
                 }
                 for one, two in ADDED
                 if one in runs and two in runs
@@ -81,23 +84,23 @@ def _at_pace(curves: Sequence[Result], timed: Sequence[Result]) -> list[Result]:
     for run in curves:
         if run["seed"] in paces:
             ratio = paces[run["seed"]] / _pace(run)
-            found.append({**run, "seconds": [ratio * each for each in run["seconds"]]})
+            found.append({**run, AXIS: [ratio * each for each in run[AXIS]]})
     return found
 
 
 def _pace(run: Result) -> float:
     """Seconds of an iteration after the first look: the first iterations compile and warm up."""
-    return (run["seconds"][-1] - run["seconds"][1]) / (run["iterations"][-1] - run["iterations"][1])
+    return (run[AXIS][-1] - run[AXIS][1]) / (run["iterations"][-1] - run["iterations"][1])
 
 
 def _is_over(run: Result, target: float, most: int) -> bool:
-    return first_at(run, "seconds", target) is not None or run["iterations"][-1] >= most
+    return first_at(run, AXIS, target) is not None or run["iterations"][-1] >= most
 
 
 def _line(name: str, runs: Sequence[Result], target: float) -> dict[str, object]:
-    found = {run["seed"]: first_at(run, "seconds", target) for run in runs}
+    found = {run["seed"]: first_at(run, AXIS, target) for run in runs}
     seconds = {
-        f"seed {run['seed']}": f"more than {run['seconds'][-1]:.0f} s"
+        f"seed {run['seed']}": f"more than {run[AXIS][-1]:.0f} s"
         if found[run["seed"]] is None
         else f"{found[run['seed']]:.0f} s"
         for run in runs
