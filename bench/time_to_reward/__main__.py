@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..experiment.__main__ import ROOT
 from ..experiment.analysis import first_at
-from ..experiment.methods import ARMS, SAME_UPDATE
+from ..experiment.methods import ARM_RATES, ARMS, SAME_UPDATE
 from ..experiment.plans import Plan, evaluations_of
 from ..experiment.results import Result, is_done, read_results
 from ..experiment.stages import Design, run_plans
@@ -63,6 +63,7 @@ class Race:
             if not all(is_done(known, plan) for plan in design.first_tuning()):
                 raise ValueError("time_to_reward: tempflow must be tuned by `make experiment` first, and is not")
             rate, noise = design.chosen(known, "tempflow", design.noise_levels)
+            rate = ARM_RATES.get(arm, rate)
         sizes = (self.part, self.spacing, self.eval_images)
         if arm in SAME_UPDATE:
             sizes = (self.timed, self.timed // 3, self.timed_images)
