@@ -65,14 +65,17 @@ ARMS = {
     "paper_eager": Competitor("the paper's structure, eager fp32", "tempflow", 12, step="paper"),
     "structure": Competitor("wavefront, one row per state", "tempflow", 12),
     "compiled": Competitor("compiled blocks", "tempflow", 12, {"compile_blocks": True}),
-    "budget": Competitor("branches at steps 1 to 4", "tempflow", 20, {"branch_steps": (1, 2, 3, 4)}),
-    "tails": Competitor("tails of two", "tempflow", 20, COMPETITORS["tempflow_short"].settings),
+    "budget": Competitor(
+        "branches at steps 1 to 4", "tempflow", 20, {"compile_blocks": True, "branch_steps": (1, 2, 3, 4)}
+    ),
+    "tails": Competitor(
+        "tails of two", "tempflow", 20, {"compile_blocks": True, **COMPETITORS["tempflow_short"].settings}
+    ),
 }
-"""Name -> what `bench.time_to_reward` times, with the noise level and, as a rule, the learning rate of "tempflow"."""
+"""Name -> what `bench.time_to_reward` times: each adds one thing to the one before. They have the noise level and, as a
+rule, the learning rate of "tempflow"."""
 ARM_RATES = {"budget": 8e-4, "tails": 8e-4}
 """Learning rates of arms whose updates are noisier, tuned with their prompts: see the page."""
-ADDED = (("paper_eager", "structure"), ("structure", "compiled"), ("structure", "budget"), ("budget", "tails"))
-"""Pairs of arms: the second adds one thing to the first."""
 SAME_UPDATE = ("structure", "compiled")
 """Arms whose update is that of the first, to rounding: they are timed for some iterations instead of to the target."""
 METHODS = COMPETITORS | ARMS

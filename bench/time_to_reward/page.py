@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tempflow_fast.files import write_text
 
 from .. import machine
 from ..experiment.analysis import first_at
-from ..experiment.methods import ADDED, METHODS, SAME_UPDATE
+from ..experiment.methods import METHODS, SAME_UPDATE
 from ..experiment.page import table
 from ..experiment.ratios import speedup
 from ..experiment.results import Result
@@ -71,8 +72,7 @@ def write_page(
                     "to": METHODS[two].title,
                     "times faster": speedup(runs[one], runs[two], target, AXIS) or "not known yet",
                 }
-                for one, two in ADDED
-                if one in runs and two in runs
+                for one, two in pairwise(arms)
             ]
         ),
     ]
