@@ -44,7 +44,7 @@ def parity() -> Iterator[tuple[str, ...]]:
         found = {check.what: check.found for check in prove(policy)}
         off, on = (found.get(f"latents {kind}") for kind in ("without guidance", "at guidance 3.5"))
         yield (
-            f"`{policy.family.pipeline}`",
+            f"`{policy.family.name}`",
             policy.calls.facts.time,
             _guidance(policy),
             *("" if figure is None else f"{figure:.1e}" for figure in (off, on)),
@@ -66,7 +66,7 @@ def editing() -> Iterator[tuple[str, ...]]:
         figures = [found[f"latents with source images {kind}"] for kind in ("without guidance", "at guidance 3.5")]
         fewest, most = policy.num_images
         numbers = f"{fewest} to {most}" if fewest < most else str(most)
-        yield f"`{policy.family.pipeline}`", numbers, _guidance(policy), *(f"{figure:.1e}" for figure in figures)
+        yield f"`{policy.family.name}`", numbers, _guidance(policy), *(f"{figure:.1e}" for figure in figures)
 
 
 def _guidance(policy: Any) -> str:

@@ -16,7 +16,7 @@ from .errors import fail, require, unknown
 from .text import printable
 
 REWARDS, RECIPES, POLICIES = (f"tempflow_fast.{kind}" for kind in ("rewards", "recipes", "policies"))
-"""Groups of entry points. The name of a policy is that of its pipeline's class in diffusers."""
+"""Groups of entry points. The name of a policy is that of its pipeline's class."""
 FORM = '"module:function"'
 
 

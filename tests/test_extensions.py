@@ -86,7 +86,7 @@ def test_code_is_named_where_nothing_is_installed(place, model):
     assert get_recipe("code_of_others:calm").optimizer.learning_rate == 1e-6
     assert find_model(model, "code_of_others:Own")[1].family.pipeline == "OwnPipeline"
     with pytest.raises(
-        ValueError, match=r"load_policy: model must be one of AuraFlowPipeline, .* policy, got a OwnPipeline"
+        ValueError, match=r"load_policy: model must be one of AuraFlowPipeline, .* policy, such as module:Class, got"
     ):
         find_model(model)
 

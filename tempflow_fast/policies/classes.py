@@ -47,11 +47,11 @@ def policy_class(family: Family, listed: bool = True) -> type[DiffusersPolicy]:
         family: its row.
         listed: as `DiffusersPolicy.listed`.
     """
-    name = f"{family.pipeline.removesuffix('Pipeline')}Policy"
+    name = f"{family.name.removesuffix('Pipeline')}Policy"
     return type(name, (DiffusersPolicy,), {"family": family, "listed": listed, "__module__": __name__})
 
 
-_NAMED = {policy.family.pipeline: policy for policy in (SD3Policy, FluxPolicy, QwenImagePolicy)}
+_NAMED = {policy.family.name: policy for policy in (SD3Policy, FluxPolicy, QwenImagePolicy)}
 POLICIES: dict[str, type[DiffusersPolicy]] = {
     name: _NAMED.get(name) or policy_class(family) for name, family in FAMILIES.items()
 }

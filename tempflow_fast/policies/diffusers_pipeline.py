@@ -111,9 +111,7 @@ class DiffusersPolicy(NetworkPolicy):
     @quiet(*LIBRARIES)
     def makes_videos(cls) -> bool:
         """Whether the pipelines of this class make videos."""
-        import diffusers
-
-        return makes_videos(getattr(diffusers, cls.family.pipeline))
+        return makes_videos(cls.family.pipeline_class)
 
     @classmethod
     @quiet(*LIBRARIES)
@@ -127,9 +125,7 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: naming the argument.
         """
-        import diffusers
-
-        check_video(cls.__name__, getattr(diffusers, cls.family.pipeline), num_frames, frame_rate)
+        check_video(cls.__name__, cls.family.pipeline_class, num_frames, frame_rate)
 
     @classmethod
     @quiet(*LIBRARIES)  # the first use of a class imports its module, which may warn
@@ -161,8 +157,6 @@ class DiffusersPolicy(NetworkPolicy):
             ValueError: as for the class; if the device cannot be used or the model is one of another class; or naming
                 the file that cannot be loaded.
         """
-        import diffusers
-
         from . import POLICIES
 
         function = f"{cls.__name__}.from_pretrained"
@@ -170,9 +164,9 @@ class DiffusersPolicy(NetworkPolicy):
         floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         require(floating, function, "dtype", "a torch.dtype of floating-point numbers", repr(dtype))
         name = read_index(function, path)["_class_name"]
-        known = [cls.family.pipeline, *(other for other, policy in POLICIES.items() if policy is cls)]
+        known = [cls.family.name, *(other for other, policy in POLICIES.items() if policy is cls)]
         require(name in known, function, "model", f"a {' or '.join(dict.fromkeys(known))}", f"a {name}, {str(path)!r}")
-        pipeline_class = getattr(diffusers, cls.family.pipeline)
+        pipeline_class = cls.family.pipeline_class
         cls.check_video(num_frames, frame_rate)
         dtypes = {"default": dtype, "vae": torch.float32}
         pipeline = load_pipeline(function, path, pipeline_class, dtypes, cls.family.optional_parts, allow_code)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import require
 from .learn import Combine
 
 PIXELS_PER_LATENT = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
@@ -20,7 +21,18 @@ def pixels_per_latent(pipeline: Any) -> int:
     Args:
         pipeline: of diffusers.
     """
-    return next((int(getattr(pipeline, name)) for name in PIXELS_PER_LATENT if hasattr(pipeline, name)), 1)
+    known = (int(getattr(pipeline, name)) for name in PIXELS_PER_LATENT if hasattr(pipeline, name))
+    return next(known, None) or pixels_of(pipeline.vae.config)
+
+
+def pixels_of(vae: Mapping[str, Any]) -> int:
+    """The number of pixels on a side of one latent of an autoencoder that halves images between its blocks.
+
+    Args:
+        vae: its configuration.
+    """
+    halvings = vae.get("temperal_downsample") or vae.get("block_out_channels", (0,))[1:]
+    return int(2 ** len(halvings))
 
 
 def _default_pixels(pipeline: Any) -> int:
@@ -37,10 +49,10 @@ def _no_modules(network: nn.Module) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Models of one pipeline class of diffusers.
+    """Models of one pipeline class.
 
     Args:
-        pipeline: name of the class.
+        pipeline: name of the class in diffusers, or a class of your own with the base `DiffusionPipeline`.
         guidance: the argument of `__call__` for the scale of classifier-free guidance; None: it has none.
         embedded: whether the network takes the scale of `guidance_scale` as an input, which replaces guidance by two
             velocities; decided by the network's configuration.
@@ -63,7 +75,7 @@ class Family:
             waits for.
     """
 
-    pipeline: str
+    pipeline: str | type[Any]
     guidance: str | None = "guidance_scale"
     embedded: Callable[[Any], bool] = lambda config: False
     above: float = 1.0
@@ -79,6 +91,26 @@ class Family:
     pixels: Callable[[Any], int] = _default_pixels
     largest: Callable[[Any], int | None] = lambda pipeline: None
     idle: Callable[[Any], tuple[str, ...]] = _no_modules
+
+    @property
+    def name(self) -> str:
+        """Of the pipeline's class, as in the model_index.json of its models."""
+        return self.pipeline if isinstance(self.pipeline, str) else self.pipeline.__name__
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The pipeline's class.
+
+        Raises:
+            ValueError: if diffusers has none of this name, or it is no pipeline.
+        """
+        import diffusers
+
+        found = getattr(diffusers, self.pipeline, None) if isinstance(self.pipeline, str) else self.pipeline
+        expected = "the name of a pipeline class in diffusers, or a class with the base DiffusionPipeline"
+        fits = isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)
+        require(fits, "Family", "pipeline", expected, repr(self.pipeline))
+        return found
 
 
 def token_norm(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
@@ -152,7 +184,7 @@ _QWEN = Family(
     idle=_qwen_idle,
 )
 FAMILIES: dict[str, Family] = {
-    family.pipeline: family
+    family.name: family
     for family in (
         Family(
             pipeline="StableDiffusion3Pipeline",

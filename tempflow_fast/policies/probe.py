@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import require
 from .places import bound, place_of
+
+DRAWS = "one that draws its noise in prepare_latents, or by diffusers' randn_tensor imported in its module"
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Probe:
         def call(network: Any, *args: Any, **kwargs: Any) -> Any:
             if not num_steps:
                 raise _DoneError
+            is_drawn, got = trace.latents.numel() > 0, f"a {type(self.pipeline).__name__}"
+            require(is_drawn, "DiffusersPolicy", "pipeline", DRAWS, got)
             noted = bound(network, args, kwargs)
             place = place_of(noted, trace.latents)
             output = random(place.output_shape)
@@ -182,15 +187,16 @@ class Probe:
     @contextmanager
     def _drawing(self, draw: Callable[..., Tensor]) -> Iterator[None]:
         """Lets `draw` make the initial noise of a pipeline without `prepare_latents`."""
-        module: Any = sys.modules[type(self.pipeline).__module__]
-        if hasattr(self.pipeline, "prepare_latents") or not hasattr(module, "randn_tensor"):
-            yield
-            return
-        own, module.randn_tensor = module.randn_tensor, draw
+        found: list[Any] = [sys.modules[kind.__module__] for kind in type(self.pipeline).__mro__]
+        drawing = [] if hasattr(self.pipeline, "prepare_latents") else [m for m in found if hasattr(m, "randn_tensor")]
+        own = {module: module.randn_tensor for module in drawing}
+        for module in own:
+            module.randn_tensor = draw
         try:
             yield
         finally:
-            module.randn_tensor = own
+            for module, function in own.items():
+                module.randn_tensor = function
 
     def _double(self, hooks: dict[str, Callable[..., Any]], call: Callable[..., Any], **parts: Any) -> Any:
         place = property(lambda pipeline: self.device)  # also while the text encoders wait elsewhere

@@ -22,7 +22,7 @@ from ..quiet import quiet
 from ..source_images import Sources
 from . import lora
 from .base import Condition, guides
-from .families import FAMILIES
+from .families import FAMILIES, pixels_of
 from .model_files import INDEX, LIBRARIES
 from .network import NetworkPolicy
 from .places import OTHERS
@@ -70,7 +70,7 @@ class WeightlessPolicy(NetworkPolicy):
         named = [name for name in index if f"{name}/config.json" in files]
         parts = {name: _on_meta(name, files) for name in named}
         self.config = parts["transformer"].config
-        factor = _pixels_per_latent(parts["vae"].config)
+        factor = pixels_of(parts["vae"].config)
         side = resolution or factor * self.config.get("sample_size", DEFAULT_SIDE)
         height, width = (side, side) if isinstance(side, int) else side
         self.grid = height // (2 * factor), width // (2 * factor)
@@ -217,12 +217,6 @@ class WeightlessPolicy(NetworkPolicy):
         """Where the network is."""
         empty = torch.empty(*shape, dtype=dtype, device="meta")
         return FakeTensor(self.mode, empty, CPU) if self._for_cpu else empty
-
-
-def _pixels_per_latent(vae: Any) -> int:
-    """Pixels of an image on a side of the autoencoder's latent, by its configuration."""
-    halvings = vae.get("temperal_downsample") or vae["block_out_channels"][1:]
-    return int(2 ** len(halvings))
 
 
 def is_known(files: Files) -> bool:

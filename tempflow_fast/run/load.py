@@ -91,7 +91,8 @@ def find_model(model: str | Path, policy: str | None = None) -> tuple[str, type[
             fail("load_policy", "model", "one whose pipeline a policy can follow", f"a {name}: {UNSUPPORTED[name]}")
         if hasattr(diffusers, name):
             return source, unlisted_class(name)
-        fail("load_policy", "model", f"one of {', '.join(sorted(known))}, or given with a policy", f"a {name}")
+        expected = f"one of {', '.join(sorted(known))}, or given with a policy, such as module:Class"
+        fail("load_policy", "model", expected, f"a {name}")
     form = '"module:Class"'
     found = find_code("load_policy", "policy", policy or name, POLICIES, extensions.POLICIES, form)
     fits = isinstance(found, type) and issubclass(found, DiffusersPolicy)

@@ -49,9 +49,9 @@ def refused(model, message):
 def test_a_class_takes_its_own_family_alone(saved, policy_class):
     assert isinstance(policy_class.from_pretrained(saved / policy_class.__name__, resolution=16), policy_class)
     for other in FAMILIES.keys() - {policy_class}:
-        name, directory = other.family.pipeline, saved / other.__name__
+        name, directory = other.family.name, saved / other.__name__
         message = (
-            rf"{policy_class.__name__}.from_pretrained: model must be a {policy_class.family.pipeline}, got a {name}, "
+            rf"{policy_class.__name__}.from_pretrained: model must be a {policy_class.family.name}, got a {name}, "
         )
         with pytest.raises(ValueError, match=message):
             policy_class.from_pretrained(directory)
