@@ -171,11 +171,14 @@ def _watched(pipeline: Any, found: Sampled) -> Iterator[None]:
         found.states.append(made[0])
         return made
 
+    bar = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler.step = watched_step
     pipeline.vae.encode = functools.partial(encoded_image, pipeline.vae)
     try:
         yield
     finally:
+        pipeline.set_progress_bar_config(**bar)
         del pipeline.scheduler.step, pipeline.vae.encode
 
 

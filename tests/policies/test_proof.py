@@ -73,8 +73,10 @@ def test_what_differs_is_named(tmp_path):
 
 def test_the_command_shows_what_was_learnt_and_what_matches(tmp_path, capsys):
     model = saved("chroma", tmp_path)
+    capsys.readouterr()
     assert main(["check-model", model, "--resolution", "32", "--max-text-length", "9"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == ""  # no progress bars of the pipeline
     assert "time: ChromaTransformer2DModel takes sigma" in out
     assert out.count("matches") == 6
     assert "DIFFERS" not in out
