@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import OVERALL
-from ..errors import fail, require, unknown
+from ..errors import fail, require
 from ..source_images import IMAGE, check_file, sources_of, stamp
 from ..text import printable, shortened
 
@@ -33,8 +33,8 @@ def checked_entry(row: Mapping[str, Any], column: str, where: str, directory: Pa
         ValueError: naming the place and the field: for a prompt that is no text, a task without a usable name, a
             negative prompt, source images that are no image files, or metadata that JSON cannot hold.
     """
-    if column not in row:
-        unknown("read_prompts", f"column of {where}", column, row)
+    expected = f"an entry with the field {column!r}, or with another one that --prompt-column names"
+    require(column in row, "read_prompts", where, expected, f"one with {shortened(', '.join(map(str, row)))}")
     prompt, task = row[column], row.get(TASK)
     is_text = isinstance(prompt, str) and bool(prompt.strip()) and "\0" not in prompt
     require(is_text, "read_prompts", f"{column} of {where}", "a text, not empty and without NUL", _shown(prompt))

@@ -85,7 +85,8 @@ class RunDirectory:
             ValueError: if the path is a file or a directory that is not empty.
         """
         if is_taken(self.path):
-            got = f"{str(self.path)!r}, which is not empty: remove it or name another"
+            kind = "is not empty" if self.path.is_dir() else "is a file"
+            got = f"{str(self.path)!r}, which {kind}: remove it or name another"
             fail("RunDirectory", "path", "a new or empty directory, or that of a run to resume", got)
 
     def check_kinds(self) -> None:

@@ -163,7 +163,7 @@ MODELS = {
 PLACES = {
     "a directory in use": (["train", "--output", "used"], "new or empty directory, or that of a run"),
     "a directory of no name": (["train", "--output", ""], "new or empty directory, or that of a run"),
-    "a file for a directory": (["train", "--output", "file"], "got 'file', which is not empty"),
+    "a file for a directory": (["train", "--output", "file"], "got 'file', which is a file"),
     "a directory in a file": (["train", "--output", "file/x"], "file"),
     "no place for a directory": (["train", "--output", "/proc/x"], "/proc"),
     "a name that is too long": (["train", "--output", "x" * 300], "File name too long"),
