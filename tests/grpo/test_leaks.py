@@ -29,8 +29,9 @@ def held() -> tuple[int, int, int]:
     )
 
 
-@pytest.mark.parametrize("num_iterations", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_memory_threads_and_files_stay_as_they_are(num_iterations):
+@pytest.mark.parametrize(("num_iterations", "growth"), [(100, 0.02), pytest.param(300, 0.006, marks=pytest.mark.slow)])
+def test_memory_threads_and_files_stay_as_they_are(num_iterations, growth):
+    """8 KB more per iteration are too much for the second. Memory grows by 0.0008, most of it in the first hundred."""
     policy = TinyPolicy()
     optimizer = sgd(policy, lr=1e-3)
     for seed in range(30):
@@ -42,7 +43,7 @@ def test_memory_threads_and_files_stay_as_they_are(num_iterations):
         policy.calls.clear()
     after = held()
     print(f"{num_iterations} iterations: {after[0] / pages:.4f} of the memory")
-    assert after[0] <= 1.02 * pages
+    assert after[0] <= (1 + growth) * pages
     assert after[1:] == (threads, files)
 
 
