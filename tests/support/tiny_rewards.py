@@ -70,6 +70,11 @@ def detector(directory: Path):
     )  # fmt: skip
     model = Mask2FormerForUniversalSegmentation(config).eval()
     model.class_predictor.weight.data.normal_(std=1.5)
+    decoder = model.model.transformer_module
+    # transformers 5.0 starts these near zero, so that rounding decides which pixels belong to a mask.
+    for part in (*decoder.children(), *decoder.decoder.mask_predictor.modules()):
+        if isinstance(part, torch.nn.Embedding | torch.nn.Linear):
+            part.reset_parameters()
     model.save_pretrained(directory)
     return model
 
