@@ -103,9 +103,10 @@ class DiffusersPolicy(NetworkPolicy):
         Raises:
             ValueError: if it is out of range.
         """
-        longest = cls.family.longest_text
-        fits = length is None or 1 <= integer(cls.__name__, "max_text_length", length) <= longest
-        require(fits, cls.__name__, "max_text_length", f"in 1..{longest}", length)
+        fewest, most = cls.family.shortest_text, cls.family.longest_text
+        fits = length is None or fewest <= integer(cls.__name__, "max_text_length", length) <= most
+        expected = f"in {fewest}..{most}" if fewest < most else str(most)
+        require(fits, cls.__name__, "max_text_length", expected, length)
 
     @classmethod
     @quiet(*LIBRARIES)

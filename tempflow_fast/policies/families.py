@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,12 +62,14 @@ class Family:
             unconditional).
         negative: the text that guidance leads away from.
         text_length: number of tokens at which the public training scripts cut a prompt; None: the pipeline's default.
+        shortest_text: the fewest tokens at which a prompt can be cut.
         longest_text: the most tokens that the pipeline takes.
         call: (pipeline, arguments) -> more arguments of `__call__`, given those that it gets in any case. It gets the
             text length as `max_sequence_length` where it has such an argument.
         images: the fewest and the most source images of a prompt, the argument `image` of `__call__`.
         batches: whether the pipeline takes several prompts at once.
         network: name of the part that is trained.
+        settings: those of the pipeline's configuration with which alone a policy can follow it.
         optional_parts: names of parts that a model may lack, in addition to those that are optional to diffusers.
         pixels: how many pixels the sides of images must be multiples of.
         largest: the largest side in pixels; None: any.
@@ -82,11 +84,13 @@ class Family:
     combine: Combine | None = None
     negative: str = ""
     text_length: int | None = None
+    shortest_text: int = 1
     longest_text: int = 512
     call: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = _no_arguments
     images: tuple[int, int] = (0, 0)
     batches: bool = True
     network: str = "transformer"
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     optional_parts: tuple[str, ...] = ()
     pixels: Callable[[Any], int] = _default_pixels
     largest: Callable[[Any], int | None] = lambda pipeline: None
@@ -183,6 +187,8 @@ _QWEN = Family(
     longest_text=1024,
     idle=_qwen_idle,
 )
+# With the setting, every token has a time of its own.
+_WAN = Family(pipeline="WanPipeline", settings={"expand_timesteps": False})
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -216,7 +222,9 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="PRXPipeline", call=_as_asked),
         Family(pipeline="SanaPipeline", call=_as_asked),
         Family(pipeline="Kandinsky5T2IPipeline"),
-        Family(pipeline="WanPipeline"),
+        _WAN,
+        # Its network tells the tokens of the image from those of the text by their number.
+        replace(_WAN, pipeline="WanImageToVideoPipeline", shortest_text=512, images=(1, 1)),
         Family(pipeline="LTXPipeline", pixels=lambda pipeline: 32),
     )
 }

@@ -16,7 +16,7 @@ CALLED_WITH = ("prompt", "height", "width", "num_inference_steps", "generator", 
 
 
 def check_parts(owner: str, pipeline: Any, family: Family) -> None:
-    """Refuses another family's pipeline or network, and a scheduler of another rule.
+    """Refuses another family's pipeline, network or settings, and a scheduler of another rule.
 
     Args:
         owner: whose error it is.
@@ -24,7 +24,7 @@ def check_parts(owner: str, pipeline: Any, family: Family) -> None:
         family: its row.
 
     Raises:
-        ValueError: naming the part.
+        ValueError: naming the part or the setting.
     """
     name, part = family.name, family.network
     own, got = family.pipeline_class, type(pipeline).__name__
@@ -42,6 +42,9 @@ def check_parts(owner: str, pipeline: Any, family: Family) -> None:
     for other, component in pipeline.components.items():
         alone = other == part or not isinstance(component, kinds)
         require(alone, owner, f"pipeline.{other}", f"None: one network is trained, {part}", type(component).__name__)
+    for setting, value in family.settings.items():
+        got = pipeline.config.get(setting)
+        require(got == value, owner, f"pipeline.config.{setting}", repr(value), got)
     check_scheduler(owner, pipeline.scheduler)
 
 

@@ -18,6 +18,8 @@ from ..errors import require
 from .places import bound, place_of
 
 DRAWS = "one that draws its noise in prepare_latents, or by diffusers' randn_tensor imported in its module"
+ENCODERS = ("encode_prompt", "encode_image")
+"""The methods of pipelines that run text and image encoders."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Trace:
     """Of every step."""
     predictions: list[Tensor] = field(default_factory=list)
     """What every step gave its scheduler for the velocity."""
-    encoded: list[Any] = field(default_factory=list)
-    """What every call of `encode_prompt` returned."""
+    encoded: dict[str, list[Any]] = field(default_factory=dict)
+    """Which of `ENCODERS` the pipeline has -> what every call of it returned."""
     seen: list[Any] = field(default_factory=list)
     """What every call of the autoencoder's `encode` returned, for source images."""
     prepared: Any = None
@@ -91,15 +93,10 @@ class Probe:
         """
         trace = Trace(copy.deepcopy(self.pipeline.scheduler))  # a copy keeps `set_shift`, which no config holds
         generator = torch.Generator().manual_seed(0)
-        encoded, seen = (None, None) if known is None else (iter(known.encoded), iter(known.seen))
+        seen = None if known is None else iter(known.seen)
 
         def random(shape: torch.Size) -> Tensor:
             return torch.randn(shape, generator=generator).to(self.device)
-
-        def encode_prompt(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
-            own = type(self.pipeline).encode_prompt
-            trace.encoded.append(own(pipeline, *args, **kwargs) if encoded is None else next(encoded))
-            return trace.encoded[-1]
 
         def encode(image: Tensor, *args: Any, **kwargs: Any) -> Any:
             trace.seen.append(encoded_image(self.pipeline.vae, image, *args, **kwargs) if seen is None else next(seen))
@@ -138,7 +135,8 @@ class Probe:
             return Stepped((sample,))
 
         trace.scheduler.step = step
-        hooks = {"encode_prompt": encode_prompt}
+        hooks = self._noting(trace) if known is None else _repeating(known)
+        trace.encoded = trace.encoded if known is None else known.encoded
         if hasattr(self.pipeline, "prepare_latents"):
             hooks["prepare_latents"] = prepare_latents
         with suppress(_DoneError), torch.no_grad(), self._drawing(draw):
@@ -158,7 +156,7 @@ class Probe:
             [R, 3, H, W], or [R, F, 3, H, W] for videos; in [0, 1], NaN where the autoencoder overflows: the library's
             clamp would make white or black.
         """
-        encoded, seen = iter(trace.encoded), iter(trace.seen)
+        seen = iter(trace.seen)
 
         def decode(*args: Any, **kwargs: Any) -> Any:
             made = self.pipeline.vae.decode(*args, **kwargs)
@@ -175,7 +173,7 @@ class Probe:
         own = scheduler.set_timesteps  # the pipelines look at its parameters
         scheduler.sigmas = trace.sigmas  # numbers, which some pipelines ask for: a measurement has tensors without data
         scheduler.set_timesteps = functools.wraps(own)(lambda *args, **kwargs: None)
-        hooks = {"encode_prompt": lambda *args, **kwargs: next(encoded)}
+        hooks = _repeating(trace)
         if hasattr(self.pipeline, "prepare_latents"):
             hooks["prepare_latents"] = lambda *args, **kwargs: trace.prepared
         vae = _shadow(self.pipeline.vae, {}, decode=decode, encode=lambda *args, **kwargs: next(seen))
@@ -183,6 +181,20 @@ class Probe:
         double = self._double(hooks, lambda *args, **kwargs: trace.answer, **parts)
         images: Tensor = double(**{**arguments, "output_type": "pt"}, generator=_generator())[0]
         return images
+
+    def _noting(self, trace: Trace) -> dict[str, Callable[..., Any]]:
+        """The pipeline's own `ENCODERS`, whose answers are noted."""
+
+        def noting(name: str) -> Callable[..., Any]:
+            own, answers = getattr(type(self.pipeline), name), trace.encoded.setdefault(name, [])
+
+            def call(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+                answers.append(own(pipeline, *args, **kwargs))
+                return answers[-1]
+
+            return call
+
+        return {name: noting(name) for name in ENCODERS if hasattr(self.pipeline, name)}
 
     @contextmanager
     def _drawing(self, draw: Callable[..., Tensor]) -> Iterator[None]:
@@ -203,6 +215,15 @@ class Probe:
         parts[self.network] = _shadow(getattr(self.pipeline, self.network), {"__call__": call})
         still = {"_progress_bar_config": {"disable": True}, "maybe_free_model_hooks": lambda: None}
         return _shadow(self.pipeline, {**hooks, "_execution_device": place, "device": place}, **parts, **still)
+
+
+def _repeating(trace: Trace) -> dict[str, Callable[..., Any]]:
+    """What answers as `ENCODERS` have in an earlier call, without running them."""
+
+    def repeating(answers: Iterator[Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: next(answers)
+
+    return {name: repeating(iter(answers)) for name, answers in trace.encoded.items()}
 
 
 def encoded_image(vae: Any, image: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -69,6 +69,7 @@ USAGES = (
     Usage("OvisImagePipeline", 50, 5.0),
     Usage("PRXPipeline", 28, 4.0),
     Usage("SanaPipeline", 20, 4.5),
+    Usage("WanImageToVideoPipeline", 50, 5.0, calls=VIDEO),
     Usage("WanPipeline", 50, 5.0, calls=VIDEO),
 )
 """The first row that fits a model holds."""

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from support.families import ALL, each_family, tiny_policy
+from support.families import ALL, each_family, editing, illustrated, tiny_policy
 
 from tempflow_fast.policies.lora_file import WEIGHTS
 from tempflow_fast.policies.pipeline_calls import LONG_TEXT, SHORT_TEXT
@@ -17,14 +17,22 @@ LIMIT = 1e-5
 """How far a policy may be from its pipeline, in float32."""
 
 
+@pytest.fixture(autouse=True)
+def _small_sources(monkeypatch):
+    editing.shrink_sources(monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("resolution", "negative"), [(SQUARE, None), (TALL, "blurry squares")], ids=["square", "tall, negative"]
 )
 @each_family()
 def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative):
-    """Two prompts of different lengths in a batch and alone, without guidance and with it, in float32."""
+    """Two prompts of different lengths in a batch and alone, without guidance and with it, in float32.
+
+    Where source images are taken, theirs differ in size, and in number where several are.
+    """
     changed = {} if negative is None else {"negative": negative}
-    policy = tiny_policy(name, tmp_path, resolution, **changed)
+    policy = illustrated(name, tmp_path, resolution=resolution, **changed)
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     frames = () if policy.calls.format.num_frames is None else (policy.calls.format.num_frames,)
     assert policy.decode(torch.zeros(1, *policy.latent_shape)).shape == (1, *frames, 3, height, width)
@@ -34,6 +42,8 @@ def test_trunk_and_pixels_are_the_pipelines(tmp_path, name, resolution, negative
     assert distance(short, long) > 50 * LIMIT  # a network that answers zero, or ignores the text, would always agree
     checks = prove(policy)
     print(name, *(f"{check.what} {check.found:.1e}" for check in checks), sep="\n    ")
+    fewest, most = policy.num_images
+    assert len(checks) == 6 * (1 + (fewest == 0 < most))
     assert {check.what for check in checks if not check.matches} == set()
     assert all(check.limit <= LIMIT for check in checks)
 
@@ -60,14 +70,14 @@ def predicted(policy, latents):
 @each_family()
 def test_what_the_output_depends_on_is_trained(tmp_path, name):
     """Data-parallel training waits for the gradient of every parameter that takes one."""
-    policy = tiny_policy(name, tmp_path)
+    policy = illustrated(name, tmp_path)
     predicted(policy, torch.randn(1, *policy.latent_shape)).square().mean().backward()
     assert untouched(policy) == []
 
 
 @each_family()
 def test_its_adapter_changes_the_pipelines_images_as_ours(tmp_path, name):
-    policy, other = (tiny_policy(name, tmp_path / str(copy)) for copy in range(2))
+    policy, other = (illustrated(name, tmp_path) for _ in range(2))
     latents = torch.randn(1, *policy.latent_shape)
     with torch.no_grad():
         before = predicted(policy, latents)

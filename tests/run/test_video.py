@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 from PIL import Image
-from support.families import FAMILIES
+from support.families import FAMILIES, video
 from support.families.parts import without_zeros
 
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.cli import main
 from tempflow_fast.evaluation.result import stills
+from tempflow_fast.policies import POLICIES
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.load import load_policy
 
@@ -105,13 +106,22 @@ def test_frames_of_a_model_of_images_are_refused():
         load_policy("embedded", num_frames=5)
 
 
-def test_a_second_network_is_refused_by_name(tmp_path):
-    from tempflow_fast.policies import POLICIES
-
-    pipeline = FAMILIES["wan"].build(tmp_path)
+@pytest.mark.parametrize("build", [video.wan, video.wan_image_to_video])
+def test_the_kinds_of_wan_2_2_are_refused_by_name(tmp_path, build):
+    pipeline = build(tmp_path)
+    kind = POLICIES[type(pipeline).__name__]
+    pipeline.register_to_config(expand_timesteps=True)
+    with pytest.raises(ValueError, match=r"pipeline\.config\.expand_timesteps must be False, got True"):
+        kind(pipeline)
     pipeline.register_modules(transformer_2=pipeline.transformer)
     with pytest.raises(ValueError, match=r"pipeline\.transformer_2 must be None: one network is trained, transformer"):
-        POLICIES["WanPipeline"](pipeline)
+        kind(pipeline)
+
+
+def test_a_text_of_another_length_is_refused_where_the_network_counts_on_it(tmp_path):
+    pipeline = video.wan_image_to_video(tmp_path)
+    with pytest.raises(ValueError, match="WanImageToVideoPolicy: max_text_length must be 512, got 226"):
+        POLICIES["WanImageToVideoPipeline"](pipeline, 32, 226)
 
 
 def test_three_frames_of_a_video_are_shown_along_its_shorter_side():

@@ -1,7 +1,7 @@
 """Small random pipelines of every family, built from the libraries' own classes. Nothing is downloaded.
 
-`text_to_image` and `video` have one function per family, which takes a directory for the tokenizer's files; `parts` has
-what they share. `FAMILIES` and `MORE` name those that the tests of families go through.
+`text_to_image`, `editing` and `video` have one function per family, which takes a directory for the tokenizer's files;
+`parts` has what they share. `ALL` names those that the tests of families go through.
 """
 
 from __future__ import annotations
@@ -64,15 +64,16 @@ MORE = {
     "ltx": Tiny(video.ltx, 9, num_frames=9),
 }
 """Families whose tests are slow."""
-ALL = FAMILIES | MORE
-EDITORS = {
+FROM_TEXT = FAMILIES | MORE
+FROM_IMAGES = {
     "flux_kontext": Tiny(editing.flux_kontext, 9),
     "flux_kontext_cfg": Tiny(partial(editing.flux_kontext, guidance_embeds=False), 9),
     "qwen_image_edit": Tiny(editing.qwen_image_edit, 300),
     "qwen_image_edit_plus": Tiny(partial(editing.qwen_image_edit, plus=True), 300),
-    "flux2": MORE["flux2"],
-    "flux2_klein": MORE["flux2_klein"],
+    "wan_image_to_video": Tiny(video.wan_image_to_video, num_frames=9),
 }
+"""Families whose prompts have source images; slow as well."""
+ALL = FROM_TEXT | FROM_IMAGES
 """Families whose prompts may have source images."""
 
 
@@ -80,13 +81,13 @@ def tiny_policy(name: str, directory: Path, resolution: int | tuple[int, int] = 
     """The policy on a tiny pipeline.
 
     Args:
-        name: of `ALL` or `EDITORS`.
+        name: of `ALL`.
         directory: for the tokenizer's files.
         resolution: of its images.
         changed: fields of its family's row.
     """
     torch.manual_seed(0)
-    tiny = (ALL | EDITORS)[name]
+    tiny = ALL[name]
     pipeline = pipelines.silent(tiny.build(directory))
     kind = POLICIES[type(pipeline).__name__]
     without_zeros(pipeline.transformer)
@@ -95,10 +96,27 @@ def tiny_policy(name: str, directory: Path, resolution: int | tuple[int, int] = 
     return kind(pipeline, resolution, tiny.text_length, tiny.num_frames)
 
 
+def illustrated(name: str, directory: Path, **changed: Any) -> Any:
+    """A `tiny_policy` that encodes a source image with every prompt, if it needs one.
+
+    Args:
+        name: as for `tiny_policy`.
+        directory: for the tokenizer's files and the image.
+        **changed: as for `tiny_policy`.
+    """
+    policy = tiny_policy(name, directory, **changed)
+    if policy.num_images[0]:
+        own, source = policy.encode, editing.painted(directory, "source")
+        policy.encode = lambda prompts, guided=False, images=None: own(
+            prompts, guided, images or [(source,)] * len(prompts)
+        )
+    return policy
+
+
 def each_family(**fields: Any) -> Any:
-    """A test for every family that has these fields; slow for those of `MORE`."""
+    """A test for every family that has these fields; slow for all but those of `FAMILIES`."""
     import pytest
 
     fitting = [name for name, tiny in ALL.items() if all(getattr(tiny, key) == fields[key] for key in fields)]
-    marks = {name: [pytest.mark.slow] for name in MORE}
+    marks = {name: [pytest.mark.slow] for name in ALL.keys() - FAMILIES.keys()}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=marks.get(name, [])) for name in fitting])

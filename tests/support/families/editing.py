@@ -1,16 +1,25 @@
-"""Pipelines that edit an image."""
+"""Pipelines that edit an image, and images for them."""
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from pathlib import Path
 
 import diffusers
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler as Scheduler
+from PIL import Image
 
 from support.families import parts
 from support.pipelines import AXES, HEAD_DIM, TEXT_DIM, clip_config, clip_tokenizer, t5, vae
+
+
+def painted(directory: Path, name: object, size: tuple[int, int] = (64, 64), seed: int = 0) -> str:
+    """A file with random pixels."""
+    path = directory / f"{name}.png"
+    Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1])).save(path)
+    return str(path)
 
 
 def shrink_sources(monkeypatch) -> None:
