@@ -208,7 +208,7 @@ class _Calls:
 
     def _moved(self, latents: Tensor, here: Tensor, after: Tensor) -> Tensor:
         """Rows [m N, *shape] by an Euler step each, from the levels `here` to those `after`, [m N]."""
-        owners, moved = torch.arange(len(latents), device=latents.device) % len(self.condition), []
+        owners, moved = torch.arange(len(latents)) % len(self.condition), []
         for piece in equal_pieces(len(latents), self.limit):
             rows, condition = latents[piece], self.condition[owners[piece]]
             velocity, uncond = evaluated(self.policy, rows, here[piece], condition, self.scale)

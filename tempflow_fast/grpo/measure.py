@@ -201,7 +201,8 @@ class _Calls:
             name: part.expand(rows, *part.shape[1:]).clone(memory_format=torch.contiguous_format)
             for name, part in self.condition.tensors.items()
         }
-        return self._latents(rows), torch.full((rows,), 0.5, device=self.policy.device), Condition(texts)
+        kinds = self.condition.kinds and self.condition.kinds * rows  # of one prompt
+        return self._latents(rows), torch.full((rows,), 0.5, device=self.policy.device), Condition(texts, kinds)
 
 
 def _line(rows: int, peaks: Sequence[int]) -> Calls:

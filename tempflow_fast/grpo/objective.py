@@ -64,7 +64,7 @@ def gather(rollout: Rollout, advantages: Tensor, pairs: Tensor) -> MicroBatch:
         advantages=there(advantages[rows]),
         steps=there(steps),
         sigma=there(rollout.table.sigma[steps], dtype),
-        condition=rollout.condition[there(own.trajectories[pairs])],
+        condition=rollout.condition[own.trajectories[pairs]],
         table=rollout.table,
         weight=float(own.weights[pairs[0]]),
     )

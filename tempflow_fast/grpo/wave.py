@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -117,7 +117,7 @@ class Wave:
         num_rows = self.row_counts[len(rows)]
         rows, levels = _padded(rows, num_rows), _padded(levels, num_rows)
         interruption.before_call()
-        condition = self.condition[self._there(self.owners[rows])]
+        condition = self.condition[_compact(self.owners[rows])]
         inputs = {
             "latents": self.latents[self._there(rows)],
             "sigma": self.sigma[self._there(levels)],
@@ -126,12 +126,12 @@ class Wave:
         self.num_calls += 1
         self.num_row_evaluations += num_rows
         scale = self.guidance_scale if call.mode.guided else 1.0
-        segment = _segment(self.policy, scale)
+        segment = _segment(self.policy, scale, condition.kinds)
         with self.tail_context() if call.mode.tail else nullcontext():
             if self.graphs is None:
                 velocity, *uncond = segment(inputs)
             else:
-                velocity, *uncond = self.graphs.run((call.mode.tail, scale), segment, inputs)
+                velocity, *uncond = self.graphs.run((call.mode.tail, scale, condition.kinds), segment, inputs)
         return velocity, uncond[0] if uncond else None
 
     def _branch(
@@ -163,13 +163,19 @@ class Wave:
             self.on_finished(self.latents[self._there(len(self.trajectory_ids) + rows)], rows)
 
     def _there(self, index: Tensor) -> Index:
-        """Rows on the host as an index on the device: a slice where they are consecutive, which copies nothing."""
-        if len(index) and bool((index.diff() == 1).all()):
-            return slice(int(index[0]), int(index[-1]) + 1)
-        return index.to(self.latents.device, non_blocking=True)
+        """Rows on the host as an index on the device."""
+        rows = _compact(index)
+        return rows if isinstance(rows, slice) else rows.to(self.latents.device, non_blocking=True)
 
 
-def _segment(policy: Policy, guidance_scale: float) -> Segment:
+def _compact(index: Tensor) -> Index:
+    """Rows on the host as a slice where they are consecutive, which copies nothing."""
+    if len(index) and bool((index.diff() == 1).all()):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index
+
+
+def _segment(policy: Policy, guidance_scale: float, kinds: tuple[Hashable, ...] | None) -> Segment:
     """One network call as a function of device tensors alone.
 
     Its inputs are latents [R, *shape], sigma [R] and the condition's tensors [R, ...]; its outputs are the velocity
@@ -178,7 +184,9 @@ def _segment(policy: Policy, guidance_scale: float) -> Segment:
 
     def evaluate(inputs: Tensors) -> tuple[Tensor, ...]:
         named = {name.removeprefix(CONDITION): part for name, part in inputs.items() if name.startswith(CONDITION)}
-        velocity, uncond = evaluated(policy, inputs["latents"], inputs["sigma"], Condition(named), guidance_scale)
+        velocity, uncond = evaluated(
+            policy, inputs["latents"], inputs["sigma"], Condition(named, kinds), guidance_scale
+        )
         return (velocity,) if uncond is None else (velocity, uncond)
 
     return evaluate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,23 +34,33 @@ class Condition:
 
     Args:
         tensors: name -> [N, ...]. The policy chooses the names; all tensors have the same number of rows.
+        kinds: N values, on the host, that tell the policy which rows a call of its network may hold together; None: all
+            of them.
 
     Raises:
-        ValueError: if the tensors differ in their number of rows.
+        ValueError: if these differ in their number of rows.
     """
 
     tensors: dict[str, Tensor]
+    kinds: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
         rows = {name: len(tensor) for name, tensor in self.tensors.items()}
         require(len(set(rows.values())) == 1, "Condition", "tensors", "of the same length", rows)
+        same = self.kinds is None or len(self.kinds) == len(self)
+        require(same, "Condition", "kinds", f"{len(self)} like the rows", self.kinds and len(self.kinds))
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
-        """Some of the rows: a view for a slice, a copy for an index tensor."""
-        return Condition({name: tensor[rows] for name, tensor in self.tensors.items()})
+        """Some of the rows: a view for a slice, a copy for an index tensor, which is best on the host."""
+        if isinstance(rows, slice):
+            return Condition(
+                {name: tensor[rows] for name, tensor in self.tensors.items()}, self.kinds and self.kinds[rows]
+            )
+        taken = {name: tensor[rows.to(tensor.device, non_blocking=True)] for name, tensor in self.tensors.items()}
+        return Condition(taken, self.kinds and tuple(self.kinds[row] for row in rows.tolist()))
 
     def to(self, device: torch.device | str) -> Condition:
         """The same rows on another device.
@@ -58,7 +68,7 @@ class Condition:
         Args:
             device: where to copy them.
         """
-        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.kinds)
 
 
 class Policy(Protocol):

@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from .layouts import Layout
-from .prompt_cache import Row
+from .prompt_cache import Encoding, Row
 from .template import Inputs, Rows, padded
 
-LENGTHS = "text lengths"
-"""Name of the rows' lengths, where prompts differ in length and the network has no mask."""
-LAYOUT = "layout"
-"""Name of the rows' layouts, where one of them is not the first."""
+Kind = tuple[Layout | None, int | None]
+"""Of a row, known on the host: its layout, None without source images; and the length of its text, None where the
+network is told by a mask or all are of one length."""
+PLAIN: Kind = (None, None)
 
 
-def collate(rows: Sequence[Row], numbers: Sequence[int], layouts: Sequence[Layout]) -> Row:
+def collate(encodings: Sequence[Encoding]) -> tuple[Row, list[Kind]]:
     """Stacks rows; shorter texts are padded with zeros, and the network's mask says so.
 
     Args:
-        rows: of every prompt.
-        numbers: of their layouts.
-        layouts: all.
+        encodings: of every prompt.
 
     Returns:
-        Name -> [N, ...]. Masks, `LENGTHS` and `LAYOUT` are there only where rows differ in these: attention has faster
-        kernels without a mask, and whether they differ is known here, on the host.
+        Name -> [N, ...], and the kinds of the rows. Masks are there only where rows differ in length: attention has
+        faster kernels without.
     """
+    rows, layouts = zip(*encodings, strict=True)
     names = dict.fromkeys(name for row in rows for name in row)
     tensors = {name: _stacked([row.get(name) for row in rows]) for name in names}
-    device = next(iter(tensors.values())).device
-    if any(numbers):
-        tensors[LAYOUT] = torch.tensor(numbers).to(device)
-    used = [layouts[number] for number in numbers]
-    texts = [next((slot for slot in layout.rows if slot.text_dim is not None), None) for layout in used]
-    if any(text is None for text in texts):
-        return tensors
-    lengths = torch.tensor([_length(row, text) for row, text in zip(rows, texts, strict=True)])
-    if lengths.min() == lengths.max():
-        return tensors
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    tensors |= {slot.name: mask.to(device, slot.dtype) for layout in used for slot in layout.masks}
-    if any(not _has_mask(layout) for layout in used):
-        tensors[LENGTHS] = lengths.to(device)
-    return tensors
+    own = [layout if layout.has_images else None for layout in layouts]
+    texts = [next((slot for slot in layout.rows if slot.text_dim is not None), None) for layout in layouts]
+    lengths = [None if text is None else _length(row, text) for row, text in zip(rows, texts, strict=True)]
+    if None in lengths or len(set(lengths)) == 1:
+        return tensors, [(layout, None) for layout in own]
+    sizes, device = torch.tensor(lengths), next(iter(tensors.values())).device
+    mask = torch.arange(int(sizes.max())) < sizes[:, None]
+    tensors |= {slot.name: mask.to(device, slot.dtype) for layout in layouts for slot in layout.masks}
+    masked = all(map(_has_mask, layouts))
+    return tensors, [(layout, None if masked else length) for layout, length in zip(own, lengths, strict=True)]
 
 
 def _has_mask(layout: Layout) -> bool:
@@ -55,8 +50,7 @@ def _has_mask(layout: Layout) -> bool:
     return bool(masked) and all(slot.dim is not None for slot in layout.rows)
 
 
-def _length(row: Row, text: Rows | None) -> int:
-    assert text is not None
+def _length(row: Row, text: Rows) -> int:
     assert text.text_dim is not None
     return row[text.name].shape[text.text_dim]
 
@@ -68,33 +62,43 @@ def _stacked(parts: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([known[0].new_zeros(longest) if part is None else padded(part, longest) for part in parts])
 
 
-def by_layout(inputs: Inputs, layouts: Sequence[Layout], predict: Callable[[Layout, Inputs], Tensor]) -> Tensor:
-    """Calls the network once for each layout, and for each length of text that it cannot be told otherwise.
+def by_kind(
+    inputs: Inputs, kinds: Sequence[tuple[Layout, int | None]], predict: Callable[[Layout, Inputs], Tensor]
+) -> Tensor:
+    """Calls the network once for each kind of row, without waiting for the device.
 
     Args:
-        inputs: of R rows, with `LAYOUT` and `LENGTHS` if they differ.
-        layouts: all.
+        inputs: of R rows.
+        kinds: of the rows.
         predict: the network, on rows that one call may hold.
 
     Returns:
         [R, ...]
     """
-    if LENGTHS not in inputs.rows and LAYOUT not in inputs.rows:
-        return predict(layouts[0], inputs)
-    count = len(inputs.latents)
-    # Both wait for the device.
-    lengths = inputs.rows[LENGTHS].tolist() if LENGTHS in inputs.rows else [None] * count
-    numbers = inputs.rows[LAYOUT].tolist() if LAYOUT in inputs.rows else [0] * count
-    keys = list(zip(numbers, lengths, strict=True))
-    groups = {key: [row for row, own in enumerate(keys) if own == key] for key in sorted(set(keys))}
-    parts = [predict(layouts[key[0]], _cut(inputs, layouts[key[0]], key[1], rows)) for key, rows in groups.items()]
-    order = torch.tensor([row for rows in groups.values() for row in rows], device=inputs.latents.device)
-    return torch.cat(parts)[order.argsort()]
+    runs: dict[tuple[Layout, int | None], list[slice]] = {}
+    for kind, places in groupby(range(len(kinds)), key=kinds.__getitem__):
+        first, *rest = places
+        runs.setdefault(kind, []).append(slice(first, first + 1 + len(rest)))
+    pieces: dict[int, Tensor] = {}
+    for (layout, length), own in runs.items():
+        made = predict(layout, _cut(inputs, layout, length, own))
+        sizes = [run.stop - run.start for run in own]
+        pieces |= zip((run.start for run in own), made.split(sizes), strict=True)
+    return _joined(pieces[start] for start in sorted(pieces))
 
 
-def _cut(inputs: Inputs, layout: Layout, length: int | None, rows: list[int]) -> Inputs:
-    """The rows of one layout and length, without padding."""
-    tensors = {slot.name: layout.part(slot, inputs.rows[slot.name][rows], length) for slot in layout.rows}
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    first, *rest = parts
+    return torch.cat([first, *rest]) if rest else first
+
+
+def _cut(inputs: Inputs, layout: Layout, length: int | None, runs: Sequence[slice]) -> Inputs:
+    """Some rows of one kind, without padding."""
+
+    def taken(tensor: Tensor) -> Tensor:
+        return _joined(tensor[run] for run in runs)
+
+    tensors = {slot.name: layout.part(slot, taken(inputs.rows[slot.name]), length) for slot in layout.rows}
     if length is None:
-        tensors |= {slot.name: inputs.rows[slot.name][rows] for slot in layout.masks if slot.name in inputs.rows}
-    return replace(inputs, latents=inputs.latents[rows], time=inputs.time[rows], rows=tensors)
+        tensors |= {slot.name: taken(inputs.rows[slot.name]) for slot in layout.masks if slot.name in inputs.rows}
+    return replace(inputs, latents=taken(inputs.latents), time=taken(inputs.time), rows=tensors)

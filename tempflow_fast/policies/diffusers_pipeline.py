@@ -16,7 +16,7 @@ from ..quiet import quiet
 from ..source_images import IMAGE, Sources, stamp
 from . import lora, lora_file
 from .base import Condition, guides, images_of
-from .collate import by_layout, collate
+from .collate import PLAIN, Kind, by_kind, collate
 from .families import Family
 from .format import check_video, checked_format, makes_videos
 from .layouts import Layout
@@ -25,7 +25,7 @@ from .network import NetworkPolicy
 from .offload import ALIGNMENT, HostCopies
 from .pipeline_calls import PipelineCalls, Prompt
 from .pipeline_parts import check_parts, encoders
-from .prompt_cache import PromptCache, Row
+from .prompt_cache import Encoding, PromptCache
 from .schedule import check_scheduler
 from .template import Inputs, fill
 from .vae import Bf16Decoder
@@ -238,11 +238,13 @@ class DiffusersPolicy(NetworkPolicy):
         texts: tuple[Sequence[str | None], ...] = (prompts, [None] * len(prompts)) if paired else (prompts,)
         asked = [[(text, tuple(own)) for text, own in zip(part, images, strict=True)] for part in texts]
         known = self._encodings([prompt for part in asked for prompt in part])
-        rows, numbers = zip(*(known[part] for pair in zip(*asked, strict=True) for part in pair), strict=True)
-        tensors = collate(rows, numbers, self.calls.layouts)
-        return Condition({name: part.unflatten(0, (-1, 2)) if paired else part for name, part in tensors.items()})
+        tensors, kinds = collate([known[part] for pair in zip(*asked, strict=True) for part in pair])
+        if paired:
+            tensors = {name: part.unflatten(0, (-1, 2)) for name, part in tensors.items()}
+        parts = tuple(zip(*[iter(kinds)] * len(asked), strict=True))
+        return Condition(tensors, None if set(kinds) == {PLAIN} else parts)
 
-    def _encodings(self, prompts: Sequence[Prompt]) -> dict[Prompt, tuple[Row, int]]:
+    def _encodings(self, prompts: Sequence[Prompt]) -> dict[Prompt, Encoding]:
         keys = {prompt: (*prompt, *map(stamp, prompt[1])) for prompt in dict.fromkeys(prompts)}
         found = {prompt: self._cache.get(key) for prompt, key in keys.items()}
         known = {prompt: encoding for prompt, encoding in found.items() if encoding is not None}
@@ -283,7 +285,8 @@ class DiffusersPolicy(NetworkPolicy):
             in the dtype of `latents`.
 
         Raises:
-            ValueError: if guidance needs a second velocity and the condition was encoded without `guided`.
+            ValueError: if guidance needs a second velocity and the condition was encoded without `guided`, or its
+                source images were encoded by a policy of another model, format or device.
         """
         paired, tensors = self.guides(guidance_scale), dict(condition.tensors)
         facts, own = self.calls.facts, self.calls.rows[0]
@@ -299,8 +302,15 @@ class DiffusersPolicy(NetworkPolicy):
             tensors = {name: part.flatten(0, 1) if paired else part[:, 0] for name, part in tensors.items()}
         inputs = Inputs(hidden, facts.time_of(sigma), guidance_scale, tensors)
         # Where patches are single pixels, unpatchifying leaves a permuted view; the ops need contiguous rows.
-        velocity = by_layout(inputs, self.calls.layouts_in_use(), self._predict).to(latents.dtype).contiguous()
+        velocity = by_kind(inputs, self._kinds(condition, paired), self._predict).to(latents.dtype).contiguous()
         return self._pair(velocity[0::2], velocity[1::2], guidance_scale) if paired else (velocity, None)
+
+    def _kinds(self, condition: Condition, paired: bool) -> list[tuple[Layout, int | None]]:
+        """Of the rows of a network call."""
+        rows: Any = ((PLAIN,) * 2,) * len(condition) if condition.kinds is None else condition.kinds
+        kinds: list[Kind] = [kind for row in rows for kind in row[: 2 if paired else 1]]
+        layouts = {layout: self.calls.layout(layout) for layout, _ in kinds}
+        return [(layouts[layout], length) for layout, length in kinds]
 
     def _predict(self, layout: Layout, inputs: Inputs) -> Tensor:
         made, facts = self.acting(**fill(layout.slots, inputs)), layout.facts

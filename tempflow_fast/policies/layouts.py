@@ -9,9 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .format import Format
 from .learn import Facts, differ
 from .prompt_cache import Row
 from .template import Mask, Rows, Slot, argument, constants, leaves
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a layout depends on in addition to source images."""
+
+    pipeline: str
+    """Name of the class."""
+    format: Format
+    device: torch.device
+
+    def __str__(self) -> str:
+        frames = "" if self.format.num_frames is None else f"{self.format.num_frames} frames of "
+        return f"a {self.pipeline} of {frames}{self.format.height} x {self.format.width} pixels on {self.device}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +37,15 @@ class Layout:
         facts: for this number of images.
         slots: argument -> how it is filled.
         shapes: name of what a prompt brings -> its shape, without the dimension that is as long as its text.
+        origin: of the policy that found it.
+        has_images: whether there are any.
     """
 
     facts: Facts
     slots: dict[str, Slot]
     shapes: dict[str, tuple[int, ...]]
+    origin: Origin
+    has_images: bool
 
     @property
     def rows(self) -> list[Rows]:
@@ -63,21 +82,22 @@ class Layout:
         return rows
 
 
-def layout_of(facts: Facts, arguments: Mapping[str, Any], row: Row, device: torch.device) -> Layout:
+def layout_of(facts: Facts, arguments: Mapping[str, Any], row: Row, origin: Origin, has_images: bool) -> Layout:
     """The layout of a call.
 
     Args:
         facts: for its number of source images.
         arguments: of the call, separated.
         row: what its prompt brings.
-        device: of the network.
+        origin: of the policy.
+        has_images: whether its prompt has source images.
     """
-    slots = facts.adapted(arguments, device)
+    slots = facts.adapted(arguments, origin.device)
     shapes = {}
     for slot in leaves(slots):
         if isinstance(slot, Rows):
             shapes[slot.name] = tuple(size for dim, size in enumerate(row[slot.name].shape) if dim != slot.text_dim)
-    return Layout(facts, slots, shapes)
+    return Layout(facts, slots, shapes, origin, has_images)
 
 
 def row_of(facts: Facts, arguments: Mapping[str, Any], number: int, device: torch.device, dtype: torch.dtype) -> Row:

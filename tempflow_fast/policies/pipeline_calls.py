@@ -16,11 +16,11 @@ from ..quiet import quiet
 from ..source_images import Sources, picture
 from .families import Family
 from .format import Format
-from .layouts import Layout, layout_of, row_of
+from .layouts import Layout, Origin, layout_of, row_of
 from .learn import PROBED_SCALE, Facts, check_constants, learn, learn_halves
 from .model_files import LIBRARIES
 from .probe import Probe, Trace
-from .prompt_cache import Row
+from .prompt_cache import Encoding, Row
 from .template import BATCH, Rows, leaves, stacked
 
 SHORT_TEXT, LONG_TEXT = "a", "a red circle next to the blue squares"
@@ -56,8 +56,7 @@ class PipelineCalls:
         self.text_length = self._default_length if text_length is None else text_length
         self.encoders_at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
         self._facts: dict[int, Facts] = {}  # by the number of source images
-        self._layout_of: dict[tuple[Any, ...], int] = {}  # by their sizes
-        self.layouts: list[Layout] = []
+        self._layouts: dict[tuple[Any, ...], Layout] = {}  # by their sizes
 
     @property
     def _default_length(self) -> int:
@@ -178,36 +177,42 @@ class PipelineCalls:
         """The arguments of which every prompt brings its own."""
         return [slot for slot in leaves(self.facts.slots) if isinstance(slot, Rows)]
 
-    def encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, tuple[Row, int]]:
+    def encode(self, prompts: Sequence[Prompt]) -> dict[Prompt, Encoding]:
         """The encodings of prompts, one after the other: the bits of one do not depend on the others.
 
         Args:
             prompts: texts with their source images, negative prompts after those with the same images.
-
-        Returns:
-            What each brings to a call of the network, without a dimension of rows, and the number of its layout.
         """
         if not prompts:
             return {}
         with self.encoders_at_hand(), quiet(*LIBRARIES):
             return {prompt: self._encoded(*prompt) for prompt in prompts}
 
-    def layouts_in_use(self) -> list[Layout]:
-        """The layouts of the prompts so far.
+    @property
+    def _origin(self) -> Origin:
+        return Origin(self._family.pipeline, self.format, self._network.device)
 
-        A policy may get what another one of the same model has encoded before it encodes anything: it learns the layout
-        without source images then.
+    def layout(self, encoded: Layout | None) -> Layout:
+        """The layout of rows that this policy, or another one of the same model, has encoded.
+
+        Args:
+            encoded: of rows with source images; None: of rows without.
 
         Raises:
-            ValueError: if its prompts have source images: what these have in common is known to who encoded them.
+            ValueError: if a policy of another model, format or device has encoded the source images, or they are not
+                there and needed.
         """
-        if not self.layouts:
-            own = "from this policy's own encode, for prompts with source images"
-            require(not self._family.images[0], self._owner, "condition", own, "that of another policy")
+        if encoded is not None:
+            expected, got = (f"one encoded for {origin}" for origin in (self._origin, encoded.origin))
+            require(encoded.origin == self._origin, "velocity", "condition", expected, got)
+            return encoded
+        if () not in self._layouts:  # nothing without source images has been encoded here
+            needed = "one encoded with source images"
+            require(not self._family.images[0], "velocity", "condition", needed, "one without")
             self.encode([(SHORT_TEXT, ())])
-        return self.layouts
+        return self._layouts[()]
 
-    def _encoded(self, text: str | None, images: Sources) -> tuple[Row, int]:
+    def _encoded(self, text: str | None, images: Sources) -> Encoding:
         pictures = [picture(path) for path in images]
         facts, scale = self._facts_with(pictures), None if text is not None else PROBED_SCALE
         asked = self.arguments(self._family.negative if text is None else text, scale=scale, pictures=pictures)
@@ -220,19 +225,16 @@ class PipelineCalls:
         sizes = tuple(image.size for image in pictures)
         if text is not None:
             self._note_layout(sizes, facts, arguments, row)
-        return row, self._layout_of[sizes]
+        return row, self._layouts[sizes]
 
     def _note_layout(self, sizes: tuple[Any, ...], facts: Facts, arguments: Mapping[str, Any], row: Row) -> None:
         """Finds the layout of source images of these sizes, or refuses a prompt that does not fit it."""
-        if sizes in self._layout_of or not sizes:
-            known = self.layouts[self._layout_of[sizes]] if sizes in self._layout_of else facts
-            check_constants(self._owner, known.slots, arguments)
-        if sizes not in self._layout_of:
-            new = layout_of(facts, arguments, row, self._network.device)
-            alike = [number for number, layout in enumerate(self.layouts) if layout.is_like(new)]
-            if not alike:
-                self.layouts.append(new)
-            self._layout_of[sizes] = alike[0] if alike else len(self.layouts) - 1
+        if sizes in self._layouts or not sizes:
+            check_constants(self._owner, self._layouts.get(sizes, facts).slots, arguments)
+        if sizes not in self._layouts:
+            new = layout_of(facts, arguments, row, self._origin, bool(sizes))
+            alike = (layout for layout in self._layouts.values() if layout.is_like(new))
+            self._layouts[sizes] = next(alike, new)
 
     def images(self, latents: Tensor) -> Tensor:
         """What the pipeline makes of finished latents.

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .layouts import Layout
 
 CACHE_BYTES = 2 << 30
 """Holds about a thousand prompts of SD3.5 in bf16 (205 tokens of 4096), or half as many of FLUX (512 tokens)."""
 
 Row = dict[str, Tensor]
 """The tensors of one prompt, without a leading dimension."""
+Encoding = tuple[Row, "Layout"]
+"""What a prompt brings to a call of the network, and what the call is like."""
 
 
 class PromptCache:
@@ -22,10 +28,10 @@ class PromptCache:
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._rows: OrderedDict[Hashable, tuple[Row, int]] = OrderedDict()
+        self._rows: OrderedDict[Hashable, Encoding] = OrderedDict()
         self._limit, self._size = limit, 0
 
-    def get(self, prompt: Hashable) -> tuple[Row, int] | None:
+    def get(self, prompt: Hashable) -> Encoding | None:
         """The encoding, or None if it is not in the cache.
 
         Args:
@@ -35,12 +41,12 @@ class PromptCache:
             self._rows.move_to_end(prompt)
         return self._rows.get(prompt)
 
-    def put(self, prompt: Hashable, encoding: tuple[Row, int]) -> None:
+    def put(self, prompt: Hashable, encoding: Encoding) -> None:
         """Adds an encoding.
 
         Args:
             prompt: what tells it from others; it is not in the cache yet.
-            encoding: what it brings to a call of the network, and the number of its layout.
+            encoding: of it.
         """
         self._rows[prompt] = encoding
         self._size += _num_bytes(encoding[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.captured import assert_equal, draw, nudge
-from support.families import each_family, tiny_policy
+from support.families import each_family, illustrated, tiny_policy
 from support.pipelines import sd3_pipeline
 from support.tiny import PROMPTS, TinyPolicy
 from torch import nn
@@ -20,11 +20,21 @@ OPTIONS = {"steps": 2, "max_batch": 2, "prompts": PROMPTS[:1], "guidance_scale":
 
 @each_family(is_captured=True)
 def test_the_models_can_be_captured_with_an_adapter_that_learns(device, tmp_path, name):
-    policy, graphs = tiny_policy(name, tmp_path), CudaGraphs(device)
+    policy, graphs = illustrated(name, tmp_path), CudaGraphs(device)
     policy.add_lora(rank=2, alpha=4)
     for iteration in range(3):
         assert_equal(draw(policy, graphs, iteration, **OPTIONS), draw(policy, None, iteration, **OPTIONS))
         nudge(policy)
+    assert graphs.num_replays > device.events.count("capture") > 0
+
+
+def test_texts_that_take_several_calls_can_be_captured(device, tmp_path):
+    """A network without a mask is called once for each length, which the host knows from the prompts."""
+    policy, graphs = tiny_policy("cogview4", tmp_path), CudaGraphs(device)
+    options = {**OPTIONS, "prompts": ["a", "a red circle next to the blue squares", "b"]}
+    assert len(set(policy.encode(options["prompts"]).kinds)) == 2
+    for iteration in range(3):
+        assert_equal(draw(policy, graphs, iteration, **options), draw(policy, None, iteration, **options))
     assert graphs.num_replays > device.events.count("capture") > 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import pipelines
@@ -11,7 +13,6 @@ from support.jsonl import write_jsonl
 
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.cli import main
-from tempflow_fast.policies.collate import LAYOUT
 from tempflow_fast.policies.proof import distance
 from tempflow_fast.rewards import source_images
 
@@ -98,13 +99,37 @@ def test_an_image_encoder_runs_for_prompts_alone(tmp_path):
 
 
 def test_images_of_one_size_are_one_call(tmp_path):
-    """A network call per size costs, and waits for the device; equal sizes do neither."""
+    """A network call per size costs; equal sizes cost nothing."""
     policy = tiny_policy("flux_kontext", tmp_path)
     paths = [painted(tmp_path, number, size, number) for number, size in enumerate([(80, 64), (80, 64), (160, 128)])]
-    alike = policy.encode(["a"] * 3, images=[(path,) for path in paths])
-    assert LAYOUT not in alike.tensors
-    mixed = policy.encode(["a"] * 2, images=[(paths[0],), (painted(tmp_path, "tall", (64, 128)),)])
-    assert mixed.tensors[LAYOUT].tolist() == [0, 1]
+    alike = [(path,) for path in paths]
+    assert num_calls(policy, alike) == 1
+    assert num_calls(policy, [*alike, (painted(tmp_path, "tall", (64, 128)),), alike[0]]) == 2
+
+
+def num_calls(policy, images):
+    """Of the network, for a velocity of prompts with these images."""
+    condition, calls = policy.encode(["a"] * len(images), images=images), []
+    hook = policy.network.register_forward_pre_hook(lambda *args: calls.append(1))
+    policy.velocity(torch.randn(len(images), *policy.latent_shape), 0.5, condition)
+    hook.remove()
+    return len(calls)
+
+
+def test_encodings_serve_another_policy_of_the_same_format_alone(tmp_path):
+    policy, twin, larger = (tiny_policy("flux_kontext", tmp_path, size) for size in (32, 32, (64, 32)))
+    images = [(painted(tmp_path, name, size),) for name, size in (("wide", (128, 64)), ("tall", (64, 128)))]
+    condition, latents = policy.encode(["a", "b"], images=images), torch.randn(2, *policy.latent_shape)
+    twin.encode(["a"], images=images[1:])  # which it meets first
+    with torch.no_grad():
+        ours, theirs = (each.velocity(latents, 0.5, condition)[0] for each in (policy, twin))
+    assert torch.equal(ours, theirs)
+    kind = "one encoded for a FluxKontextPipeline of"
+    message = f"velocity: condition must be {kind} 64 x 32 pixels on cpu, got {kind} 32 x 32 pixels on cpu"
+    with pytest.raises(ValueError, match=message):
+        larger.velocity(torch.randn(2, *larger.latent_shape), 0.5, condition)
+    with pytest.raises(ValueError, match="condition must be one encoded with source images, got one without"):
+        policy.velocity(latents, 0.5, replace(condition, kinds=None))
 
 
 @pytest.mark.parametrize(("name", "images"), [("flux_kontext", []), ("flux_kontext", 2), ("qwen_image_edit_plus", 4)])

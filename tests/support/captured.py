@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 
 import tempflow_fast as tff
 from support.tiny import PROMPTS
-from tempflow_fast.policies import Condition
 
 FIELDS = ("states", "branches", "log_prob", "latents")
 
@@ -19,7 +19,7 @@ def draw(policy, graphs, iteration=0, guidance_scale=4.5, max_batch=5, steps=4, 
     table = tff.step_table(schedule, noise_level=0.7 + 0.1 * iteration, **table)
     condition = policy.encode(prompts, guided=policy.guides(guidance_scale))
     changed = {name: part + 0.1 * iteration for name, part in condition.tensors.items() if part.is_floating_point()}
-    condition = Condition({**condition.tensors, **changed})
+    condition = replace(condition, tensors={**condition.tensors, **changed})
     ids = torch.arange(len(prompts)) + 100 * iteration
     noise = tff.ops.initial_noise(policy.latent_shape, iteration, ids)
     return tff.rollout(policy, condition, table, noise, 3, iteration, ids, max_batch, guidance_scale, graphs)
