@@ -72,6 +72,8 @@ class Family:
         settings: those of the pipeline's configuration with which alone a policy can follow it.
         optional_parts: names of parts that a model may lack, in addition to those that are optional to diffusers.
         pixels: how many pixels the sides of images must be multiples of.
+        side: the side of square images that the pipeline makes unless it is told another, where it does not count it in
+            latents; None: as most pipelines do.
         largest: the largest side in pixels; None: any.
         idle: modules that the output does not depend on: they never get the gradients that data-parallel training
             waits for.
@@ -93,6 +95,7 @@ class Family:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     optional_parts: tuple[str, ...] = ()
     pixels: Callable[[Any], int] = _default_pixels
+    side: Callable[[Any], int] | None = None
     largest: Callable[[Any], int | None] = lambda pipeline: None
     idle: Callable[[Any], tuple[str, ...]] = _no_modules
 
@@ -219,7 +222,7 @@ FAMILIES: dict[str, Family] = {
         Family(pipeline="BriaPipeline"),
         Family(pipeline="BriaFiboPipeline"),
         Family(pipeline="LongCatImagePipeline", combine=_shrinking_norm, call=_unrewritten),
-        Family(pipeline="PRXPipeline", call=_as_asked),
+        Family(pipeline="PRXPipeline", call=_as_asked, side=lambda pipeline: pipeline.default_sample_size),
         Family(pipeline="SanaPipeline", call=_as_asked),
         Family(pipeline="Kandinsky5T2IPipeline"),
         _WAN,

@@ -112,13 +112,16 @@ def _checked_size(
 
 
 def _default_size(pipeline: Any, family: Family) -> int | tuple[int, int]:
+    """As the pipeline itself decides it."""
+    if family.side is not None:
+        return family.side(pipeline)
+    height, width = (_parameters(type(pipeline))[name].default for name in ("height", "width"))
+    if isinstance(height, int) and isinstance(width, int):
+        return height if height == width else (height, width)
     known = getattr(pipeline, "default_sample_size", None)
     if known is None:
         known = getattr(getattr(pipeline, family.network).config, "sample_size", None)
-    if isinstance(known, int):
-        return known * pixels_per_latent(pipeline)
-    height, width = (_parameters(type(pipeline))[name].default for name in ("height", "width"))
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else 1024
+    return known * pixels_per_latent(pipeline) if isinstance(known, int) else 1024
 
 
 def _parameters(pipeline_class: Any) -> Mapping[str, inspect.Parameter]:

@@ -77,13 +77,13 @@ ALL = FROM_TEXT | FROM_IMAGES
 """Families whose prompts may have source images."""
 
 
-def tiny_policy(name: str, directory: Path, resolution: int | tuple[int, int] = 32, **changed: Any) -> Any:
+def tiny_policy(name: str, directory: Path, resolution: int | tuple[int, int] | None = 32, **changed: Any) -> Any:
     """The policy on a tiny pipeline.
 
     Args:
         name: of `ALL`.
         directory: for the tokenizer's files.
-        resolution: of its images.
+        resolution: of its images; None: the pipeline's default.
         changed: fields of its family's row.
     """
     torch.manual_seed(0)
