@@ -131,6 +131,7 @@ class Evaluate:
         from ..evaluation.directory import EvaluationDirectory
         from ..evaluation.evaluate import evaluate, heldout
         from ..evaluation.result import Noise
+        from ..prompts.entries import portable
 
         store = self._directory()
         if store is None or not store.is_complete():
@@ -139,8 +140,9 @@ class Evaluate:
             return evaluate(config, self.source.load(config, processes.device), self._measure(config), processes)
         other = None if self.compare is None else EvaluationDirectory(self.compare).evaluation()
         prompts, metadata = heldout(config)
+        digests = Digests(store.path / "digests.json")
+        metadata = [portable(entry, digests.of) for entry in metadata]
         if processes.is_main:
-            digests = Digests(store.path / "digests.json")
             store.begin(self._facts(config, digests), prompts.tasks, metadata)
             digests.save()
         processes.wait()

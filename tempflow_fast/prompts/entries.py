@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,30 @@ def checked_entry(row: Mapping[str, Any], column: str, where: str, directory: Pa
     return _with_paths(entry, where, directory)
 
 
-def content_of(entry: Entry) -> Entry:
-    """An entry for a digest, which is to say what its source images are and not where.
+def portable(entry: Entry, content: Callable[[Path], object]) -> Entry:
+    """An entry that says what its source images are, by name and content, and not where.
 
     Args:
         entry: a checked one.
+        content: what tells an image from others of its name: `num_bytes` where there are too many to read, or a digest.
 
     Raises:
         ValueError: if a source image is gone.
     """
-    sources = [(Path(source).name, stamp(source)[0]) for source in sources_of(entry)]
-    return {**entry, IMAGE: sources} if sources else entry
+    paths = [Path(source) for source in sources_of(entry)]
+    return {**entry, IMAGE: [[path.name, content(path)] for path in paths]} if paths else entry
+
+
+def num_bytes(path: Path) -> int:
+    """The size of a file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    return stamp(path)[0]
 
 
 def _with_paths(entry: Entry, where: str, directory: Path) -> Entry:

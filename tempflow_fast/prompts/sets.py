@@ -16,7 +16,7 @@ from ..checksums import digest_of
 from ..choices import SHAPES_PROMPTS
 from ..errors import require, unknown
 from .data_sets import HUGGING_FACE
-from .entries import TASK, Entry, content_of, same_entry
+from .entries import TASK, Entry, num_bytes, portable, same_entry
 from .sources import read_prompts
 
 HELD_OUT_EVERY = 10
@@ -67,7 +67,8 @@ class ListedPrompts:
         self._train = list(train)
         self._heldout = [{TASK: "all", **entry} for entry in heldout]
         self.tasks = tuple(dict.fromkeys(entry[TASK] for entry in self._heldout))
-        self.digest = digest_of([[content_of(entry) for entry in entries] for entries in (self._train, self._heldout)])
+        parts = (self._train, self._heldout)
+        self.digest = digest_of([[portable(entry, num_bytes) for entry in entries] for entries in parts])
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def everything(self) -> tuple[list[Entry], list[Entry]]:

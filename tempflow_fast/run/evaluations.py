@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..checksums import damage, digest_of, write_checksums
+from ..checksums import Digests, damage, digest_of, write_checksums
 from ..evaluation.evaluate import heldout
 from ..evaluation.result import Evaluation
 from ..evaluation.sheets import evaluation_sheet
 from ..files import read_json, remove, write_json, written_aside
-from ..prompts.entries import content_of
+from ..prompts.entries import portable
 from ..settings.fields import SCORES
 from ..settings.run import TrainConfig
 from ..version import __version__
@@ -35,9 +35,9 @@ def basis_of(config: TrainConfig, origin: Origin) -> Basis:
         origin: of the run.
     """
     prompts, metadata = heldout(config)
-    settings = config.flat()
+    settings, digests = config.flat(), Digests()
     return {
-        "prompts": digest_of([prompts.tasks, [content_of(entry) for entry in metadata]]),
+        "prompts": digest_of([prompts.tasks, [portable(entry, digests.of) for entry in metadata]]),
         "model": origin.contents.get("model"),
         "reward": origin.contents.get("reward"),
         "version": __version__,

@@ -165,3 +165,12 @@ def test_a_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["check-model", "model", "--resolution", "32"]) == 0
     assert "with source images" in capsys.readouterr().out
     assert "fits 24 GB" in with_source
+    few = ["--resolution", "32", "--steps", "2", "--device", "cpu"]
+    scored = ["eval", "--model", "model", "--prompts", "edits.jsonl", "--rewards", "bluish:bluer", *few]
+    assert main([*scored, "--directory", "before"]) == 0
+    assert main([*scored, "--directory", "after", "--compare", "before"]) == 0
+    assert "| overall | 4 | 0.000 (0.000 to 0.000) |" in capsys.readouterr().out
+    painted(tmp_path, 1, (64, 64), seed=99)  # another image under the same name
+    for more in (["--directory", "before"], ["--directory", "third", "--compare", "before"]):
+        assert main([*scored, *more]) == 2
+        assert "metadata must be the" in capsys.readouterr().err
