@@ -5,7 +5,8 @@ Models, in the order to read them:
     base                  `Condition`, the `Policy` protocol, and which scales guide
     network               what every policy around one network shares: parameters and reference
     families              a row for every pipeline class of diffusers: what cannot be learnt from its calls
-    diffusers_pipeline    the policy on such a pipeline
+    pipeline_weights      the weights of such a pipeline: trained, adapted, saved
+    diffusers_pipeline    the policy on it
     pipeline_calls        the pipeline's calls with the settings of one policy
     probe                 the pipeline's own `__call__`, whose network takes notes
     places                where the latents are in a call of the network

@@ -8,23 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import fail, integer, require
 from ..ops.checks import usable_device
 from ..quiet import quiet
 from ..source_images import IMAGE, Sources, stamp
-from . import lora, lora_file
 from .base import Condition, guides, images_of
 from .collate import PLAIN, Kind, by_kind, collate
-from .families import Family
 from .format import check_video, checked_format, makes_videos
 from .layouts import Layout
 from .model_files import LIBRARIES, load_pipeline, read_index
-from .network import NetworkPolicy
-from .offload import ALIGNMENT, HostCopies
+from .offload import HostCopies
 from .pipeline_calls import PipelineCalls, Prompt
-from .pipeline_parts import check_parts, encoders
+from .pipeline_parts import check_parts
+from .pipeline_weights import PipelineWeights
 from .prompt_cache import Encoding, PromptCache
 from .schedule import check_scheduler
 from .template import Inputs, fill
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusersPolicy(NetworkPolicy):
+class DiffusersPolicy(PipelineWeights):
     """A `Policy` on a diffusers pipeline: its transformer is trained, its other parts are frozen.
 
     The rollout without branches is the pipeline's own sampler: same text encoding, timesteps, guidance, Euler steps and
@@ -56,8 +54,6 @@ class DiffusersPolicy(NetworkPolicy):
             out of range, or the scheduler does not take Euler steps.
     """
 
-    family: ClassVar[Family]
-    """Of the pipelines that a subclass takes."""
     listed: ClassVar[bool] = True
     """Whether somebody has written the row; else the policy has to prove itself when a model is loaded."""
     num_images: ClassVar[tuple[int, int]] = (0, 0)
@@ -72,20 +68,11 @@ class DiffusersPolicy(NetworkPolicy):
         num_frames: int | None = None,
         frame_rate: int | None = None,
     ) -> None:
-        self.pipeline: Any = pipeline  # diffusers declares no types for its parts
         check_parts(self._name, pipeline, self.family)
         self.check_text_length(max_text_length)
         made = checked_format(self._name, pipeline, self.family, resolution, num_frames, frame_rate)
         self.calls = PipelineCalls(self._name, pipeline, self.family, made, max_text_length)
-        network, vae = self._network, self.pipeline.vae
-        self.dtype: torch.dtype = network.dtype
-        if vae.dtype != torch.float32:
-            vae.to(torch.float32)
-        for part in (vae, *self._encoders):
-            _aligned(part.requires_grad_(False).eval())
-        super().__init__(_aligned(network.requires_grad_(True).eval()))
-        for name in self.family.idle(network):
-            self.network.get_submodule(name).requires_grad_(False)
+        super().__init__(pipeline)
         self._cache = PromptCache()
         self._decoder_in_use: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -189,19 +176,8 @@ class DiffusersPolicy(NetworkPolicy):
         return self.calls.latent_shape
 
     @property
-    def device(self) -> torch.device:
-        """The network's device."""
-        device: torch.device = self._network.device
-        return device
-
-    @property
     def _name(self) -> str:
         return type(self).__name__
-
-    @property
-    def _network(self) -> Any:
-        """The network in the pipeline, without a wrapper."""
-        return getattr(self.pipeline, self.family.network)
 
     def guides(self, guidance_scale: float) -> bool:
         """Whether a guidance scale takes a second velocity, for the negative prompt.
@@ -252,10 +228,6 @@ class DiffusersPolicy(NetworkPolicy):
             known[prompt] = encoding
             self._cache.put(keys[prompt], encoding)
         return known
-
-    @property
-    def _encoders(self) -> list[nn.Module]:
-        return encoders(self.pipeline, self.family)
 
     def offload_text_encoders(self) -> None:
         """From now on the text encoders stay in host memory, and are copied to the device only for new prompts."""
@@ -353,85 +325,3 @@ class DiffusersPolicy(NetworkPolicy):
         """
         check_scheduler(self._name, self.pipeline.scheduler)  # again: it may have been replaced
         return self.calls.sigmas(num_steps)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """The backward pass recomputes each block instead of keeping its activations: slower, but far less memory."""
-        self._network.enable_gradient_checkpointing()
-
-    @quiet(*LIBRARIES)
-    def add_lora(
-        self,
-        rank: int = 32,
-        alpha: float = 64,
-        targets: Sequence[str] | None = None,
-        init: str | bool = "gaussian",
-        seed: int = 0,
-    ) -> None:
-        """Trains a low-rank adapter in float32 instead of the network, which is frozen and becomes the reference.
-
-        Args:
-            rank: inner dimension of the adapter.
-            alpha: the adapter's output is scaled by alpha / rank.
-            targets: the layers whose names end in one of these are adapted; all of them must be linear. None: those of
-                attention.
-            init: peft's `init_lora_weights`, one that leaves the network's own weights as they are.
-            seed: decides the initial weights, which are the same in every process.
-
-        Raises:
-            ValueError: if the rank or alpha is not positive, a target names no layer or one that is not linear, or
-                there is an adapter already.
-        """
-        network = self._network
-        lora.add_lora(network, rank, alpha, targets, init, seed, excluded=self.family.idle(network))
-
-    @quiet(*LIBRARIES)
-    def save_lora(self, directory: str | Path) -> None:
-        """Writes `pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` reads.
-
-        Args:
-            directory: where to write it.
-
-        Raises:
-            ValueError: if there is no adapter.
-        """
-        lora_file.save_lora(self.pipeline, directory)
-
-    @quiet(*LIBRARIES)
-    def load_lora(self, path: str | Path) -> None:
-        """Adds the adapter of such a directory or file, to sample with it or to train it further.
-
-        Args:
-            path: the file, or its directory.
-
-        Raises:
-            ValueError: if there is no such file, anything in it does not fit or would not be applied, or there is an
-                adapter already. The policy is then as it was.
-        """
-        lora_file.load_lora(self._network, path)
-
-    @quiet(*LIBRARIES)
-    def save(self, directory: str | Path) -> None:
-        """Writes the whole pipeline, with an adapter merged into it, for `from_pretrained` here and in diffusers.
-
-        Args:
-            directory: where to write it.
-        """
-        transformer = self.pipeline.transformer
-        try:
-            if lora.has_adapter(transformer):
-                self.pipeline.transformer = lora.merged(transformer)
-            self.pipeline.save_pretrained(str(directory), safe_serialization=True)
-        finally:
-            self.pipeline.transformer = transformer
-
-
-def _aligned(module: nn.Module) -> nn.Module:
-    """`module` with every weight at an aligned address.
-
-    Weights mapped from a safetensors file have the file's offsets, and matrix kernels round differently at unaligned
-    addresses: a loaded policy would not give the bits of its own copy, nor those of the policy that was saved.
-    """
-    for parameter in module.parameters():
-        if parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone()
-    return module
