@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.families import ALL, each_family, editing, illustrated, tiny_policy
 
+from tempflow_fast.policies.compiled import clock, compile_blocks
 from tempflow_fast.policies.lora_file import WEIGHTS
 from tempflow_fast.policies.pipeline_calls import LONG_TEXT, SHORT_TEXT
 from tempflow_fast.policies.proof import distance, prove
@@ -122,9 +123,44 @@ def test_an_adapter_reaches_every_block(tmp_path, name):
     policy = tiny_policy(name, tmp_path)
     policy.add_lora(rank=2, alpha=4)
     adapted = {name for name, weight in policy.network.named_parameters() if weight.requires_grad}
-    blocks = {name for name, _ in policy.network.named_modules() if re.fullmatch(r"\w*(blocks|layers)\.\d+", name)}
-    assert blocks
-    assert {block for block in blocks if not any(name.startswith(f"{block}.") for name in adapted)} == set()
+    assert {block for block in blocks(policy) if not any(name.startswith(f"{block}.") for name in adapted)} == set()
+
+
+def blocks(policy):
+    """Names of the network's blocks: those that the library says are repeated, and those that are named like blocks."""
+    repeated = getattr(policy.network, "_repeated_blocks", None) or ()
+    named = dict(policy.network.named_modules())
+    found = {
+        name
+        for name, module in named.items()
+        if type(module).__name__ in repeated or re.fullmatch(r"\w*(blocks|layers)\.\d+", name)
+    }
+    assert found
+    return found
+
+
+@each_family()
+def test_compilation_reaches_every_block(tmp_path, name):
+    policy = tiny_policy(name, tmp_path)
+    compile_blocks(policy.network)
+    own = {name for name, module in policy.network.named_modules() if module._compiled_call_impl is not None}
+    assert {block for block in blocks(policy) if not any(f"{block}.".startswith(f"{name}.") for name in own)} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["z_image", "flux_kontext", "wan_image_to_video"])
+def test_compiled_blocks_compute_the_same(tmp_path, name):
+    """A network of lists, one with source images and two kinds of blocks, and one of videos; SD3 is in tests/graphs."""
+    policy = illustrated(name, tmp_path)
+    calls = [(torch.randn(len(texts), *policy.latent_shape), policy.encode(texts)) for texts in (["a"], ["a", "b c"])]
+    with torch.no_grad():
+        plain = [policy.velocity(latents, 0.5, condition)[0] for latents, condition in calls]
+        compile_blocks(policy.network)
+        with torch.compiler.set_stance("default", force_backend="eager"):
+            before = clock.num_compilations
+            compiled = [policy.velocity(latents, 0.5, condition)[0] for latents, condition in calls]
+    assert clock.num_compilations > before
+    assert all(map(torch.equal, plain, compiled))
 
 
 def test_a_pipeline_that_draws_another_size_is_named(tmp_path):

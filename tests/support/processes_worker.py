@@ -11,15 +11,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import Parameter
 
 from support.families import tiny_policy
+from support.families.editing import painted, shrink_sources
 from support.pipelines import sd3_pipeline
 from support.tiny import PROMPTS, TinyPolicy, brightness
 from tempflow_fast import GRPOConfig, grpo_step
@@ -54,12 +57,17 @@ def adapted() -> SD3Policy:
     return policy
 
 
-def listed() -> Any:
-    """A transformer that takes lists of rows, and texts of one length in a call."""
+def of_family(name: str) -> Any:
+    """An adapter on another transformer."""
     with TemporaryDirectory() as directory:
-        policy = tiny_policy("z_image", Path(directory))
+        policy = tiny_policy(name, Path(directory))
     policy.add_lora(rank=4, alpha=8)
     return policy
+
+
+def sources(directory: Path) -> list[dict[str, str]]:
+    """What `PROMPTS` are about: source images of different sizes, the same in every process."""
+    return [{"image": painted(directory, n, size, n)} for n, size in enumerate([(64, 64), (128, 64), (64, 64)])]
 
 
 CASES = {
@@ -114,19 +122,31 @@ def coarse_brightness(images, prompts, metadata):
     The adapted network computes in bf16, in which the smallest change of a weight can move a velocity by one unit in
     its last place: a difference in the rewards would not stay small.
     """
-    return brightness(images, prompts, metadata).mul(1e4).round().div(1e4)
+    stills = images if images.dim() == 4 else images.mean(1)
+    return brightness(stills, prompts, metadata).mul(1e4).round().div(1e4)
 
 
 # As trained, so that sharded and whole networks compute the same.
 AS_TRAINED = GRPOConfig(**SMALL, num_seeds=1, **GUIDED, rollout_weights="as trained")
 ADAPTER = {
     "adapter": (adapted, PROMPTS, coarse_brightness, AS_TRAINED),
-    "lists": (listed, PROMPTS[:3], coarse_brightness, AS_TRAINED),
+    # It takes lists of rows, and texts of one length in a call.
+    "lists": (partial(of_family, "z_image"), PROMPTS[:3], coarse_brightness, AS_TRAINED),
+    # Packed latents next to those of source images, of one size in a call.
+    "edits": (partial(of_family, "flux_kontext"), PROMPTS[:3], coarse_brightness, AS_TRAINED, sources),
+    "videos": (partial(of_family, "wan"), PROMPTS[:3], coarse_brightness, AS_TRAINED),
 }
 MERGED = {"merged": (adapted, PROMPTS, coarse_brightness, replace(AS_TRAINED, rollout_weights="merged"))}
 
 
-def train(processes: Processes, make_policy, prompts: list[str], reward_fn, config: GRPOConfig) -> dict:
+def train(
+    processes: Processes,
+    make_policy,
+    prompts: list[str],
+    reward_fn,
+    config: GRPOConfig,
+    make_metadata=lambda place: None,
+) -> dict:
     """Two iterations of two updates: everything that must not depend on the number of processes."""
     policy = make_policy()
     policy.freeze_reference()
@@ -135,8 +155,10 @@ def train(processes: Processes, make_policy, prompts: list[str], reward_fn, conf
     if isinstance(getattr(policy, "calls", None), list):
         policy.calls.clear()
     start = processes.trained_state(policy.network)
-    with recorded_updates() as seen:
-        metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, None, processes) for seed in (5, 6)]
+    with recorded_updates() as seen, TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        shrink_sources(patch)
+        more = (make_metadata(Path(place)), processes)
+        metrics = [grpo_step(policy, prompts, reward_fn, optimizer, config, seed, *more) for seed in (5, 6)]
     drawn, advantages = seen[0]
     num_trajectories = len(prompts) * config.num_seeds
     own = Shares(num_trajectories, config.num_updates, processes.count, processes.index).own
