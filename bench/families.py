@@ -5,6 +5,7 @@ The parity figures are those of the tiny pipelines of the tests; memory is measu
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -12,20 +13,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
-from tempflow_fast.commands.cards import GB, SIZES
+from tempflow_fast.commands.cards import GB
+from tempflow_fast.commands.cards import SIZES as CARDS
 from tempflow_fast.grpo.measure import measure
 from tempflow_fast.grpo.memory import GIB
+from tempflow_fast.policies.families import FAMILIES, Family
+from tempflow_fast.policies.format import default_size
 from tempflow_fast.policies.proof import prove
 from tempflow_fast.run.prepare import load_of, weightless_policy
 from tempflow_fast.settings.families import ONE_GPU
 from tempflow_fast.settings.recipes import get_recipe
+from tempflow_fast.settings.usages import USAGES
 
 PAGE = Path("docs/models.md")
 TALL = (64, 32)
-PARITY, EDITING, FITS = "parity", "editing", "fits"
+PARITY, EDITING, PUBLISHED, FITS = "parity", "editing", "published", "fits"
+SIZES = {"BriaPipeline": 1024, "CogView4Pipeline": 1024, "ZImagePipeline": 1024}
+"""Of pipelines that ask their parts."""
+PIXELS = 1024
+"""Side of the images of the pipelines that have recipes."""
 RECIPES = (
     *("sd35m-pickscore", "sd35l-pickscore", "flux-pickscore", "qwen-image-pickscore"),
     *("flux2-klein-pickscore", "z-image-pickscore", "flux2-pickscore"),
@@ -78,7 +88,7 @@ def _guidance(policy: Any) -> str:
 
 def fits() -> Iterator[tuple[str, ...]]:
     """A line for every published model with a recipe."""
-    sizes = [f"{size} GB" for size in SIZES]
+    sizes = [f"{size} GB" for size in CARDS]
     yield "recipe", "network", "encoders", "autoencoder", "pixels", "least", *sizes
     for name in RECIPES:
         config = get_recipe(name).with_settings(**ONE_GPU)
@@ -90,8 +100,50 @@ def fits() -> Iterator[tuple[str, ...]]:
         network, autoencoder = parts.pop("transformer"), parts.pop("vae")
         counts = [f"{count / 1e9:.3g}" for count in (network, sum(parts.values()), autoencoder)]
         least = memory.total(load.with_rows(1, 1, 1))
-        answers = [_answer(memory, load, size) for size in SIZES]
+        answers = [_answer(memory, load, size) for size in CARDS]
         yield f"`{name}`", *counts, str(config.policy.resolution), f"{least / GIB:.3g} GiB", *answers
+
+
+def published() -> Iterator[tuple[str, ...]]:
+    """A line for every family: how its models are used unless told otherwise, and the card that trains shipped ones."""
+    cards: dict[str, list[str]] = {}
+    for name in RECIPES:
+        pipeline, card = _card(name)
+        cards.setdefault(pipeline, []).append(f"`{name.removesuffix('-pickscore')}`: {card}")
+    yield "pipeline", "pixels", "frames", "steps", "guidance", "smallest card"
+    for family in FAMILIES.values():
+        usage = next(row for row in USAGES if row.pipeline == family.pipeline and not row.marks)
+        frames = inspect.signature(getattr(diffusers, family.pipeline).__call__).parameters.get("num_frames")
+        yield (
+            f"`{family.pipeline}`",
+            _pixels(family),
+            "" if frames is None else str(frames.default),
+            str(usage.num_steps),
+            f"{usage.guidance_scale:g}",
+            ", ".join(cards.get(family.pipeline, ["not shipped"])),
+        )
+
+
+def _pixels(family: Family) -> str:
+    """Height and width that the class itself decides, without any part."""
+    kind, size = getattr(diffusers, family.pipeline), SIZES.get(family.pipeline)
+    if size is None:
+        needed = list(inspect.signature(kind.__init__).parameters.values())[1:]
+        empty = kind(**{part.name: None for part in needed if part.default is inspect.Parameter.empty})
+        size = default_size(empty, family)
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width}"
+
+
+def _card(recipe: str) -> tuple[str, str]:
+    """The pipeline of a recipe, and the smallest card that trains it at the size of its pipeline's own images."""
+    config = get_recipe(recipe).with_settings(**ONE_GPU, resolution=PIXELS)
+    policy: Any = weightless_policy(config.policy)
+    policy.take_for_cpu()
+    memory, load = measure(policy, config.grpo, config.optimizer, config.policy), load_of(config, 1)
+    least = memory.total(load.with_rows(1, 1, 1))
+    fitting = [f"{size} GB" for size in CARDS if least <= size * GB]
+    return policy.family.pipeline, fitting[0] if fitting else f"none, {least / GIB:.3g} GiB"
 
 
 def _parts(policy: Any) -> list[tuple[str, torch.nn.Module]]:
@@ -122,7 +174,7 @@ def replaced(page: str, mark: str, text: str) -> str:
 
 def main(parts: list[str]) -> None:
     """Writes the tables that are named, or all."""
-    for mark, lines in ((PARITY, parity), (EDITING, editing), (FITS, fits)):
+    for mark, lines in ((PARITY, parity), (EDITING, editing), (PUBLISHED, published), (FITS, fits)):
         if not parts or mark in parts:
             text = table(lines())
             PAGE.write_text(replaced(PAGE.read_text(), mark, text))

@@ -99,7 +99,7 @@ def _checked_size(
 ) -> tuple[int, int]:
     side = family.pixels(pipeline)
     if resolution is None:
-        resolution = _default_size(pipeline, family)
+        resolution = default_size(pipeline, family)
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
     listed = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(pixels, int) for pixels in size)
     fits = listed and all(pixels > 0 and pixels % side == 0 for pixels in size)
@@ -111,8 +111,16 @@ def _checked_size(
     return size[0], size[1]
 
 
-def _default_size(pipeline: Any, family: Family) -> int | tuple[int, int]:
-    """As the pipeline itself decides it."""
+def default_size(pipeline: Any, family: Family) -> int | tuple[int, int]:
+    """The size of images as the pipeline itself decides it.
+
+    Args:
+        pipeline: of diffusers.
+        family: its row.
+
+    Returns:
+        The side of square images in pixels, or (height, width).
+    """
     if family.side is not None:
         return family.side(pipeline)
     height, width = (_parameters(type(pipeline))[name].default for name in ("height", "width"))
