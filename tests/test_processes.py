@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from support import TESTS
 from support.launch import LAUNCH
-from support.processes_worker import ADAPTER, CASES, MERGED, train
+from support.processes_worker import ADAPTER, CASES, WHOLE, train
 from support.tiny import TinyPolicy
 
 from tempflow_fast.processes import Processes, launched
@@ -72,7 +72,7 @@ def alone():
         patch.setitem(sys.modules, "accelerate", None)  # an import would fail
         assert type(launched()) is Processes
         results = {name: train(launched(), *case) for name, case in CASES.items()}
-    return results | {name: train(Processes(), *case) for name, case in (ADAPTER | MERGED).items()}
+    return results | {name: train(Processes(), *case) for name, case in (ADAPTER | WHOLE).items()}
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -83,7 +83,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-RUNS = [(count, name, name) for count in PARTS for name in CASES] + [(2, name, name) for name in ADAPTER | MERGED]
+RUNS = [(count, name, name) for count in PARTS for name in CASES] + [(2, name, name) for name in ADAPTER | WHOLE]
 RUNS += [(2, f"sharded {name}", name) for name in CASES | ADAPTER]
 
 

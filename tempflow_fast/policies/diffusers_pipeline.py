@@ -25,6 +25,7 @@ from .pipeline_parts import check_parts
 from .pipeline_weights import PipelineWeights
 from .prompt_cache import Encoding, PromptCache
 from .schedule import check_scheduler
+from .sharding import is_sharded
 from .template import Inputs, fill
 from .vae import Bf16Decoder
 
@@ -258,7 +259,8 @@ class DiffusersPolicy(PipelineWeights):
 
         Raises:
             ValueError: if guidance needs a second velocity and the condition was encoded without `guided`, or its
-                source images were encoded by a policy of another model, format or device.
+                source images were encoded by a policy of another model, format or device; or if they differ in size
+                and FSDP shards the network.
         """
         paired, tensors = self.guides(guidance_scale), dict(condition.tensors)
         facts, own = self.calls.facts, self.calls.rows[0]
@@ -282,6 +284,10 @@ class DiffusersPolicy(PipelineWeights):
         rows: Any = ((PLAIN,) * 2,) * len(condition) if condition.kinds is None else condition.kinds
         kinds: list[Kind] = [kind for row in rows for kind in row[: 2 if paired else 1]]
         layouts = {layout: self.calls.layout(layout) for layout, _ in kinds}
+        # A process with another number of network calls than the others would wait for them, or crash.
+        whole = len(layouts) == 1 or not is_sharded(self.network)
+        expected = "about source images of one size and number, where FSDP shards the network"
+        require(whole, "velocity", "condition", expected, f"{len(layouts)} different ones")
         return [(layouts[layout], length) for layout, length in kinds]
 
     def _predict(self, layout: Layout, inputs: Inputs) -> Tensor:

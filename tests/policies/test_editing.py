@@ -107,6 +107,17 @@ def test_images_of_one_size_are_one_call(tmp_path):
     assert num_calls(policy, [*alike, (painted(tmp_path, "tall", (64, 128)),), alike[0]]) == 2
 
 
+def test_source_images_of_several_sizes_are_refused_where_fsdp_shards_the_network(tmp_path):
+    policy = tiny_policy("flux_kontext", tmp_path)
+    whole = type(policy.network)
+    policy.network.__class__ = type("FSDPFlux", (type("FSDPModule", (), {}), whole), {})  # as FSDP2 does it
+    images = [(painted(tmp_path, name, size),) for name, size in (("wide", (128, 64)), ("tall", (64, 128)))]
+    with torch.no_grad():
+        assert num_calls(policy, images[:1] * 2) == 1
+        with pytest.raises(ValueError, match=r"condition must be about source images of one size .* got 2 different"):
+            num_calls(policy, images)
+
+
 def num_calls(policy, images):
     """Of the network, for a velocity of prompts with these images."""
     condition, calls = policy.encode(["a"] * len(images), images=images), []

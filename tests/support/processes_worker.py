@@ -132,11 +132,14 @@ ADAPTER = {
     "adapter": (adapted, PROMPTS, coarse_brightness, AS_TRAINED),
     # It takes lists of rows, and texts of one length in a call.
     "lists": (partial(of_family, "z_image"), PROMPTS[:3], coarse_brightness, AS_TRAINED),
+}
+WHOLE = {
+    "merged": (adapted, PROMPTS, coarse_brightness, replace(AS_TRAINED, rollout_weights="merged")),
     # Packed latents next to those of source images, of one size in a call.
     "edits": (partial(of_family, "flux_kontext"), PROMPTS[:3], coarse_brightness, AS_TRAINED, sources),
     "videos": (partial(of_family, "wan"), PROMPTS[:3], coarse_brightness, AS_TRAINED),
 }
-MERGED = {"merged": (adapted, PROMPTS, coarse_brightness, replace(AS_TRAINED, rollout_weights="merged"))}
+"""Cases without FSDP."""
 
 
 def train(
@@ -262,7 +265,7 @@ def refusal_of_merging(processes: Processes) -> str:
     """What a sharded network says to weights that are to be merged."""
     shard(processes, "transformer_based_wrap")
     try:
-        train(processes, *MERGED["merged"])
+        train(processes, *WHOLE["merged"])
     except ValueError as error:
         return str(error)
     return "nothing"
@@ -290,7 +293,7 @@ def die(processes: Processes, directory: Path) -> None:
 def main(directory: Path, *parts: str) -> None:
     processes = launched(cpu=True)
     cases = CASES | (ADAPTER if "two" in parts else {})
-    whole = cases | (MERGED if "two" in parts else {})
+    whole = cases | (WHOLE if "two" in parts else {})
     results = {name: train(processes, *case) for name, case in whole.items()}
     results["errors"] = errors(processes)
     results["spoiled"] = [spoiled(processes), spoiled(processes, fused=True)]
