@@ -6,6 +6,7 @@ The parity figures are those of the tiny pipelines of the tests; memory is measu
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -21,21 +22,21 @@ from tempflow_fast.commands.cards import GB
 from tempflow_fast.commands.cards import SIZES as CARDS
 from tempflow_fast.grpo.measure import measure
 from tempflow_fast.grpo.memory import GIB
+from tempflow_fast.hub import INDEX
 from tempflow_fast.policies.families import FAMILIES, Family
 from tempflow_fast.policies.format import default_size
 from tempflow_fast.policies.proof import prove
+from tempflow_fast.policies.weightless import PUBLISHED as PUBLISHED_MODELS
 from tempflow_fast.run.prepare import load_of, weightless_policy
 from tempflow_fast.settings.families import ONE_GPU
 from tempflow_fast.settings.recipes import get_recipe
-from tempflow_fast.settings.usages import USAGES
+from tempflow_fast.settings.usages import TRANSFORMER, USAGES
 
 PAGE = Path("docs/models.md")
 TALL = (64, 32)
 PARITY, EDITING, PUBLISHED, FITS = "parity", "editing", "published", "fits"
 SIZES = {"BriaPipeline": 1024, "CogView4Pipeline": 1024, "ZImagePipeline": 1024}
 """Of pipelines that ask their parts."""
-PIXELS = 1024
-"""Side of the images of the pipelines that have recipes."""
 RECIPES = (
     *("sd35m-pickscore", "sd35l-pickscore", "flux-pickscore", "qwen-image-pickscore"),
     *("flux2-klein-pickscore", "z-image-pickscore", "flux2-pickscore"),
@@ -105,14 +106,16 @@ def fits() -> Iterator[tuple[str, ...]]:
 
 
 def published() -> Iterator[tuple[str, ...]]:
-    """A line for every family: how its models are used unless told otherwise, and the card that trains shipped ones."""
-    cards: dict[str, list[str]] = {}
-    for name in RECIPES:
-        pipeline, card = _card(name)
-        cards.setdefault(pipeline, []).append(f"`{name.removesuffix('-pickscore')}`: {card}")
-    yield "pipeline", "pixels", "frames", "steps", "guidance", "smallest card"
+    """A line for every family: how its models are used unless told otherwise, and the recipes that are measured."""
+    yield "pipeline", "pixels", "frames", "steps", "guidance", "what fits"
+    shipped: dict[str, list[str]] = {family: [] for family in FAMILIES}
+    for model, files in json.loads(PUBLISHED_MODELS.read_text()).items():
+        shipped[files[INDEX]["_class_name"]].append(model)
     for family in FAMILIES.values():
-        usage = next(row for row in USAGES if row.pipeline == family.pipeline and not row.marks)
+        usages = [row for row in USAGES if row.pipeline == family.pipeline]
+        embeds = (row for row in usages if row.marks.get(TRANSFORMER) == {"guidance_embeds": True})
+        usage = next(embeds, None) or next(row for row in usages if not row.marks)
+        recipes = [f"`{name}`" for name in RECIPES if get_recipe(name).policy.model in shipped[family.pipeline]]
         frames = inspect.signature(getattr(diffusers, family.pipeline).__call__).parameters.get("num_frames")
         yield (
             f"`{family.pipeline}`",
@@ -120,7 +123,7 @@ def published() -> Iterator[tuple[str, ...]]:
             "" if frames is None else str(frames.default),
             str(usage.num_steps),
             f"{usage.guidance_scale:g}",
-            ", ".join(cards.get(family.pipeline, ["not shipped"])),
+            ", ".join(recipes) or "not shipped",
         )
 
 
@@ -133,17 +136,6 @@ def _pixels(family: Family) -> str:
         size = default_size(empty, family)
     height, width = (size, size) if isinstance(size, int) else size
     return f"{height} x {width}"
-
-
-def _card(recipe: str) -> tuple[str, str]:
-    """The pipeline of a recipe, and the smallest card that trains it at the size of its pipeline's own images."""
-    config = get_recipe(recipe).with_settings(**ONE_GPU, resolution=PIXELS)
-    policy: Any = weightless_policy(config.policy)
-    policy.take_for_cpu()
-    memory, load = measure(policy, config.grpo, config.optimizer, config.policy), load_of(config, 1)
-    least = memory.total(load.with_rows(1, 1, 1))
-    fitting = [f"{size} GB" for size in CARDS if least <= size * GB]
-    return policy.family.pipeline, fitting[0] if fitting else f"none, {least / GIB:.3g} GiB"
 
 
 def _parts(policy: Any) -> list[tuple[str, torch.nn.Module]]:
