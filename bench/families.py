@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
@@ -112,13 +111,13 @@ def published() -> Iterator[tuple[str, ...]]:
     for model, files in json.loads(PUBLISHED_MODELS.read_text()).items():
         shipped[files[INDEX]["_class_name"]].append(model)
     for family in FAMILIES.values():
-        usages = [row for row in USAGES if row.pipeline == family.pipeline]
+        usages = [row for row in USAGES if row.pipeline == family.name]
         embeds = (row for row in usages if row.marks.get(TRANSFORMER) == {"guidance_embeds": True})
         usage = next(embeds, None) or next(row for row in usages if not row.marks)
-        recipes = [f"`{name}`" for name in RECIPES if get_recipe(name).policy.model in shipped[family.pipeline]]
-        frames = inspect.signature(getattr(diffusers, family.pipeline).__call__).parameters.get("num_frames")
+        recipes = [f"`{name}`" for name in RECIPES if get_recipe(name).policy.model in shipped[family.name]]
+        frames = inspect.signature(family.pipeline_class.__call__).parameters.get("num_frames")
         yield (
-            f"`{family.pipeline}`",
+            f"`{family.name}`",
             _pixels(family),
             "" if frames is None else str(frames.default),
             str(usage.num_steps),
@@ -129,7 +128,7 @@ def published() -> Iterator[tuple[str, ...]]:
 
 def _pixels(family: Family) -> str:
     """Height and width that the class itself decides, without any part."""
-    kind, size = getattr(diffusers, family.pipeline), SIZES.get(family.pipeline)
+    kind, size = family.pipeline_class, SIZES.get(family.name)
     if size is None:
         needed = list(inspect.signature(kind.__init__).parameters.values())[1:]
         empty = kind(**{part.name: None for part in needed if part.default is inspect.Parameter.empty})

@@ -190,7 +190,7 @@ class PipelineCalls:
 
     @property
     def _origin(self) -> Origin:
-        return Origin(self._family.pipeline, self.format, self._network.device)
+        return Origin(self._family.name, self.format, self._network.device)
 
     def layout(self, encoded: Layout | None) -> Layout:
         """The layout of rows that this policy, or another one of the same model, has encoded.
