@@ -249,13 +249,23 @@ class PipelineCalls:
             ValueError: if the pipeline draws another size than it is asked for: some draw the nearest that they know.
         """
         arguments = self.arguments(SHORT_TEXT)
-        images = self._probe.images(arguments, latents, self._still)
-        if len(images) != len(latents):
-            # What the pipeline has prepared is for one row, and some take no more rows than that.
+        images = self._together(arguments, latents)
+        if images is None or len(images) != len(latents):
             images = torch.cat([self._probe.images(arguments, row, self._still) for row in latents.split(1)])
         size, drawn = (self.format.height, self.format.width), tuple(images.shape[-2:])
         require(drawn == size, self._owner, "resolution", f"one that the pipeline draws, such as {drawn}", size)
         return images
+
+    def _together(self, arguments: Mapping[str, Any], latents: Tensor) -> Tensor | None:
+        """Images of all rows in one call; None: the pipeline, which has prepared one row, takes no more than that."""
+        try:
+            return self._probe.images(arguments, latents, self._still)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # of a shape with the number of prompts in it
+            if len(latents) == 1:
+                raise
+            return None
 
     def sigmas(self, num_steps: int) -> list[float]:
         """The noise levels of the pipeline's schedule.

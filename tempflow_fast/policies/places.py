@@ -87,7 +87,8 @@ def place_of(arguments: Mapping[str, Any], latents: Tensor) -> Place:
             if not listed and (joined := _joined(name, found, latents)) is not None:
                 return joined
     shapes = {name: list(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)}
-    fail("DiffusersPolicy", "pipeline", f"one that gives its network the latents {list(latents.shape)}", shapes)
+    expected = f"one that gives its network the latents {list(latents.shape)} as drawn (see prepare_latents)"
+    fail("DiffusersPolicy", "pipeline", expected, shapes)
 
 
 def _joined(name: str, found: Tensor, latents: Tensor) -> Place | None:

@@ -72,6 +72,13 @@ def test_noise_from_elsewhere_is_named(pipeline):
         OwnPolicy(Elsewhere(**pipeline.components)).encode(["a"])
 
 
+def test_latents_of_several_prompts_are_decoded_though_its_call_counts_prompts(pipeline):
+    policy = OwnPolicy(pipeline)
+    latents = torch.randn(3, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([policy.decode(row) for row in latents.split(1)])
+    assert torch.equal(policy.decode(latents), alone)
+
+
 def test_a_derived_class_is_taken(pipeline):
     assert OwnPolicy(Derived(**pipeline.components)).latent_shape == (16, 16)
 
