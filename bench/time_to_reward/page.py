@@ -53,9 +53,9 @@ def write_page(
         "The paper's structure has 12 prompts an iteration, and the learning rate and noise level that `make "
         f"experiment` has chosen for TempFlow-GRPO. {TUNING} Compilation "
         "counts, unless the machine has it in its cache. "
-        f"{' and '.join(METHODS[name].title for name in arms if name in SAME_UPDATE)}: the update is that of the first "
-        "arm, to rounding, so these are timed for nine iterations in each turn, without the first three, and the "
-        "first arm's curve is set to their pace.",
+        f"The update of {' and of '.join(f'*{METHODS[name].title}*' for name in arms if name in SAME_UPDATE)} is "
+        "that of the first arm, to rounding: only their pace is measured, over six iterations in each turn, and the "
+        "first arm's curve is set to it.",
         f"Machine: {facts}.",
         ""
         if done >= num_seeds
