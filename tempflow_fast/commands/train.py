@@ -128,7 +128,7 @@ class Train:
                 return stop.status
         if trained.after is not None:
             say(change_table(trained.before, trained.after))
-        say(closing_lines(trained, self.output))
+        say(closing_lines(trained, self.output, config.policy.policy))
         return stop.status
 
 

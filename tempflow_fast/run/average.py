@@ -54,7 +54,13 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside this context the policy has the average weights."""
+        """Inside this context the policy has the average weights, or its own before the first step of the average.
+
+        Until then the average is what training began with, and a short run would save and score that.
+        """
+        if self._model.optimization_step == 0:
+            yield
+            return
         # The library's own `store` moves the weights to the host, but sharded weights must stay where they are.
         trained = [parameter.detach().clone() for parameter in self._parameters]
         self._model.copy_to(self._parameters)

@@ -14,6 +14,7 @@ from ..policies import DiffusersPolicy
 from ..policies.lora import described
 from ..policies.schedule import is_euler
 from ..processes import Processes
+from ..rewards import code_in
 from ..settings.recipes import get_recipe
 from ..settings.run import TrainConfig, differences
 from ..text import printable, shortened
@@ -92,16 +93,18 @@ def change_table(before: Evaluation, after: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def closing_lines(trained: Trained, directory: Path) -> str:
+def closing_lines(trained: Trained, directory: Path, policy: str | None = None) -> str:
     """Writes three lines: what changed, by how much, and the command to run next.
 
     Args:
         trained: the result of a run.
         directory: the run directory.
+        policy: name of the policy in the settings; one that is code needs consent again.
     """
     cost = f"{trained.num_iterations} iterations in {trained.seconds:.0f} s"
     prompt = trained.before.metadata[0]["prompt"]
     command = ["tempflow-fast", "sample", "--weights", str(directory), "--prompt", prompt, "--output", "samples.png"]
+    command += ["--allow-code"] if policy is not None and code_in(policy) else []
     next_line = f"Next: {printable(shlex.join(command))}"
     if trained.after is None:
         return f"Scored before training only.\nThe effect of {cost} is not known.\n{next_line}"
@@ -121,9 +124,15 @@ def closing_lines(trained: Trained, directory: Path) -> str:
     by_task = printable(extremes) if len(gains) > 1 else ""
     return "\n".join(
         [
-            f"{'Improved' if overall > 0 else 'Not improved'}: {label} on {len(difference)} images of held-out "
+            f"{_verdict(overall)}: {label} on {len(difference)} images of held-out "
             f"prompts, {old[name]:.3f} -> {new[name]:.3f}{reward}.",
             f"By {overall:+.3f} +- {error:.3f} in {cost}{by_task}.",
             next_line,
         ]
     )
+
+
+def _verdict(change: float) -> str:
+    """In a word, of a change that is shown with three digits."""
+    rounded = round(change, 3)
+    return "Unchanged" if rounded == 0 else "Improved" if rounded > 0 else "Not improved"

@@ -141,6 +141,7 @@ def test_module_runs_as_the_command():
     [
         ([1, 1, 1, 1], ["Improved: strict accuracy on 4", "0.500 -> 1.000", "+0.500 +- 0.250", "most in b (+1.000)"]),
         ([1, 0, 0, 0], ["Not improved", "0.500 -> 0.250", "-0.250", "least in a (-0.500)"]),
+        ([0, 0, 1, 1], ["Unchanged: strict", "0.500 -> 0.500"]),
         (None, ["Scored before training only"]),
     ],
 )
@@ -155,7 +156,9 @@ def test_closing_lines(after, words):
     text = closing_lines(trained, Path("runs/x"))
     assert [word for word in words if word not in text] == []
     assert len(text.splitlines()) == 3
-    assert "Next: tempflow-fast sample --weights runs/x --prompt x --output samples.png" in text
+    next_line = "Next: tempflow-fast sample --weights runs/x --prompt x --output samples.png"
+    assert text.splitlines()[-1] == next_line
+    assert closing_lines(trained, Path("runs/x"), "my_policy:Mine").splitlines()[-1] == f"{next_line} --allow-code"
 
 
 def test_sample_depends_only_on_the_seed(workplace):

@@ -32,6 +32,22 @@ def test_average_follows_the_updates_of_the_optimizer():
     assert average.counts() == {"num_updates": 12, "num_steps": 6}
 
 
+def test_before_its_first_step_the_trained_weights_count():
+    policy = TinyPolicy()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    average = WeightAverage(policy, optimizer, decay=0.5, every=2)
+    for parameter in policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    trained = policy.parameters()[0].detach().clone()
+    with average.applied():
+        assert torch.equal(policy.parameters()[0], trained)
+    optimizer.step()
+    trained = policy.parameters()[0].detach().clone()
+    with average.applied():
+        assert not torch.equal(policy.parameters()[0], trained)
+
+
 def test_the_decay_continues_after_a_resume():
     policy = TinyPolicy()
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
