@@ -63,7 +63,7 @@ def test_another_column_is_the_prompt(tmp_path):
     entry = get_prompts(source, None, "caption").training(0, 1, 0)[0]
     assert entry["prompt"] == entry["caption"]
     assert entry["text"] == entry["prompt"].upper()
-    with pytest.raises(ValueError, match=r"must be one of caption, text, got 'captions' \(did you mean caption"):
+    with pytest.raises(ValueError, match=r"an entry with the field 'captions'"):
         get_prompts(source, None, "captions")
 
 
