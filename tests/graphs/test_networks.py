@@ -18,7 +18,7 @@ from tempflow_fast.run.prepare import compute_in
 OPTIONS = {"steps": 2, "max_batch": 2, "prompts": PROMPTS[:1], "guidance_scale": 1.0}
 
 
-@each_family(is_captured=True)
+@each_family(is_captured=True, has_large_sources=False)
 def test_the_models_can_be_captured_with_an_adapter_that_learns(device, tmp_path, name):
     policy, graphs = illustrated(name, tmp_path), CudaGraphs(device)
     policy.add_lora(rank=2, alpha=4)

@@ -34,6 +34,8 @@ class Tiny:
     """Whether its network can run as a CUDA graph, for texts of one length."""
     num_frames: int | None = None
     """Of its videos."""
+    has_large_sources: bool = False
+    """Whether its pipeline enlarges source images to about a million pixels: an emulated capture takes minutes then."""
 
 
 FAMILIES = {
@@ -66,10 +68,10 @@ MORE = {
 """Families whose tests are slow."""
 FROM_TEXT = FAMILIES | MORE
 FROM_IMAGES = {
-    "flux_kontext": Tiny(editing.flux_kontext, 9),
-    "flux_kontext_cfg": Tiny(partial(editing.flux_kontext, guidance_embeds=False), 9),
-    "qwen_image_edit": Tiny(editing.qwen_image_edit, 300),
-    "qwen_image_edit_plus": Tiny(partial(editing.qwen_image_edit, plus=True), 300),
+    "flux_kontext": Tiny(editing.flux_kontext, 9, has_large_sources=True),
+    "flux_kontext_cfg": Tiny(partial(editing.flux_kontext, guidance_embeds=False), 9, has_large_sources=True),
+    "qwen_image_edit": Tiny(editing.qwen_image_edit, 300, has_large_sources=True),
+    "qwen_image_edit_plus": Tiny(partial(editing.qwen_image_edit, plus=True), 300, has_large_sources=True),
     "wan_image_to_video": Tiny(video.wan_image_to_video, num_frames=9),
 }
 """Families whose prompts have source images; slow as well."""
