@@ -3,8 +3,8 @@
 paper_step.py  an iteration of `bench/paper.py` with the arguments of `grpo_step`
 page.py        docs/time-to-reward.md
 
-The runs are those of `bench/experiment/plans.py`, with the learning rate and noise level that `make experiment` has
-chosen; arms take turns on one core, seed by seed.
+The runs are those of `bench/experiment/plans.py`; arms take turns on one core, seed by seed. The noise level is the one
+that `make experiment` has chosen for TempFlow-GRPO, and so is the learning rate but for arms with fewer branch steps.
 
 make time-to-reward                     runs what is left; ARGS="--target 0.7" for another target
 make time-to-reward ARGS=--quick        a toy of the same
