@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit of a stage, %(default)s")
     parser.add_argument("--require", action="store_true", help="a check that is skipped counts as failed")
     parser.add_argument("--wheels", type=Path, help="folder of wheels: packages that are missing come from there")
-    parser.add_argument("--rehearse", action="store_true", help="tiny networks on a CPU; figures mean nothing")
+    parser.add_argument("--rehearse", action="store_true", help="tiny networks, also on a CPU; figures mean nothing")
     return parser.parse_args()
 
 

@@ -51,7 +51,7 @@ def _call_check(large: Large, weights: str, compiled: bool) -> Check:
             ]
         return Outcome(large.described, rows)
 
-    return Check(f"calls, {_named(large, weights, compiled)}", run, 60 if compiled else 20, CALL, PACKAGES)
+    return Check(f"calls, {_named(large, weights, compiled)}", run, 40 if compiled else 15, CALL, PACKAGES)
 
 
 def _row(weights: str, num_rows: int, compiled: bool, seconds: float, captured: bool = False) -> Figures:
@@ -128,7 +128,7 @@ def _rollout_check(large: Large, weights: str, compiled: bool, captured: bool = 
         return Outcome(f"{large.described}; {described(config)}", [{"rollout": name, "seconds": seconds}])
 
     name = f"rollout, {_named(large, weights, compiled)}{', captured' if captured else ''}"
-    return Check(name, run, 60 if captured else 30, ROLLOUT, PACKAGES)
+    return Check(name, run, 45 if captured else 20, ROLLOUT, PACKAGES)
 
 
 def _launch_bound_check(small: Large) -> Check:

@@ -4,6 +4,7 @@ be imported, so that an environment without it gets a sentence."""
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+COMMIT = "TEMPFLOW_FAST_BENCH_COMMIT"
+"""Environment variable: the commit, for a copy of the files without a repository."""
 
 
 def missing_card() -> str:
@@ -39,7 +43,7 @@ def facts(device: torch.device) -> dict[str, str]:
         found["compute"] = f"capability {card.major}.{card.minor}, {card.multi_processor_count} multiprocessors"
         found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
     found["date"] = _output("date", "--utc", "+%Y-%m-%d %H:%M UTC")
-    found["commit"] = _output("git", "describe", "--always", "--dirty")
+    found["commit"] = os.environ.get(COMMIT) or _output("git", "describe", "--always", "--dirty")
     found["torch"] = f"{torch.__version__} (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})"
     found["python"] = platform.python_version()
     for package in ("triton", "diffusers", "peft"):

@@ -29,11 +29,16 @@ def checks(plan: Plan, session: Session) -> list[Check]:
     found = [
         _estimate_check(large, plan.iteration),
         _ours_check(large, plan.iteration, "merged", False),
-        _ours_check(large, plan.iteration, "as trained", False),
         _paper_check(large, plan.iteration),
     ]
     if plan.compiled:
-        found += [_ours_check(large, plan.iteration, weights, True) for weights in ("merged", "as trained")]
+        found.append(_ours_check(large, plan.iteration, "merged", True))
+    found += [
+        _ours_check(large, plan.fewer, "merged", plan.compiled, ", fewer steps and tails of two"),
+        _ours_check(large, plan.iteration, "as trained", False),
+    ]
+    if plan.compiled:
+        found.append(_ours_check(large, plan.iteration, "as trained", True))
     return found
 
 
@@ -61,8 +66,8 @@ def _estimate_check(large: Large, config: tff.GRPOConfig) -> Check:
     return Check("estimated memory", run, 30, ITERATION, PACKAGES)
 
 
-def _ours_check(large: Large, config: tff.GRPOConfig, weights: str, compiled: bool) -> Check:
-    name = f"ours, {weights}{', compiled' if compiled else ''}"
+def _ours_check(large: Large, config: tff.GRPOConfig, weights: str, compiled: bool, more: str = "") -> Check:
+    name = f"ours, {weights}{', compiled' if compiled else ''}{more}"
     config = replace(config, rollout_weights=weights)
 
     def run() -> Outcome:
@@ -76,7 +81,7 @@ def _ours_check(large: Large, config: tff.GRPOConfig, weights: str, compiled: bo
             iterate(replace(config, num_steps=3, num_seeds=1, num_branches=2), 0)
             return _timed(large, config, name, lambda: iterate(config, 1))
 
-    return Check(name, run, 120 if compiled else 60, ITERATION, PACKAGES)
+    return Check(name, run, 60 if compiled else 30, ITERATION, PACKAGES)
 
 
 def _paper_check(large: Large, config: tff.GRPOConfig) -> Check:
@@ -92,7 +97,7 @@ def _paper_check(large: Large, config: tff.GRPOConfig) -> Check:
             iterate(replace(config, num_steps=3, num_seeds=1, num_branches=2))
             return _timed(large, config, name, lambda: iterate(config))
 
-    return Check(name, run, 90, ITERATION, PACKAGES)
+    return Check(name, run, 45, ITERATION, PACKAGES)
 
 
 def _timed(large: Large, config: tff.GRPOConfig, name: str, call: Callable[[], Mapping[str, Any]]) -> Outcome:
@@ -122,7 +127,7 @@ def _flux_call_check(large: Large, weights: str, compiled: bool) -> Check:
                 rows.append(row | {f"{column} peak GiB": peak})
         return Outcome(large.described, rows)
 
-    return Check(f"calls, {weights}, {column}", run, 90 if compiled else 40, FLUX_CALL, PACKAGES)
+    return Check(f"calls, {weights}, {column}", run, 60 if compiled else 20, FLUX_CALL, PACKAGES)
 
 
 def _training_row_check(large: Large) -> Check:
@@ -148,4 +153,4 @@ def _training_row_check(large: Large) -> Check:
         ]
         return Outcome(f"{per_row:.2f} GiB a row", more)
 
-    return Check("memory of a training call", run, 40, packages=PACKAGES)
+    return Check("memory of a training call", run, 20, packages=PACKAGES)

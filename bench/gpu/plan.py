@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +46,8 @@ class Plan:
     call_rows: tuple[int, ...]
     rollout: GRPOConfig
     iteration: GRPOConfig
+    fewer: GRPOConfig
+    """The same with the settings of the cheapest learning: few branch steps, and tails of two steps."""
     flux_rows: tuple[int, ...]
     flux_iteration: GRPOConfig
     learning_iterations: int
@@ -53,6 +55,7 @@ class Plan:
 
 def on_card(device: torch.device, output: Path) -> Plan:
     """The plan for a card."""
+    iteration = GRPOConfig(num_seeds=4, guidance_scale=4.5, max_batch=24, micro_batch=6, decode_batch=12, num_updates=1)
     return Plan(
         device=device,
         dtype=torch.bfloat16,
@@ -66,13 +69,12 @@ def on_card(device: torch.device, output: Path) -> Plan:
         medium=models.SD35_MEDIUM,
         flux=models.FLUX,
         op_sizes=((24, 65_536), (192, 65_536)),
-        budget=1.5,
+        budget=1.0,
         rotated_bytes=2**27,
         call_rows=(1, 8, 24),
         rollout=GRPOConfig(num_seeds=4, guidance_scale=4.5, max_batch=24, num_updates=1),
-        iteration=GRPOConfig(
-            num_seeds=4, guidance_scale=4.5, max_batch=24, micro_batch=6, decode_batch=12, num_updates=1
-        ),
+        iteration=iteration,
+        fewer=replace(iteration, branch_steps=(1, 2, 3, 4), tail_steps=2),
         flux_rows=(1, 2),
         flux_iteration=GRPOConfig(
             num_steps=4,
@@ -88,18 +90,16 @@ def on_card(device: torch.device, output: Path) -> Plan:
     )
 
 
-def rehearsal(output: Path) -> Plan:
-    """The same on tiny networks on the CPU with a stand-in for stream capture, where the figures mean nothing."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from support.recording import RecordingDevice
-
+def rehearsal(device: torch.device, output: Path) -> Plan:
+    """The same on tiny networks, where the figures mean nothing; on a CPU with a stand-in for stream capture."""
+    on_gpu = device.type == "cuda"
     few = GRPOConfig(num_steps=3, num_branches=2, num_seeds=1, guidance_scale=4.5, num_updates=1, max_batch=2)
     return Plan(
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        device=device,
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
         output=output,
-        capturer=RecordingDevice,
-        compiled=False,
+        capturer=(lambda: CudaCapturer(device)) if on_gpu else _stand_in,
+        compiled=on_gpu,
         quick=True,
         draws=1,
         tiny=(models.TINY_SD3, models.TINY_FLUX),
@@ -112,7 +112,16 @@ def rehearsal(output: Path) -> Plan:
         call_rows=(1, 2),
         rollout=few,
         iteration=few,
+        fewer=replace(few, branch_steps=(1,), tail_steps=1),
         flux_rows=(1, 2),
         flux_iteration=few,
         learning_iterations=2,
     )
+
+
+def _stand_in() -> Capturer:
+    """Of the tests, which enforces the rules of capture."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from support.recording import RecordingDevice
+
+    return RecordingDevice()
