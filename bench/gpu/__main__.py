@@ -17,7 +17,8 @@ from .children import ROOT
 
 STAGES = {
     "kernels": "every body of the ops against the reference, and the CUDA kernels under compute-sanitizer",
-    "graphs": "captured rollouts, ratios and host syncs of tiny networks, failed captures, learning on the device",
+    "graphs": "captured rollouts, ratios and host syncs of tiny networks, failed captures",
+    "learning": "60 iterations of the packaged pipeline, with captured rollouts",
     "ops": "every op by graph replay: eager, torch.compile, both bodies, a copy",
     "calls": "calls and rollouts of SD3.5-Medium's shape, by weights and compilation",
     "iteration": "whole iterations of SD3.5-Medium's shape, the paper's structure and ours",

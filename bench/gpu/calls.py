@@ -27,7 +27,7 @@ def checks(plan: Plan, session: Session) -> list[Check]:
     found += [_rollout_check(large, name, False) for name in ("fp32 adapter", "merged")]
     found.append(_launch_bound_check(small))
     if plan.compiled:
-        found += [_call_check(large, name, True) for name in weights[:3]]
+        found += [_call_check(large, name, True) for name in ("fp32 adapter", "merged")]
         found += [_captured_check(large, "merged", True), _top_check(large, "merged", True)]
         found += [_rollout_check(large, "merged", True), _rollout_check(large, "merged", True, captured=True)]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -108,6 +109,9 @@ def _timed(large: Large, config: tff.GRPOConfig, name: str, call: Callable[[], M
         found["seconds"] = seconds_of(lambda: found.update(call()), large.device)
 
     peak = peak_gib(large.device, timed)
+    for name_of_norm in ("grad_norm", "log_ratio_rms"):
+        value = float(found.get(name_of_norm, 0.0))
+        assert math.isfinite(value), f"{name_of_norm} is {value}: nothing was learnt"
     row: Figures = {"iteration": name, "seconds": found["seconds"]}
     row |= {stage: float(found[f"seconds_{stage}"]) for stage in ("rollout", "decode", "train")}
     return Outcome(f"{large.described}; {described(config)}", [row | {"peak GiB": peak}])

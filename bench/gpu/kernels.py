@@ -24,13 +24,13 @@ FOUND = 9
 def checks(plan: Plan, session: Session) -> list[Check]:
     """All of the stage."""
     tools = [
-        Check(f"CUDA kernels under {tool}", lambda tool=tool: sanitized(plan, session, tool), 30) for tool in SANITIZERS
+        Check(f"CUDA kernels under {tool}", lambda tool=tool: sanitized(plan, session, tool), 20) for tool in SANITIZERS
     ]
     return [
-        *parities(plan, session),
-        Check("CUDA kernels without torch", lambda: alone(plan, session), needs=30),
+        Check("CUDA kernels without torch", lambda: alone(plan, session), needs=20),
         *tools,
-        Check("Triton kernels under memcheck", lambda: triton_under_memcheck(plan, session), needs=120),
+        *parities(plan, session),
+        Check("Triton kernels under memcheck", lambda: triton_under_memcheck(plan, session), needs=60),
     ]
 
 
@@ -86,9 +86,9 @@ def triton_under_memcheck(plan: Plan, session: Session) -> Outcome:
     before = [_sanitizer(), "--tool", "memcheck", "--error-exitcode", str(FOUND), "--log-file", log]
     command = [*before, sys.executable, "-m", "bench.gpu.parity", "--device", "cuda", "--quick"]
     variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TEMPFLOW_FAST_BODY": "triton"}
-    ran = run(command, min(110.0, session.seconds_left), variables)
+    ran = run(command, min(100.0, session.seconds_left), variables)
     if not ran.in_time:
-        raise Skip("not done in 110 s")
+        raise Skip("not done in time")
     assert ran.status == 0, f"{_summary(log)}; {ran.last_line}"
     return Outcome(_summary(log))
 

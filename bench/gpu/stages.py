@@ -21,17 +21,20 @@ PROFILE = ("Duration", "DRAM Throughput", "Compute (SM) Throughput")
 
 
 def graphs(plan: Plan, session: Session) -> list[Check]:
-    """Tiny networks, a failed capture, and learning on the device."""
+    """Tiny networks, and a failed capture."""
     tiny = [check for shape in plan.tiny for check in _tiny_network(plan, shape)]
     failed = Check(
         "a failed capture leaves nothing",
         lambda: checks.failed_capture_leaves_nothing(plan.device, plan.capturer()),
         needs=5,
     )
-    learns = Check(
-        "shapes learns", lambda: shapes_learns(plan, session), needs=60, packages=("diffusers", "tyro", "matplotlib")
-    )
-    return [failed, *tiny, learns]
+    return [failed, *tiny]
+
+
+def learning(plan: Plan, session: Session) -> list[Check]:
+    """The packaged pipeline."""
+    packages = ("diffusers", "tyro", "matplotlib")
+    return [Check("shapes learns", lambda: shapes_learns(plan, session), needs=60, packages=packages)]
 
 
 def _tiny_network(plan: Plan, shape: models.Shape) -> list[Check]:
@@ -144,6 +147,7 @@ def profiled(log: str) -> Figures:
 STAGES: dict[str, Callable[[Plan, Session], list[Check]]] = {
     "kernels": kernels.checks,
     "graphs": graphs,
+    "learning": learning,
     "ops": ops,
     "calls": calls.checks,
     "iteration": iteration.checks,

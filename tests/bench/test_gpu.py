@@ -54,7 +54,7 @@ def test_without_a_card_nothing_is_run_and_the_status_says_so():
 def test_a_stage_that_does_not_exist_is_refused():
     ran = program("--stages", "kernels,graph")
     assert ran.returncode == 2
-    assert "must be names of kernels, graphs, ops, calls, iteration, flux, got 'graph'" in ran.stderr
+    assert "must be names of kernels, graphs, learning, ops, calls, iteration, flux, got 'graph'" in ran.stderr
 
 
 def rehearsed(stage: str, tmp_path: Path, *names: str) -> dict[str, Result]:
@@ -154,7 +154,7 @@ def test_a_stage_out_of_time_says_what_is_missing_and_a_requirement_makes_that_a
     ran = program("--rehearse", "--stages", "kernels", "--minutes", 0.001, "--output", tmp_path, "--require")
     assert ran.returncode == 1, ran.stdout + ran.stderr
     page = (tmp_path / "kernels.md").read_text()
-    assert page.startswith("# kernels, none: a rehearsal on a CPU, whose figures mean nothing: incomplete")
+    assert page.startswith("# kernels, none: a rehearsal, whose figures mean nothing: incomplete")
     assert "| skip | parity, native | 0.0 | not run: it takes about 30 s, 0 s are left |" in page
 
 

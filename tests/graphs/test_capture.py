@@ -121,6 +121,15 @@ def test_a_failed_capture_ends_the_allocators_part_and_tells_its_own_cause(cuda,
     assert cuda.events == ["pool", "allocations to the pool end on 0"]
 
 
+def test_the_capture_after_a_failed_one_has_a_pool_of_its_own(cuda):
+    capturer = capture.CudaCapturer("cuda:0")
+    with pytest.raises(ZeroDivisionError):
+        capturer.capture(lambda: 1 / 0)
+    capturer.capture(lambda: cuda.now)
+    (failed, *_), (later, *_) = cuda.graph_arguments
+    assert failed is not later
+
+
 def test_waits_of_other_threads_do_not_count_and_their_warnings_arrive(cuda):
     def elsewhere():
         warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
