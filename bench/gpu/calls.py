@@ -19,16 +19,17 @@ CALL, ROLLOUT = "one call, ms", "rollouts"
 
 
 def checks(plan: Plan, session: Session) -> list[Check]:
-    """All of the stage; everything eager comes before anything is compiled."""
+    """All of the stage; the longest come last."""
     large, small = Large(plan, plan.medium), Large(plan, plan.small)
     weights = ("fp32 adapter", "16-bit adapter", "merged", "no adapter")
     found = [_call_check(large, name, False) for name in weights]
     found += [_captured_check(large, "fp32 adapter", False), _top_check(large, "fp32 adapter", False)]
-    found += [_rollout_check(large, name, False) for name in ("fp32 adapter", "merged")]
     found.append(_launch_bound_check(small))
     if plan.compiled:
         found += [_call_check(large, name, True) for name in ("fp32 adapter", "merged")]
         found += [_captured_check(large, "merged", True), _top_check(large, "merged", True)]
+    found += [_rollout_check(large, name, False) for name in ("fp32 adapter", "merged")]
+    if plan.compiled:
         found += [_rollout_check(large, "merged", True), _rollout_check(large, "merged", True, captured=True)]
     return found
 

@@ -64,7 +64,7 @@ def _estimate_check(large: Large, config: tff.GRPOConfig) -> Check:
         memory, load = measure(large.policy, config), Load.of(Geometry(config, 1), 1)
         return Outcome(memory.page(load), [{"iteration": "estimate", "peak GiB": memory.total(load) / GIB}])
 
-    return Check("estimated memory", run, 30, ITERATION, PACKAGES)
+    return Check("estimated memory", run, 10, ITERATION, PACKAGES)
 
 
 def _ours_check(large: Large, config: tff.GRPOConfig, weights: str, compiled: bool, more: str = "") -> Check:
