@@ -1,7 +1,8 @@
 """The tables of docs/gpu.md: `python -m bench.gpu.page` writes them between their markers.
 
 Registers are those in csrc/cuda/registers.json and kernels/registers.json, which the compilers' tests write. Floors are
-computed here from bytes, instructions and the data sheets of the cards. No GPU is needed.
+computed here from bytes, instructions and the data sheets of the cards. What was measured comes from the reports in
+`REPORTS`. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..page import table
+from .predictions import tables_of
+from .report import table as lines_of
+from .results import Figures
 from .roofline import CARDS, ITEMSIZES, NUM_ROWS, NUMEL, OPS, Card, K, Op
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "gpu.md"
+REPORTS = ROOT / "bench" / "reports" / "h200-2026-11-26"
 LINE = 128  # characters, as on the rest of the page
 WAVES = CARDS[1]
 
@@ -102,7 +107,44 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-PARTS: dict[str, Callable[[], str]] = {"registers": registers, "roofline": roofline}
+def ops() -> str:
+    """Microseconds of every op at the sizes of the roofline, next to what replaces it."""
+    rows = [row for row in tables_of(REPORTS)["ops"] if row["R x D"] == f"{NUM_ROWS} x {NUMEL}"]
+    names = ("floor us", "copy us", "eager us", "compile us", "native us", "triton us")
+    heads = ("floor", "copy", "eager", "torch.compile", "CUDA C++", "Triton")
+    of = {(row["op"], row["dtype"]): row for row in rows}
+    return table(
+        {"op": str(op)}
+        | {
+            head: " / ".join(_number(float(of[op, dtype][name])) for dtype in ("float32", "bfloat16"))
+            for head, name in zip(heads, names, strict=True)
+        }
+        for op in dict.fromkeys(row["op"] for row in rows)
+    )
+
+
+def calls() -> str:
+    """Milliseconds of a network call, by weights and by compilation."""
+    return "\n".join(lines_of(tables_of(REPORTS)["one call, ms"]))
+
+
+def iterations() -> str:
+    """Seconds of whole iterations, and how many times faster than the paper's structure they are."""
+    rows = tables_of(REPORTS)["iterations"]
+    paper = next(float(row["seconds"]) for row in rows if row["iteration"] == "the paper's structure")
+    shown: list[Figures] = [
+        {**row, "times faster": f"{paper / float(row['seconds']):.2f}x"} for row in rows if "seconds" in row
+    ]
+    return "\n".join(lines_of(shown))
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "registers": registers,
+    "roofline": roofline,
+    "ops": ops,
+    "calls": calls,
+    "iterations": iterations,
+}
 
 
 def filled(page: str) -> str:

@@ -134,7 +134,7 @@ def write(directory: Path) -> Path:
 
 def compared(directory: Path) -> list[Figures]:
     """A row per prediction."""
-    tables = _tables(directory)
+    tables = tables_of(directory)
     return [_row(each, each.measured(tables)) for each in PREDICTIONS]
 
 
@@ -147,7 +147,7 @@ def _row(prediction: Prediction, measured: float | None) -> Figures:
     return row | {"the prediction is from": prediction.source}
 
 
-def _tables(directory: Path) -> dict[str, list[Figures]]:
+def tables_of(directory: Path) -> dict[str, list[Figures]]:
     """The figures of all reports in a folder, by table."""
     found: dict[str, list[Figures]] = {}
     for path in sorted(directory.glob("*.json")):

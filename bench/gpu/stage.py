@@ -6,6 +6,7 @@ A stage that crashes, hangs or leaves the device in a bad state costs nothing bu
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def main() -> int:
 
     def built() -> Outcome:
         if given := built_folder():
-            return Outcome(f"as it is in {given}")
+            return Outcome(f"as it is in {os.path.relpath(given, ROOT)}")
         if not on_gpu:
             raise Skip("a rehearsal uses the package as it is")
         return build(ROOT / "build" / "gpu", min(BUILD_SECONDS, session.seconds_left))
@@ -63,7 +64,7 @@ def _import(known: dict[str, str]) -> Outcome:
     import tempflow_fast
 
     known |= tempflow_fast.info()
-    return Outcome(str(Path(tempflow_fast.__file__).parent))
+    return Outcome(os.path.relpath(Path(tempflow_fast.__file__).parent, ROOT))
 
 
 if __name__ == "__main__":
