@@ -7,6 +7,7 @@ package is imported, so every body has a process of its own; the last line that 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -27,12 +28,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 3, 63, 1001, 4097, 65_536)
 
 
-def moved_to(case: Case, device: torch.device) -> Case:
-    """The case on `device`; its rows are still parts of a wider buffer and unaligned."""
+def moved_to(case: Case, device: torch.device, aligned: bool) -> Case:
+    """The case on `device`; its rows lie side by side, or are still parts of a wider buffer and unaligned."""
 
     def there(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or tensor.is_contiguous():
             return None if tensor is None else tensor.to(device)
+        if aligned:
+            return tensor.contiguous().to(device)
         wide = tensor.new_empty(tensor.shape[0], tensor.shape[1] + 2, device=device)
         wide[:, 1:-1] = tensor.to(device)
         return wide[:, 1:-1]
@@ -40,10 +43,10 @@ def moved_to(case: Case, device: torch.device) -> Case:
     return Case(*(there(tensor) for tensor in case))
 
 
-def branch_and_euler_step(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+def branch_and_euler_step(device: torch.device, dtype: torch.dtype, numel: int, guided: bool, aligned: bool) -> None:
     """Steps, branches and densities; the two ops give the same step, and a repeated call gives the same bits."""
     case = make_case(dtype, numel, guided)
-    own = moved_to(case, device)
+    own = moved_to(case, device, aligned)
     guidance = {"velocity_uncond": own.uncond, "guidance_scale": own.scale}
     state = (own.latents, own.velocity, TABLE, 3)
     moved, branches, log_prob = ops.branch_step(*state, K, SEED, IDS.to(device), **guidance)
@@ -60,17 +63,17 @@ def branch_and_euler_step(device: torch.device, dtype: torch.dtype, numel: int, 
         assert_near("log_prob", dtype, log_prob[:, k].cpu(), want)
 
 
-def initial_noise(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+def initial_noise(device: torch.device, dtype: torch.dtype, numel: int, guided: bool, aligned: bool) -> None:
     """The noise, for ids beyond 32 bits."""
     want = reference.initial_noise(IDS, torch.tensor(SEED), numel)
     assert_near("latents", torch.float32, ops.initial_noise((numel,), SEED, IDS, device).cpu(), want)
 
 
-def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool, aligned: bool) -> None:
     """Value and gradient."""
     case = make_case(dtype, numel, guided=False)
     # Times D, because the gradient of a mean over D elements is too small for float16.
-    own, cotangent = moved_to(case, device), numel * torch.linspace(-1, 1, len(STEPS))
+    own, cotangent = moved_to(case, device, aligned), numel * torch.linspace(-1, 1, len(STEPS))
     velocity = own.velocity.clone().requires_grad_()
     got = ops.log_prob(own.branches[:, 1], own.latents, velocity, TABLE, STEPS.to(device))
     got.backward(cotangent.to(device))
@@ -79,13 +82,14 @@ def log_prob(device: torch.device, dtype: torch.dtype, numel: int, guided: bool)
     assert_near("gradient", dtype, velocity.grad.cpu(), reference.log_prob_backward(cotangent.double(), *wide))
 
 
-def policy_loss(device: torch.device, dtype: torch.dtype, numel: int, guided: bool) -> None:
+def policy_loss(device: torch.device, dtype: torch.dtype, numel: int, guided: bool, aligned: bool) -> None:
     """Loss, statistics and both gradients, with clipping and KL; the policy has changed fully, in part, or not at all.
 
     The oracle gets the guided velocity as this body rounds it, which is compared separately.
     """
     case = make_case(dtype, numel, guided)
-    own, velocity = moved_to(case, device), case.velocity.to(device)
+    own = moved_to(case, device, aligned)
+    velocity = case.velocity.to(device)
     if guided:
         velocity = ops.guided_velocity(own.velocity, own.uncond, SCALE)
         wide = case.uncond.double() + SCALE * (case.velocity.double() - case.uncond.double())
@@ -114,7 +118,7 @@ def loss_and_gradients(case: Case) -> list[Tensor]:
     return [got.loss.detach(), *got[1:], velocity.grad, *([] if uncond is None else [uncond.grad])]
 
 
-CHECKS: dict[str, Callable[[torch.device, torch.dtype, int, bool], None]] = {
+CHECKS: dict[str, Callable[[torch.device, torch.dtype, int, bool, bool], None]] = {
     "branch_step": branch_and_euler_step,
     "initial_noise": initial_noise,
     "log_prob": log_prob,
@@ -125,15 +129,15 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype, int, bool], None]] = {
 def problems(device: torch.device, sizes: tuple[int, ...]) -> list[str]:
     """The differences, one sentence per case."""
     found = []
-    for name, check in CHECKS.items():
-        for dtype in DTYPES:
-            for numel in sizes:
-                for guided in (False, True):
-                    try:
-                        check(device, dtype, numel, guided)
-                    except Exception as error:  # a compiler's errors are of no common class
-                        lines = " ".join(f"{type(error).__name__}: {error}".split())
-                        found.append(f"{name} {dtype} D={numel} {'guided' if guided else 'plain'}: {lines[:200]}")
+    layouts = {"unaligned": False, "aligned": True}  # kernels read whole aligned rows 16 bytes at a time
+    kinds = {"plain": False, "guided": True}
+    for (name, check), dtype, numel in itertools.product(CHECKS.items(), DTYPES, sizes):
+        for (kind, guided), (layout, aligned) in itertools.product(kinds.items(), layouts.items()):
+            try:
+                check(device, dtype, numel, guided, aligned)
+            except Exception as error:  # a compiler's errors are of no common class
+                lines = " ".join(f"{type(error).__name__}: {error}".split())
+                found.append(f"{name} {dtype} D={numel} {kind}, {layout}: {lines[:200]}")
     return found
 
 

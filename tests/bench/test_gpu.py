@@ -350,7 +350,8 @@ def test_a_failed_capture_that_keeps_memory_fails_the_check(monkeypatch):
 @pytest.mark.parametrize("check", [parity.log_prob, parity.policy_loss])
 def test_parity_holds_at_its_largest_size(check):
     """There, gradients of means are the smallest, and float16 tells least apart."""
-    check(torch.device("cpu"), torch.float16, max(parity.SIZES), True)
+    for aligned in (False, True):
+        check(torch.device("cpu"), torch.float16, max(parity.SIZES), True, aligned)
 
 
 @pytest.mark.slow
@@ -364,10 +365,10 @@ def test_parity_sees_a_wrong_body_and_any_error():
         "def noise(*_): raise LookupError('no such intrinsic')\n"
         "parity.ops.initial_noise = noise\n"
         "found = parity.problems(torch.device('cpu'), (63,))\n"
-        "print(len(found), found[0]); print(found[6])"
+        "print(len(found), found[0]); print(found[12])"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     first, second = ran.stdout.splitlines()
-    start = "12 branch_step torch.float32 D=63 plain: AssertionError: euler_step and branch_step move differently"
+    start = "24 branch_step torch.float32 D=63 plain, unaligned: AssertionError: euler_step and branch_step move differently"
     assert first.startswith(start)
     assert second.endswith("LookupError: no such intrinsic")
