@@ -49,7 +49,7 @@ def iteration(
     seed: int,
     max_rows: int,
 ) -> dict[str, float]:
-    """Samples, scores and updates once; returns `seconds_<stage>` of rollout, decode and train.
+    """Samples, scores and updates once; returns `seconds_<stage>` of rollout, decode and train, loss and grad_norm.
 
     Args:
         policy: acts and is trained.
@@ -71,8 +71,8 @@ def iteration(
     rewards = rewards.unflatten(0, (num, -1)).transpose(1, 2).double().cpu()
     advantages = group_advantages(rewards, "seed", torch.zeros(num, dtype=torch.int64))
     with clock.stage("train"):
-        update(policy, condition, table, drawn, advantages, optimizer, config, max_rows)
-    return clock.seconds
+        loss, norm = update(policy, condition, table, drawn, advantages, optimizer, config, max_rows)
+    return {**clock.seconds, "loss": loss, "grad_norm": float(norm)}
 
 
 @torch.no_grad()
@@ -104,17 +104,17 @@ def update(
     optimizer: torch.optim.Optimizer,
     config: GRPOConfig,
     max_rows: int,
-) -> float:
-    """One optimizer step on the branches of all steps, every branch a network row; returns the loss."""
+) -> tuple[float, Tensor]:
+    """One optimizer step on the branches of all steps, every branch a network row; returns loss and gradient norm."""
     optimizer.zero_grad(set_to_none=True)
     parts = (
         _train(policy, condition, table, each, advantages[:, column], config, max_rows, len(drawn))
         for column, each in enumerate(drawn)
     )
     total = sum(parts)
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
     optimizer.step()
-    return total
+    return total, norm
 
 
 def _train(

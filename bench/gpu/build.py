@@ -66,7 +66,7 @@ def _built_in(base: Path) -> Path:
 def _setup(base: Path, seconds: float) -> Ran:
     options = ("-W", "ignore", "setup.py", "--quiet", "build", "--build-base", base)
     return run(
-        [sys.executable, *options], seconds, {"CMAKE_ARGS": " ".join((os.environ.get("CMAKE_ARGS", ""), *_card()))}
+        [sys.executable, *options], seconds, {"CMAKE_ARGS": " ".join((*_card(), os.environ.get("CMAKE_ARGS", "")))}
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,8 +82,10 @@ def iterations_repeat(policy: DiffusersPolicy, guidance_scale: float) -> Outcome
         with torch.no_grad():
             for parameter, value in zip(policy.parameters(), start, strict=True):
                 parameter.copy_(value)
-        _iteration(policy, guidance_scale, seed=2)
+        metrics = _iteration(policy, guidance_scale, seed=2)
+        assert math.isfinite(metrics["grad_norm"]), "there was no finite gradient, and no step"
         ends.append([parameter.detach().clone() for parameter in policy.parameters()])
+    assert not all(map(torch.equal, start, ends[0])), "no weight has changed"
     differ = sum(not torch.equal(a, b) for a, b in zip(*ends, strict=True))
     if differ:  # attention's backward adds in an arbitrary order by default; the ops do not
         raise Skip(f"{differ} of {len(start)} weights differ, by the backward of the network's own kernels")

@@ -38,7 +38,7 @@ def parities(plan: Plan, session: Session, quick: bool = False) -> list[Check]:
     """A comparison of every body with the reference; `quick` leaves out the large sizes."""
 
     def check(body: str) -> Check:
-        return Check(f"parity, {body}", lambda: parity(plan, body, quick or plan.quick, session.seconds_left), needs=30)
+        return Check(f"parity, {body}", lambda: parity(plan, body, quick or plan.quick, session.seconds_left), needs=60)
 
     return [check(body) for body in BODIES]
 

@@ -126,7 +126,10 @@ PREDICTIONS = (
 def write(directory: Path) -> Path:
     """Writes predictions.md next to the reports; returns its path."""
     rows = compared(directory)
-    text = "Expected before anything had run on a card, for one H100 SXM, next to the reports in this folder."
+    text = (
+        "Expected before anything had run on a card, for one H100 SXM, next to the reports in this folder. "
+        "On another card only ratios and rewards are judged."
+    )
     page = directory / "predictions.md"
     page.write_text("\n".join(["# Predicted and measured", "", text, "", *table(rows)]) + "\n")
     return page
@@ -134,17 +137,23 @@ def write(directory: Path) -> Path:
 
 def compared(directory: Path) -> list[Figures]:
     """A row per prediction."""
-    tables = tables_of(directory)
-    return [_row(each, each.measured(tables)) for each in PREDICTIONS]
+    tables, comparable = tables_of(directory), all("H100" in card for card in _cards(directory))
+    return [_row(each, each.measured(tables), comparable) for each in PREDICTIONS]
 
 
-def _row(prediction: Prediction, measured: float | None) -> Figures:
+def _row(prediction: Prediction, measured: float | None, comparable: bool) -> Figures:
     expected = f"{prediction.low:g} to {prediction.high:g}"
     row: Figures = {"figure": prediction.what, "predicted": expected, "measured": "not measured", "": ""}
     if measured is not None:
         inside = prediction.low <= measured <= prediction.high
         row |= {"measured": f"{measured:.4g}", "": "as predicted" if inside else "differs"}
+        if not comparable and prediction.over is None and prediction.source != CPU:
+            row[""] = "another card"
     return row | {"the prediction is from": prediction.source}
+
+
+def _cards(directory: Path) -> set[str]:
+    return {json.loads(path.read_text())["facts"]["card"] for path in directory.glob("*.json")}
 
 
 def tables_of(directory: Path) -> dict[str, list[Figures]]:

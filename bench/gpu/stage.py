@@ -53,6 +53,8 @@ def main() -> int:
         from .plan import on_card, rehearsal
         from .stages import STAGES
 
+        if options.rehearse:
+            torch.backends.cuda.enable_cudnn_sdp(False)  # see models.plain_attention
         plan = rehearsal(device, options.output) if options.rehearse else on_card(device, options.output)
         session.run(STAGES[options.stage](plan, session))
     print(f"\n{report.shown(session.results)}\nreport: {options.output / options.stage}.md", flush=True)
@@ -63,7 +65,7 @@ def _import(known: dict[str, str]) -> Outcome:
     """The package can be imported; what it says about its bodies becomes part of the report."""
     import tempflow_fast
 
-    known |= tempflow_fast.info()
+    known |= {name: value for name, value in tempflow_fast.info().items() if name not in known}
     return Outcome(os.path.relpath(Path(tempflow_fast.__file__).parent, ROOT))
 
 

@@ -90,7 +90,8 @@ class CudaCapturer:
                         raise
             except Exception as error:  # this one only says that the capture did not end; the cause says why
                 _end_allocation(self._pool)
-                self._pool = None  # torch up to 2.13 cannot capture into it again: its host allocator still does
+                # torch 2.11 refuses another capture into it: the allocator of pinned memory still records to it.
+                self._pool = None
                 raise cause or error from None
             finally:
                 torch.cuda.set_stream(current)  # a capture that fails leaves the side stream current

@@ -18,6 +18,7 @@ from support.recording import RecordingDevice
 from bench.gpu import checks, children, models, parity, predictions, report, stages, wheels
 from bench.gpu.__main__ import NOT_RUN, STAGES
 from bench.gpu.card import facts
+from bench.gpu.iteration import short
 from bench.gpu.plan import on_card, rehearsal
 from bench.gpu.results import Check, Outcome, Result, Session, Skip
 from bench.gpu.stages import STAGES as CHECKS
@@ -155,7 +156,7 @@ def test_a_stage_out_of_time_says_what_is_missing_and_a_requirement_makes_that_a
     assert ran.returncode == 1, ran.stdout + ran.stderr
     page = (tmp_path / "kernels.md").read_text()
     assert page.startswith("# kernels, none: a rehearsal, whose figures mean nothing: incomplete")
-    assert "| skip | parity, native | 0.0 | not run: it takes about 30 s, 0 s are left |" in page
+    assert "| skip | parity, native | 0.0 | not run: it takes about 60 s, 0 s are left |" in page
 
 
 @pytest.mark.slow
@@ -312,15 +313,24 @@ def test_measured_figures_are_next_to_predicted_ones(tmp_path):
     calls = [Result("calls", "pass", "", 1.0, [{"weights": "merged", "rows": "24", "eager": 400.0}], "one call, ms")]
     seconds = {"the paper's structure": 250.0, "ours, merged, compiled": 100.0}
     rows = [{"iteration": name, "seconds": value} for name, value in seconds.items()]
-    report.write(tmp_path, "calls", {"device": "cuda:0"}, calls)
-    report.write(tmp_path, "iteration", {"device": "cuda:0"}, [Result("a", "pass", "", 1.0, rows, "iterations")])
-    said = {row["figure"]: (row["measured"], row[""]) for row in predictions.compared(tmp_path)}
-    assert said["call of 24 rows, merged, ms"] == ("400", "differs")
-    assert said["the paper's structure over ours, merged and compiled"] == ("2.5", "as predicted")
-    assert said["call of 24 rows, fp32 adapter, ms"] == ("not measured", "")
-    report.write(tmp_path, "calls", {"device": "cpu"}, calls)  # a rehearsal
+    iterations = [Result("a", "pass", "", 1.0, rows, "iterations")]
+    for card, verdict in (("NVIDIA H200", "another card"), ("NVIDIA H100 80GB HBM3", "differs")):
+        known = {"device": "cuda:0", "card": card}
+        report.write(tmp_path, "calls", known, calls)
+        report.write(tmp_path, "iteration", known, iterations)
+        said = {row["figure"]: (row["measured"], row[""]) for row in predictions.compared(tmp_path)}
+        assert said["call of 24 rows, merged, ms"] == ("400", verdict)
+        assert said["the paper's structure over ours, merged and compiled"] == ("2.5", "as predicted")
+        assert said["call of 24 rows, fp32 adapter, ms"] == ("not measured", "")
+    report.write(tmp_path, "calls", {"device": "cpu", "card": "none"}, calls)  # a rehearsal
     said = {row["figure"]: row["measured"] for row in predictions.compared(tmp_path)}
     assert said["call of 24 rows, merged, ms"] == "not measured"
+
+
+def test_the_iteration_before_the_timed_one_fits_all_plans(tmp_path):
+    for plan in (on_card(torch.device("cuda"), tmp_path), rehearsal(torch.device("cpu"), tmp_path)):
+        for config in (plan.iteration, plan.fewer, plan.flux_iteration):
+            assert short(config).num_steps == 3
 
 
 @pytest.mark.parametrize(
@@ -369,6 +379,6 @@ def test_parity_sees_a_wrong_body_and_any_error():
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     first, second = ran.stdout.splitlines()
-    start = "24 branch_step torch.float32 D=63 plain, unaligned: AssertionError: euler_step and branch_step move differently"
-    assert first.startswith(start)
+    assert first.startswith("24 branch_step torch.float32 D=63 plain, unaligned: AssertionError: ")
+    assert first.endswith("euler_step and branch_step move differently")
     assert second.endswith("LookupError: no such intrinsic")
