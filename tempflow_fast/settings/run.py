@@ -77,8 +77,9 @@ class TaskConfig:
     """The prompts and the rewards."""
 
     prompts: str = fixed(SHAPES_PROMPTS, scores=True)
-    """`shapes`, a text file (one prompt per line), a .jsonl file (GenEval's metadata), or hf:PATH or hf:PATH:SPLIT for
-    a data set of the Hugging Face library `datasets`; the default split is train."""
+    """`shapes`, a .txt file (one prompt per line), a .jsonl, .ndjson, .json, .csv or .tsv file whose other fields reach
+    the reward, or hf:PATH or hf:PATH:SPLIT for a data set of the Hugging Face library `datasets`; the default split is
+    train."""
     eval_prompts: str | None = fixed(None, scores=True)
     """Source of the prompts for evaluation; None: every tenth prompt of `prompts`, held out from training."""
     prompt_column: str = fixed("prompt", scores=True)
