@@ -50,10 +50,12 @@ class Competitor:
 COMPETITORS = {
     "flow_grpo": Competitor("Flow-GRPO", "flow_grpo", 30),
     "flow_grpo_fast": Competitor("Flow-GRPO-Fast", "flow_grpo_fast", 30),
-    "flow_grpo_weighted": Competitor("without branching", "flow_grpo_weighted", 30),
+    "flow_grpo_weighted": Competitor("TempFlow-GRPO without branching", "flow_grpo_weighted", 30),
     "tempflow": Competitor("TempFlow-GRPO", "tempflow", 12),
-    "tempflow_unweighted": Competitor("without weighting", "tempflow_unweighted", 12),
-    "tempflow_prompt_groups": Competitor("prompt groups", "tempflow_prompt_groups", 6, {"num_seeds": 2}),
+    "tempflow_unweighted": Competitor("TempFlow-GRPO without weighting", "tempflow_unweighted", 12),
+    "tempflow_prompt_groups": Competitor(
+        "TempFlow-GRPO with prompt groups", "tempflow_prompt_groups", 6, {"num_seeds": 2}
+    ),
     "tempflow_short": Competitor(
         "TempFlow-GRPO, steps 1 to 4, tails of two", "tempflow", 30, {"branch_steps": (1, 2, 3, 4), "tail_steps": 2}
     ),

@@ -43,7 +43,7 @@ def write_page(path: Path, results: Sequence[Result], design: Design) -> None:
         results: all finished runs.
         design: of the experiment.
     """
-    parts = [*_head(design), *_state(results, design)]
+    parts = [*_head(results, design), *_state(results, design)]
     if any(reported(results, name) for name in COMPETITORS):
         plots.curves(path.with_suffix(".png"), results)
         parts += [f"![Strict accuracy and reward]({path.stem}.png)", *_reported(results)]
@@ -52,10 +52,10 @@ def write_page(path: Path, results: Sequence[Result], design: Design) -> None:
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def _head(design: Design) -> list[str]:
+def _head(results: Sequence[Result], design: Design) -> list[str]:
     facts = ", ".join(f"{name} {value}" for name, value in machine.facts().items())
     rows = []
-    for name in design.methods:
+    for name in [name for name in COMPETITORS if name in design.methods or reported(results, name)]:
         config = COMPETITORS[name].config()
         rows.append(
             {
