@@ -53,7 +53,8 @@ def paper_step(
     for number in range(config.num_updates):
         rows = torch.nonzero(owner == number).flatten()
         part = [each.of(rows) for each in drawn]
-        losses.append(paper.update(policy, condition[rows], table, part, advantages[rows], optimizer, config, MAX_ROWS))
+        loss, _ = paper.update(policy, condition[rows], table, part, advantages[rows], optimizer, config, MAX_ROWS)
+        losses.append(loss)
     return {
         "reward_mean": rewards.mean(),
         "reward_std": rewards.std(correction=0),
