@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import linear_sigmas, ops, step_table
-from tempflow_fast.graphs.capture import Capturer, CudaCapturer
+from tempflow_fast.graphs.capture import Capturer
 from tempflow_fast.ops import bodies
 
 from .. import baselines
-from .children import ROOT
 from .results import Figures, first_line
 from .roofline import CARDS, floor_seconds
-from .timing import CALLS_PER_GRAPH, replayed_seconds
+from .timing import CALLS_PER_GRAPH, capturer_of, replayed_seconds
 
 TABLE, STEP, K, SCALE, CLIP_RANGE = step_table(linear_sigmas(10, 3.0)), 3, 6, 4.5, 1e-4
 BODIES = ("native", "triton")
@@ -205,18 +204,8 @@ def main() -> None:
     if options.candidate in BODIES and live != options.candidate:
         sys.exit(f"there is no {options.candidate} body on {device.type} here")
     sizes = (options.rows, options.numel, options.rotated_bytes, options.budget)
-    for row in measure(options.candidate, device, *sizes, lambda: _capturer(device)):
+    for row in measure(options.candidate, device, *sizes, lambda: capturer_of(device)):
         print(json.dumps(row), flush=True)
-
-
-def _capturer(device: torch.device) -> Capturer:
-    """Of the device; on a CPU the stand-in of the tests."""
-    if device.type == "cuda":
-        return CudaCapturer(device)
-    sys.path.insert(0, str(ROOT / "tests"))
-    from support.recording import RecordingDevice
-
-    return RecordingDevice()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import torch
 
 from tempflow_fast import GRPOConfig
-from tempflow_fast.graphs.capture import Capturer, CudaCapturer
+from tempflow_fast.graphs.capture import Capturer
 
 from . import models
-from .children import ROOT
+from .timing import capturer_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def on_card(device: torch.device, output: Path) -> Plan:
         device=device,
         dtype=torch.bfloat16,
         output=output,
-        capturer=lambda: CudaCapturer(device),
+        capturer=lambda: capturer_of(device),
         compiled=True,
         quick=False,
         draws=40,
@@ -98,7 +97,7 @@ def rehearsal(device: torch.device, output: Path) -> Plan:
         device=device,
         dtype=torch.bfloat16 if on_gpu else torch.float32,
         output=output,
-        capturer=(lambda: CudaCapturer(device)) if on_gpu else _stand_in,
+        capturer=lambda: capturer_of(device),
         compiled=on_gpu,
         quick=True,
         draws=1,
@@ -117,11 +116,3 @@ def rehearsal(device: torch.device, output: Path) -> Plan:
         flux_iteration=few,
         learning_iterations=2,
     )
-
-
-def _stand_in() -> Capturer:
-    """Of the tests, which enforces the rules of capture."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from support.recording import RecordingDevice
-
-    return RecordingDevice()

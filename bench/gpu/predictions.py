@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .report import merged, table
+from .report import REHEARSAL, merged, table
 from .results import Figures
 
 COUNTED = "kernels and bytes on tensors without data (bench/call_cost.py), at an H100's rates"
@@ -153,16 +153,23 @@ def _row(prediction: Prediction, measured: float | None, comparable: bool) -> Fi
 
 
 def _cards(directory: Path) -> set[str]:
-    return {json.loads(path.read_text())["facts"]["card"] for path in directory.glob("*.json")}
+    return {report["facts"].get("card", "") for report in _measured(directory)}
+
+
+def _measured(directory: Path) -> Iterator[dict[str, Any]]:
+    """The reports of runs on a card; the figures of a rehearsal, also of one on a card, mean nothing."""
+    for path in sorted(directory.glob("*.json")):
+        report: dict[str, Any] = json.loads(path.read_text())
+        facts = report["facts"]
+        if facts.get("device", "").startswith("cuda") and not facts.get("card", "").startswith(REHEARSAL):
+            yield report
 
 
 def tables_of(directory: Path) -> dict[str, list[Figures]]:
     """The figures of all reports in a folder, by table."""
     found: dict[str, list[Figures]] = {}
-    for path in sorted(directory.glob("*.json")):
-        report: dict[str, Any] = json.loads(path.read_text())
-        on_card = report["facts"].get("device", "").startswith("cuda")
-        for result in report["results"] if on_card else ():  # a rehearsal's figures mean nothing
+    for report in _measured(directory):
+        for result in report["results"]:
             found.setdefault(result["table"], []).extend(result["figures"])
     return {name: merged(rows) for name, rows in found.items()}
 

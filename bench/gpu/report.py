@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .results import Figures, Result
 
+REHEARSAL = "none: a rehearsal, whose figures mean nothing"
+"""The card in reports of a rehearsal."""
+
 
 def write(directory: Path, stage: str, facts: Mapping[str, str], results: Sequence[Result]) -> Path:
     """Writes <stage>.json and <stage>.md into `directory`; returns the path of the page."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from .children import ROOT
 from .results import Check, Outcome, Result, Session, Skip
 
 BUILD_SECONDS = 180.0
-REHEARSAL = "none: a rehearsal, whose figures mean nothing"
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    known = facts(device) | ({"card": REHEARSAL} if options.rehearse else {})
+    known = facts(device) | ({"card": report.REHEARSAL} if options.rehearse else {})
 
     def save(results: list[Result]) -> None:
         report.write(options.output, options.stage, known, results)
@@ -50,13 +50,13 @@ def main() -> int:
 
     session.run([Check("build", built), Check("import", lambda: _import(known))])
     if session.results[-1].status == "pass":
+        from .models import plain_attention
         from .plan import on_card, rehearsal
         from .stages import STAGES
 
-        if options.rehearse:
-            torch.backends.cuda.enable_cudnn_sdp(False)  # see models.plain_attention
         plan = rehearsal(device, options.output) if options.rehearse else on_card(device, options.output)
-        session.run(STAGES[options.stage](plan, session))
+        with plain_attention() if options.rehearse else nullcontext():
+            session.run(STAGES[options.stage](plan, session))
     print(f"\n{report.shown(session.results)}\nreport: {options.output / options.stage}.md", flush=True)
     return session.status(options.require)
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from tempflow_fast.graphs.capture import Capturer
+from tempflow_fast.graphs.capture import Capturer, CudaCapturer
+
+from .children import ROOT
 
 CALLS_PER_GRAPH = 20
+
+
+def capturer_of(device: torch.device) -> Capturer:
+    """What captures graphs on the device; on a CPU the stand-in of the tests, which enforces the rules of capture."""
+    if device.type == "cuda":
+        return CudaCapturer(device)
+    sys.path.insert(0, str(ROOT / "tests"))
+    from support.recording import RecordingDevice
+
+    return RecordingDevice()
 
 
 def wait(device: torch.device) -> None:

@@ -322,9 +322,10 @@ def test_measured_figures_are_next_to_predicted_ones(tmp_path):
         assert said["call of 24 rows, merged, ms"] == ("400", verdict)
         assert said["the paper's structure over ours, merged and compiled"] == ("2.5", "as predicted")
         assert said["call of 24 rows, fp32 adapter, ms"] == ("not measured", "")
-    report.write(tmp_path, "calls", {"device": "cpu", "card": "none"}, calls)  # a rehearsal
-    said = {row["figure"]: row["measured"] for row in predictions.compared(tmp_path)}
-    assert said["call of 24 rows, merged, ms"] == "not measured"
+    for device in ("cpu", "cuda:0"):
+        report.write(tmp_path, "calls", {"device": device, "card": report.REHEARSAL}, calls)
+        said = {row["figure"]: row["measured"] for row in predictions.compared(tmp_path)}
+        assert said["call of 24 rows, merged, ms"] == "not measured"
 
 
 def test_the_iteration_before_the_timed_one_fits_all_plans(tmp_path):
