@@ -113,17 +113,9 @@ def _profile_check(plan: Plan, session: Session, kernel: str) -> Check:
         log = plan.output / f"ncu-{kernel}.csv"
         sizes = ("--rows", str(num_rows), "--numel", str(numel), "--budget", "0.01")
         program = (sys.executable, "-m", "bench.gpu.op_figures", "native", *sizes)
-        options = [
-            "--csv",
-            "--clock-control",
-            "none",
-            "--section",
-            "SpeedOfLight",
-            "--launch-count",
-            "1",
-            "--kernel-name",
-        ]
-        command = (ncu, *options, f"regex:{kernel}", "--kill", "yes", "--log-file", log, *program)
+        section = ("--section", "SpeedOfLight", "--clock-control", "none")
+        first = ("--kernel-name", f"regex:{kernel}", "--launch-count", "1", "--kill", "yes")
+        command = (ncu, "--csv", *section, *first, "--log-file", log, *program)
         ran = run(command, min(90.0, session.seconds_left), {"TEMPFLOW_FAST_BODY": "native"})
         figures = profiled(log.read_text()) if log.exists() else {}
         if not figures:
