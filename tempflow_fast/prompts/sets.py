@@ -152,8 +152,8 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
 
     Args:
         prompts: `shapes`, or a source of `read_prompts`.
-        eval_prompts: another source, for evaluation; None: every tenth prompt, in a fixed shuffled order, is held out.
-            A warning counts its prompts that are in `prompts` too.
+        eval_prompts: another name or source, for evaluation; None: every tenth prompt, in a fixed shuffled order, is
+            held out. A warning counts its prompts that are in `prompts` too.
         column: the field that is the prompt.
 
     Raises:
@@ -173,18 +173,11 @@ def _stamp(source: str | None) -> tuple[int, ...]:
 @lru_cache(maxsize=4)
 def _prompt_set(prompts: str, eval_prompts: str | None, column: str, stamps: tuple[tuple[int, ...], ...]) -> PromptSet:
     """A set is read once, until a file changes: `stamps` are only part of the key."""
-    if prompts == SHAPES_PROMPTS and eval_prompts is None:
+    if prompts == SHAPES_PROMPTS and eval_prompts in (None, SHAPES_PROMPTS):
         return ShapesPrompts()
-    if prompts != SHAPES_PROMPTS and not prompts.startswith(HUGGING_FACE) and not Path(prompts).exists():
-        unknown("get_prompts", "prompts", prompts, [SHAPES_PROMPTS], ", an existing file, or hf:NAME")
-    if prompts == SHAPES_PROMPTS:
-        from ..shapes.prompts import train_prompts
-
-        entries = train_prompts()
-    else:
-        entries = read_prompts(prompts, column)
+    entries = _entries("prompts", prompts, column, held_out=False)
     if eval_prompts is not None:
-        heldout = read_prompts(eval_prompts, column)
+        heldout = _entries("eval_prompts", eval_prompts, column, held_out=True)
         _warn_of_shared(entries, heldout)
         return ListedPrompts(entries, heldout)
     random.Random(0).shuffle(entries)
@@ -194,6 +187,15 @@ def _prompt_set(prompts: str, eval_prompts: str | None, column: str, stamps: tup
     kept = set(list(names)[::HELD_OUT_EVERY])
     train, heldout = ([e for e in entries if (same_entry(e) in kept) is is_out] for is_out in (False, True))
     return ListedPrompts(train, heldout)
+
+
+def _entries(name: str, source: str, column: str, held_out: bool) -> list[Entry]:
+    """All prompts of a source; of the shapes, only one side of their split. `name` is the argument in errors."""
+    if source == SHAPES_PROMPTS:
+        return ShapesPrompts().everything()[held_out]
+    if not source.startswith(HUGGING_FACE) and not Path(source).exists():
+        unknown("get_prompts", name, source, [SHAPES_PROMPTS], ", an existing file, or hf:NAME")
+    return read_prompts(source, column)
 
 
 def _warn_of_shared(train: Sequence[Entry], heldout: Sequence[Entry]) -> None:

@@ -81,7 +81,7 @@ class TaskConfig:
     the reward, or hf:PATH or hf:PATH:SPLIT for a data set of the Hugging Face library `datasets`; the default split is
     train."""
     eval_prompts: str | None = fixed(None, scores=True)
-    """Source of the prompts for evaluation; None: every tenth prompt of `prompts`, held out from training."""
+    """The prompts for evaluation, given like `prompts`; None: every tenth of `prompts`, held out from training."""
     prompt_column: str = fixed("prompt", scores=True)
     """Field of a .jsonl file or column of a data set that holds the prompt; the reward gets the others as metadata."""
     prompts_per_iteration: int = 16

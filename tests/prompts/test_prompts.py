@@ -100,6 +100,20 @@ def test_shapes_stay_the_draws_that_they_were():
     assert get_prompts("shapes").heldout(5, 1) == shapes.draw(shapes.heldout_prompts(), 5, random.Random(1))
 
 
+def test_the_shapes_held_out_judge_training_on_a_file(tmp_path, recwarn):
+    prompts = get_prompts(jsonl_file(tmp_path, shapes.train_prompts()), "shapes")
+    assert len(prompts.training(0, 345, 0)) == len(shapes.train_prompts()) == 345
+    judged = prompts.heldout(115, 0)
+    assert sorted(texts(judged)) == sorted(texts(shapes.heldout_prompts()))
+    assert len({entry["tag"] for entry in judged[:6]}) == 6
+    assert not recwarn.list
+
+
+def test_missing_prompts_for_evaluation_are_named():
+    with pytest.raises(ValueError, match=r"eval_prompts must be .*shapes.* got 'nope.txt'"):
+        get_prompts("shapes", "nope.txt")
+
+
 SPELLINGS = ("a {}", "A {}", " a   {} ", "a\u00a0{}", "a\u2028{}")
 
 
