@@ -24,6 +24,8 @@ class Competitor:
     settings: Mapping[str, Any] = field(default_factory=dict)
     step: Literal["package", "awm", "paper"] = "package"
     """What an iteration is: `grpo_step`, `awm_step`, which has no noise level to tune, or `paper_step`."""
+    ablation: bool = False
+    """A method with a part taken away; its curve is dashed, without a band."""
 
     def config(self) -> TrainConfig:
         """Its settings before tuning."""
@@ -50,11 +52,11 @@ class Competitor:
 COMPETITORS = {
     "flow_grpo": Competitor("Flow-GRPO", "flow_grpo", 30),
     "flow_grpo_fast": Competitor("Flow-GRPO-Fast", "flow_grpo_fast", 30),
-    "flow_grpo_weighted": Competitor("TempFlow-GRPO without branching", "flow_grpo_weighted", 30),
+    "flow_grpo_weighted": Competitor("TempFlow-GRPO without branching", "flow_grpo_weighted", 30, ablation=True),
     "tempflow": Competitor("TempFlow-GRPO", "tempflow", 12),
-    "tempflow_unweighted": Competitor("TempFlow-GRPO without weighting", "tempflow_unweighted", 12),
+    "tempflow_unweighted": Competitor("TempFlow-GRPO without weighting", "tempflow_unweighted", 12, ablation=True),
     "tempflow_prompt_groups": Competitor(
-        "TempFlow-GRPO with prompt groups", "tempflow_prompt_groups", 6, {"num_seeds": 2}
+        "TempFlow-GRPO with prompt groups", "tempflow_prompt_groups", 6, {"num_seeds": 2}, ablation=True
     ),
     "tempflow_short": Competitor(
         "TempFlow-GRPO, steps 1 to 4, tails of two", "tempflow", 30, {"branch_steps": (1, 2, 3, 4), "tail_steps": 2}
