@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -58,15 +59,16 @@ class Design:
         ]
 
     def second_tuning(self, results: Sequence[Result]) -> list[Plan]:
-        """The other noise levels at the best learning rate of each method; as many more rates for one without noise."""
+        """Other noises at the best learning rate of each method; for one without noise, a rate between its two best."""
         first, *others = self.noise_levels
         plans = []
-        for index, noise in enumerate(others):
+        for noise in others:
             for method in self.methods:
-                rate, level = self.chosen(results, method, (first,))[0], noise
+                rates = [rate for rate, _ in self.ranking(results, method, (first,))]
                 if COMPETITORS[method].step == "awm":
-                    rate, level = 2.0 ** (index + 1) * max(self.learning_rates), first
-                plans += self.tuning(method, rate, level)
+                    plans += self.tuning(method, float(f"{math.sqrt(rates[0] * rates[1]):.2g}"), first)
+                else:
+                    plans += self.tuning(method, rates[0], noise)
         return plans
 
     def report(self, results: Sequence[Result]) -> list[Plan]:
@@ -80,21 +82,27 @@ class Design:
         return plans
 
     def chosen(self, results: Sequence[Result], method: str, noise_levels: Sequence[float]) -> tuple[float, float]:
-        """The learning rate and noise level with the highest mean strict accuracy at the end of the tuning runs.
+        """The best learning rate and noise level by `ranking`, or the only ones."""
+        if len(self.learning_rates) == len(self.noise_levels) == 1:
+            return self.learning_rates[0], self.noise_levels[0]
+        return self.ranking(results, method, noise_levels)[0]
+
+    def ranking(
+        self, results: Sequence[Result], method: str, noise_levels: Sequence[float]
+    ) -> list[tuple[float, float]]:
+        """Learning rates and noise levels, from the highest mean strict accuracy at the end of the tuning runs down.
 
         Args:
             results: with all tuning runs of these noise levels.
             method: a name.
             noise_levels: that may be chosen.
         """
-        if len(self.learning_rates) == len(self.noise_levels) == 1:
-            return self.learning_rates[0], self.noise_levels[0]
         scores: dict[tuple[float, float], list[float]] = {}
         for result in results:
             if (result["stage"], result["method"]) == ("tuning", method) and result["noise_level"] in noise_levels:
                 key = result["learning_rate"], result["noise_level"]
                 scores.setdefault(key, []).append(result["accuracy"][-1])
-        return max(scores, key=lambda key: (sum(scores[key]) / len(scores[key]), -key[0]))
+        return sorted(scores, key=lambda key: (-sum(scores[key]) / len(scores[key]), key[0]))
 
 
 def run_all(design: Design, directory: Path, results: Path, jobs: int, say: Callable[[str], None]) -> None:

@@ -83,6 +83,17 @@ def test_tuning_chooses_the_best_end_and_the_smaller_rate_of_equal_ones():
     assert Design().chosen(results, "tempflow", (0.8, 0.5)) == (4e-4, 0.8)
 
 
+def test_a_method_without_noise_tries_a_rate_between_its_two_best():
+    results = [
+        {**curve(101, 0.5, accuracy, method=name, stage="tuning"), "learning_rate": rate, "noise_level": 0.8}
+        for name in ("awm", "tempflow")
+        for rate, accuracy in ((2e-4, 0.6), (4e-4, 0.7), (8e-4, 0.3))
+    ]
+    awm, tempflow = Design(methods=("awm", "tempflow")).second_tuning(results)
+    assert (awm.method, awm.learning_rate, awm.noise_level) == ("awm", 2.8e-4, 0.8)
+    assert (tempflow.method, tempflow.learning_rate, tempflow.noise_level) == ("tempflow", 4e-4, 0.5)
+
+
 def test_every_method_gets_the_same_tuning():
     plans = Design().first_tuning()
     of_each = {name: [plan for plan in plans if plan.method == name] for name in COMPETITORS}
