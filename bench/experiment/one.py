@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tempflow_fast.errors import NotFiniteError
 from tempflow_fast.run import train as loop
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.prepare import prepare_policy
@@ -20,7 +21,7 @@ from tempflow_fast.run.signals import StopRequest
 from ..time_to_reward.paper_step import paper_step
 from .awm import awm_step
 from .methods import METHODS
-from .plans import Plan
+from .plans import DIVERGED, Plan
 
 STEPS = {"package": loop.grpo_step, "awm": awm_step, "paper": paper_step}
 
@@ -50,5 +51,9 @@ if __name__ == "__main__":
     config = plan.config()
     loop.grpo_step = timed(STEPS[METHODS[plan.method].step])  # the loop, its checkpoints and evaluations are the same
     with StopRequest() as stop:
-        loop.train(config, prepare_policy(config.policy), RunDirectory(sys.argv[2]), stop)
+        try:
+            loop.train(config, prepare_policy(config.policy), RunDirectory(sys.argv[2]), stop)
+        except NotFiniteError as error:
+            print(error, file=sys.stderr)
+            sys.exit(DIVERGED)
     sys.exit(stop.status)

@@ -215,7 +215,7 @@ def _tuning(results: Sequence[Result]) -> list[str]:
         "## Tuning",
         "Training seeds and evaluation noise are never those that are reported; the held-out prompts are the same. "
         "Every method gets as many runs and evaluations. The highest accuracy at the end is chosen; of equal "
-        "ones, that with the smallest rate.",
+        "ones, that with the smallest rate. A run whose weights became infinite or NaN counts as 0.",
         table(lines),
     ]
 

@@ -24,6 +24,9 @@ from .methods import METHODS
 WATCHED = ("clip_fraction", "group_std", "image_diversity", "signal_fraction", "grad_norm")
 """Metrics whose mean over the iterations that have them is kept."""
 
+DIVERGED = 4
+"""Exit status of a run whose weights became infinite or NaN."""
+
 BACKWARD = 3
 """Evaluations that cost as much as a row forward and backward."""
 
@@ -94,11 +97,12 @@ class Plan:
         with (directory / f"{self.name}.log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
-    def result(self, directory: Path) -> dict[str, Any]:
+    def result(self, directory: Path, diverged: bool = False) -> dict[str, Any]:
         """What is kept of the finished run: one line of results.jsonl.
 
         Args:
             directory: of all runs.
+            diverged: the run ended because its weights can draw nothing any more: its last accuracies are 0.
         """
         run = RunDirectory(directory / self.name)
         metrics = run.read_metrics()
@@ -106,6 +110,9 @@ class Plan:
         processor = _totals(metrics, "processor_seconds")
         scored = sorted(int(path.name) for path in (run.path / "evaluations").iterdir())
         scores = [json.loads((run.path / "evaluations" / f"{at:06d}" / "scores.json").read_text()) for at in scored]
+        if diverged:
+            scored.append(len(metrics))
+            scores.append({task: dict.fromkeys(values, 0.0) for task, values in scores[0].items()})
         steps = sorted({name for row in metrics for name in row if name.startswith("group_std_step_")})
         return {
             **asdict(self),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .methods import COMPETITORS
-from .plans import Plan
+from .plans import DIVERGED, Plan
 from .results import Result, add_result, is_done, read_results
 
 
@@ -152,9 +152,9 @@ def run_plans(plans: Sequence[Plan], directory: Path, results: Path, jobs: int, 
             time.sleep(0.5)
             for plan in [plan for plan, process in running.items() if process.poll() is not None]:
                 process = running.pop(plan)
-                if process.returncode:
+                if process.returncode not in (0, DIVERGED):
                     raise RuntimeError(f"run {plan.name} failed, see {directory / plan.name}.log")
-                add_result(results, plan.result(directory))
+                add_result(results, plan.result(directory, process.returncode == DIVERGED))
                 num_done += 1
                 hours = (time.monotonic() - started) / num_done * (len(waiting) + len(running)) / 3600
                 accuracy = read_results(results)[-1]["accuracy"]

@@ -117,6 +117,18 @@ def test_a_spread_that_some_iterations_lack_is_a_mean_of_the_others(tmp_path):
     assert plan.result(tmp_path)["metrics"] == {"group_std_step_1": 0.25}
 
 
+def test_a_run_that_diverged_counts_as_nothing_from_there(tmp_path):
+    plan = Design().first_tuning()[0]
+    run = tmp_path / plan.name
+    (run / "evaluations/000000").mkdir(parents=True)
+    scores = {name: {"accuracy": 0.5, "reward": 0.75} for name in ("overall", "colors")}
+    (run / "evaluations/000000/scores.json").write_text(json.dumps(scores))
+    (run / "metrics.jsonl").write_text(json.dumps({"iteration": 1, "seconds": 1.0, "num_row_evaluations": 10.0}) + "\n")
+    found = plan.result(tmp_path, diverged=True)
+    assert (found["iterations"], found["evaluations"], found["seconds"]) == ([0, 1], [0.0, 10.0], [0.0, 1.0])
+    assert (found["accuracy"], found["reward"], found["tasks"]) == ([0.5, 0.0], [0.75, 0.0], {"colors": [0.5, 0.0]})
+
+
 def test_no_reported_seed_or_noise_is_tuned_on():
     design = Design()
     assert not {*design.tuning_seeds} & {*design.seeds}
