@@ -194,12 +194,15 @@ class Geometry:
         return tuple(map(len, training_plans(has_signal, self.branches, self.shares[0], self.config)))
 
     def costs(self) -> tuple[Cost, Cost, Cost]:
-        """This package, the same iteration as its authors' scripts run it, and Flow-GRPO with groups of S K images."""
+        """This package, its branches as the authors' scripts would run them, and Flow-GRPO with groups of S K images.
+
+        Flow-GRPO trains every step but the last, whichever steps have branches here.
+        """
         c, n, own = self.config, self.num_trajectories, self.branches
         has_reference = c.beta > 0
         acting = sum(len(own.pairs_of(range(update, n, c.num_updates))) for update in range(1, c.num_updates))
         samples = n * max(count for _, count in c.branch_counts)
-        flow = samples * len(c.branch_counts)
+        flow = samples * (c.num_steps - 1)
         alone = Wavefront(own, tails_of(c.with_full_tails(), self._tails.main))
         rollout = sum(alone.num_rows(step) for step in range(c.num_steps))
         return (

@@ -64,6 +64,11 @@ def test_costs_of_the_public_setting():
     assert (ours.total, scripts.total) == (279 + 27, 279 + 162)
 
 
+def test_flow_grpo_trains_all_steps_whichever_have_branches():
+    flow = Geometry(GRPOConfig(num_seeds=1, num_updates=1, branch_steps=(1, 2)), 1).costs()[2]
+    assert (flow.rollout, flow.trained, flow.images) == (60, 54, 6)
+
+
 def test_page_names_every_process_and_its_part():
     page = str(Geometry(GRPOConfig(num_seeds=1, guidance_scale=4.5), 7, 3))
     rows = {line.split()[0]: line for line in page.splitlines() if line}
