@@ -22,9 +22,10 @@ class Ratio:
     """Whether a slower run had not reached the target when it ended, so that the true ratio is larger."""
 
     def __str__(self) -> str:
-        most = "at least " if self.is_bound else ""
+        if self.is_bound:  # the spread of runs that were cut off says nothing
+            return f"at least {self.value:.2f}x"
         interval = "one seed" if self.count == 1 else f"{self.low:.2f} to {self.high:.2f}, {self.count} seeds"
-        return f"{most}{self.value:.2f}x ({interval})"
+        return f"{self.value:.2f}x ({interval})"
 
 
 def speedup(slower: Sequence[Result], faster: Sequence[Result], target: float, axis: str = "seconds") -> Ratio | None:
