@@ -88,9 +88,10 @@ def hacking_signs(path: Path, metrics: Metrics, weights: Mapping[str, float]) ->
         metrics: of every iteration.
         weights: reward -> its weight in the sum; held-out rewards have 0.
     """
-    parts = [name for name in metrics[0] if name.startswith(PART) and name not in NO_PARTS]
+    known = dict.fromkeys(name for row in metrics for name in row)  # a resumed run may have another method
+    parts = [name for name in known if name.startswith(PART) and name not in NO_PARTS]
     measured = ["kl"] if any(row["kl"] for row in metrics) else []
-    images = [name for name in STATISTICS if name in metrics[0]]
+    images = [name for name in STATISTICS if name in known]
     names = ["reward_mean", *parts, *measured, "log_ratio_rms", "group_std", *images]
     num_rows = -(-len(names) // NUM_COLUMNS)
     figure = _figure(4 * NUM_COLUMNS, 2.6 * num_rows)
@@ -137,8 +138,8 @@ def reward_histograms(path: Path, evaluations: Mapping[str, Evaluation]) -> None
 
 
 def _curve(axes: Axes, metrics: Metrics, name: str) -> None:
-    """Draws one metric by iteration, and its running mean."""
-    iterations, values = ([row[key] for row in metrics] for key in ("iteration", name))
+    """Draws one metric by iteration, and its running mean, of the iterations that have it."""
+    iterations, values = ([row[key] for row in metrics if name in row] for key in ("iteration", name))
     windows = [values[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(values) + 1)]
     smooth = [sum(window) / len(window) for window in windows]
     axes.plot(iterations, values, color="tab:blue", alpha=0.3, linewidth=1, label="one iteration")

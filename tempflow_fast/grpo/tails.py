@@ -123,10 +123,10 @@ def make_tails(
     num_steps, levels = table.num_steps, [*table.sigma.tolist(), float(table.sigma_next[-1])]
     first_rows, grids, corrections = {}, [], [0.0] * num_steps
     for step, length in lengths.items():
-        follows_main = length == num_steps - 1 - step and solver == "euler"
+        inner = (positions or {}).get(step, uniform_positions(step + 1, num_steps, length))
+        follows_main = solver == "euler" and list(inner) == list(range(step + 2, num_steps))
         first_rows[step] = step + 1 if follows_main else len(corrections)
         if not follows_main and length:
-            inner = (positions or {}).get(step, uniform_positions(step + 1, num_steps, length))
             grids.append(levels_at(levels, [step + 1, *inner, num_steps]))
             corrections += multistep_corrections(grids[-1], solver)
     extended = table.followed_by(grids) if grids else table

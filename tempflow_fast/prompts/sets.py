@@ -144,6 +144,26 @@ class ShapesPrompts:
         return self._source.draw(self._source.heldout_prompts(), count, random.Random(seed))
 
 
+class PairedPrompts:
+    """The prompts of one set to train on, and those of another to evaluate with, each drawn in its own way.
+
+    Args:
+        trained: to train on.
+        judged: to evaluate with.
+    """
+
+    def __init__(self, trained: PromptSet, judged: PromptSet) -> None:
+        self._trained, self._judged = trained, judged
+        self.tasks: tuple[str, ...] = judged.tasks
+        self.digest = digest_of([trained.digest, judged.digest])
+        self.training = trained.training
+        self.heldout = judged.heldout
+
+    def everything(self) -> tuple[list[Entry], list[Entry]]:
+        """Every prompt to train on, and every held-out one."""
+        return self._trained.everything()[0], self._judged.everything()[1]
+
+
 def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "prompt") -> PromptSet:
     """The prompt set of a name or a source.
 
@@ -179,7 +199,10 @@ def _prompt_set(prompts: str, eval_prompts: str | None, column: str, stamps: tup
     if eval_prompts is not None:
         heldout = _entries("eval_prompts", eval_prompts, column, held_out=True)
         _warn_of_shared(entries, heldout)
-        return ListedPrompts(entries, heldout)
+        listed = ListedPrompts(entries, heldout)
+        if prompts == SHAPES_PROMPTS:
+            return PairedPrompts(ShapesPrompts(), listed)
+        return PairedPrompts(listed, ShapesPrompts()) if eval_prompts == SHAPES_PROMPTS else listed
     random.Random(0).shuffle(entries)
     names = dict.fromkeys(map(same_entry, entries))
     expected = "two or more different ones, so that one can be held out, or given with eval_prompts"

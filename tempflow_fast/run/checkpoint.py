@@ -175,7 +175,8 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
         _load_weights(path, state, facts)
         has_tensors = (path / "optimizer.safetensors").is_file()  # plain gradient descent has none
         tensors = load_file(path / "optimizer.safetensors") if has_tensors else {}
-        state.optimizer.load_state_dict(unpacked(tensors, facts["optimizer"], parameters))
+        found = unpacked(tensors, facts["optimizer"], parameters)
+        state.optimizer.load_state_dict({**found, "param_groups": _own_settings(found, state.optimizer)})
         random_state.restore(load_file(path / "random.safetensors"), facts["random"])
         state.num_iterations, state.seconds = int(facts["num_iterations"]), float(facts["seconds"])
         state.full_tails = bool(facts.get("full_tails", False))  # older checkpoints have no tails but full ones
@@ -187,6 +188,12 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
             raise
         reason = f"{str(path)!r}, with {type(error).__name__}: {error}"
         raise ValueError(f"load_checkpoint: path must be a checkpoint of this run, got {reason}") from error
+
+
+def _own_settings(found: dict[str, Any], optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The groups of a saved optimizer with the settings of this one: a resumed run may change them."""
+    groups = zip(found["param_groups"], optimizer.param_groups, strict=True)
+    return [{**saved, **own, "params": saved["params"]} for saved, own in groups]
 
 
 def _load_weights(path: Path, state: TrainingState, facts: dict[str, Any]) -> None:

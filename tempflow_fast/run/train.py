@@ -198,10 +198,10 @@ class _Loop:
         budget = Budget(own.num_iterations, own.minutes, state.num_iterations, state.seconds)
         bar = ProgressBar(hidden=not self.processes.is_main)
         try:
-            while not self._ends(stop, budget):
+            while (fraction := self._agreed(stop, budget)) < 1:
                 self._evaluate_if_due()
                 with budget.running():
-                    metrics = self._iteration(state.num_iterations, budget.fraction)
+                    metrics = self._iteration(state.num_iterations, fraction)
                 budget.num_done = state.num_iterations = state.num_iterations + 1
                 state.seconds = budget.seconds
                 self._log(metrics)
@@ -253,15 +253,18 @@ class _Loop:
         if self.processes.is_main:
             self._report(sentence)
 
-    def _ends(self, stop: StopRequest, budget: Budget) -> bool:
-        """Whether the run ends here; saves a checkpoint if somebody has asked for one."""
+    def _agreed(self, stop: StopRequest, budget: Budget) -> float:
+        """Share of the budget that is used, 1 to end the run; saves a checkpoint if somebody has asked for one.
+
+        It is the same in all processes, whose clocks differ: learning rates that follow it have to be equal.
+        """
         self._check_lock()
-        asked = torch.tensor([stop.made or budget.fraction >= 1, stop.asks_for_checkpoint], dtype=torch.int64)
-        ends, saves = self.processes.max(asked).tolist()  # in one round for all processes
+        own = torch.tensor([1.0 if stop.made else budget.fraction, stop.asks_for_checkpoint], dtype=torch.float64)
+        fraction, saves = self.processes.max(own).tolist()  # in one round for all processes
         if saves:
             stop.asks_for_checkpoint = False
             self._save()
-        return bool(ends)
+        return fraction
 
     def _any(self, stops: bool) -> bool:
         """Whether the condition holds in any process: all of them must take the same branch."""

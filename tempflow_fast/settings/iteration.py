@@ -319,8 +319,9 @@ class GRPOConfig:
     def has_cheap_tails(self) -> bool:
         """Whether tails differ in anything from the rest of the rollout's schedule."""
         shorter = any(length < self.num_steps - 1 - step for step, length in self.tail_lengths)
+        elsewhere = any(list(at) != list(range(step + 2, self.num_steps)) for step, at in self.tail_positions.items())
         others = (self.tail_precision, self.tail_guidance)
-        return shorter or self.tail_solver != "euler" or others != (None, None)
+        return shorter or elsewhere or self.tail_solver != "euler" or others != (None, None)
 
     def with_full_tails(self) -> GRPOConfig:
         """The same settings with the full tails, which need no gate."""

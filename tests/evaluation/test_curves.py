@@ -56,6 +56,14 @@ def test_a_kl_that_was_not_measured_is_not_drawn_as_zero(tmp_path, figures):
     assert "KL to the starting policy" not in panels(figures[tmp_path / "s.png"])
 
 
+def test_a_run_that_changed_its_method_draws_what_each_part_has(tmp_path, figures):
+    rows = [*metrics(image_diversity=0.2)[:2], {**metrics()[2], "image_contrast": 0.5}]
+    curves.hacking_signs(tmp_path / "s.png", rows, {"jpeg": 1.0})
+    drawn = {axes.get_title(): axes.lines[0] for axes in figures[tmp_path / "s.png"].axes if axes.get_visible()}
+    assert list(drawn["diversity within a seed group"].get_xdata()) == [1, 2]
+    assert list(drawn["contrast"].get_xdata()) == [3]
+
+
 def test_histograms_share_their_bins(tmp_path, figures):
     both = {"a": made_up([0.0, 0.0, 1.0]), "b": made_up([0.0, 3.0, 3.0])}
     curves.reward_histograms(tmp_path / "h.png", both)

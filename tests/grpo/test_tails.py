@@ -6,6 +6,7 @@ import math
 from contextlib import contextmanager
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
@@ -64,6 +65,7 @@ def solve(levels, x, velocity, solver):
     ("lengths", "positions"),
     [
         ({0: 5, 1: 4, 3: 2}, {}),
+        ({0: 5, 1: 4, 3: 2}, {1: (2.5, 3, 5.5)}),  # as many calls as steps, at other levels
         ({0: 3, 1: 3, 3: 2}, {0: (2, 4), 1: (3, 5)}),
         ({0: 1, 1: 4, 3: 1}, {}),
         ({0: 4, 1: 2, 3: 1}, {0: (2, 3, 5), 3: ()}),
@@ -89,7 +91,7 @@ def test_tails_equal_a_plain_loop(solver, lengths, positions, max_batch, guidanc
             inner = positions.get(step)
             levels = uniform_levels(LEVELS, step + 1, length)
             if inner is not None:
-                levels = [LEVELS[place] for place in (step + 1, *inner, NUM_STEPS)]
+                levels = np.interp((step + 1, *inner, NUM_STEPS), range(NUM_STEPS + 1), LEVELS).tolist()
             want = solve(levels, full.branches[:, column].flatten(0, 1), velocity, solver)
         torch.testing.assert_close(drawn.latents[:, column].flatten(0, 1), want, rtol=1e-11, atol=1e-11)
     rows = 3 * 4 + 3 * 4 * sum(lengths.values())

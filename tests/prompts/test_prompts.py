@@ -102,11 +102,18 @@ def test_shapes_stay_the_draws_that_they_were():
 
 def test_the_shapes_held_out_judge_training_on_a_file(tmp_path, recwarn):
     prompts = get_prompts(jsonl_file(tmp_path, shapes.train_prompts()), "shapes")
-    assert len(prompts.training(0, 345, 0)) == len(shapes.train_prompts()) == 345
-    judged = prompts.heldout(115, 0)
-    assert sorted(texts(judged)) == sorted(texts(shapes.heldout_prompts()))
-    assert len({entry["tag"] for entry in judged[:6]}) == 6
+    assert sorted(texts(prompts.training(0, 345, 0))) == sorted(texts(shapes.train_prompts()))  # an epoch of the file
+    assert prompts.heldout(600, 8) == get_prompts("shapes").heldout(600, 8)
+    assert prompts.everything() == get_prompts("shapes").everything()
     assert not recwarn.list
+
+
+def test_other_prompts_for_evaluation_leave_training_on_shapes_as_it_is(tmp_path):
+    own = [{"prompt": "a photo of a red star", "tag": "stars"}]
+    prompts = get_prompts("shapes", jsonl_file(tmp_path, own))
+    assert prompts.training(3, 40, 5) == get_prompts("shapes").training(3, 40, 5)
+    assert (prompts.tasks, prompts.heldout(2, 0)) == (("stars",), own * 2)
+    assert prompts.digest != get_prompts("shapes").digest
 
 
 def test_missing_prompts_for_evaluation_are_named():

@@ -132,6 +132,17 @@ def test_changed_settings_are_named(tmp_path):
     assert run.read_config().optimizer.learning_rate == 1e-5
 
 
+@pytest.mark.parametrize("changed", [{"weight_decay": 100.0}, {"betas": (0.0, 0.1)}, {"adam_eps": 1.0}])
+def test_changed_settings_of_the_optimizer_hold_after_a_resume(tmp_path, changed):
+    """A checkpoint has the settings that the optimizer had; the run's are those that count."""
+    weights = {}
+    for name, settings in (("same", {}), ("changed", changed)):
+        run, _ = go(tmp_path / name, tiny_config(num_iterations=1, ema_decay=None))
+        go(run.path, tiny_config(num_iterations=2, ema_decay=None, **settings))
+        weights[name] = state(run)
+    assert any(not torch.equal(weights["same"][name], value) for name, value in weights["changed"].items())
+
+
 def test_checkpoints_rotate_and_incomplete_ones_are_ignored(tmp_path):
     run, _ = go(tmp_path / "run", tiny_config(num_iterations=5, checkpoint_every=2, num_checkpoints=2))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000004", "000005"]

@@ -61,6 +61,34 @@ def test_two_processes_train_resume_and_write_once(tmp_path):
     assert json.loads((run.path / "eval_after.json").read_text())["overall"]["num_images"] == 5
 
 
+TIMED = """
+import sys
+import torch
+from support.runs import tiny_config
+from tempflow_fast.processes import launched
+from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.prepare import prepare_policy
+from tempflow_fast.run.train import train
+processes = launched(cpu=True)
+config = tiny_config(num_iterations=None, minutes=0.1, learning_rate_decay=1.0, warmup_iterations=0)
+policy = prepare_policy(config.policy, processes.device)
+trained = train(config, policy, RunDirectory(sys.argv[1]), report=lambda said: None, processes=processes)
+assert trained.num_iterations > 1
+flat = torch.cat([weight.detach().flatten() for weight in policy.parameters()])
+assert torch.equal(processes.max(flat), -processes.max(-flat)), "the replicas have different weights"
+"""
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_falls_with_the_clock_is_the_same_in_all_processes(tmp_path):
+    (tmp_path / "timed.py").write_text(TIMED)
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [*DDP, "2", str(tmp_path / "timed.py"), str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 FAILING = """
 import os
 calls = []
