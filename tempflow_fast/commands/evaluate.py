@@ -35,9 +35,10 @@ class Evaluate:
 
     source: Model = field(default_factory=Model)
     prompts: str | None = None
-    """Source of prompts, as in training; all of them are drawn. None: the held-out prompts of the run or the recipe."""
+    """Source of prompts, as in training. All prompts of a file or data set are drawn; of `shapes`, --images of the
+    held-out ones, at random. None: the held-out prompts of the run or the recipe."""
     per_prompt: int | None = None
-    """Number of images per prompt in --prompts; GenEval draws 4. None: 1."""
+    """Number of images per prompt of the file or data set in --prompts; GenEval draws 4. None: 1."""
     rewards: str | None = None
     """Rewards to report, such as geneval,pickscore, each under its own name; None: those of the run or the recipe."""
     images: int | None = None
@@ -95,6 +96,8 @@ class Evaluate:
         if self.per_prompt is not None:
             holds = self.per_prompt >= 1 and self.prompts is not None and self.images is None
             require_option(holds, "per_prompt", ">= 1, with --prompts and without --images", self.per_prompt)
+            expected = f"left out with --prompts {SHAPES_PROMPTS}, of which --images are drawn at random"
+            require_option(self.prompts != SHAPES_PROMPTS, "per_prompt", expected, self.per_prompt)
         config = self.source.config(
             eval_images=self.images,
             eval_seed=self.seed,

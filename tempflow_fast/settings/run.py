@@ -146,7 +146,7 @@ class EvaluationConfig:
     """How the policy is evaluated: on the same held-out prompts and the same noise every time."""
 
     eval_images: int | None = fixed(600, scores=True)
-    """Number of images per evaluation; None: one for each held-out prompt, but at least 16 and at most 512."""
+    """Number of images per evaluation; None: as many as there are held-out prompts, but at least 16 and at most 512."""
     eval_seed: int = fixed(0, scores=True)
     """Seed of the prompts and the noise of evaluation. It is separate from `seed`, so that runs with different seeds
     are scored alike."""

@@ -187,6 +187,10 @@ PLACES = {
     "no images": (["eval", "--images", "0"], "eval_images must be >= 1, got 0"),
     "images without a directory": (["eval", "--save-images"], "--save-images must be given together with --directory"),
     "images per no prompt": (["eval", "--per-prompt", "2"], "--per-prompt must be >= 1, with --prompts"),
+    "images per drawn prompt": (
+        ["eval", "--prompts", "shapes", "--per-prompt", "4"],
+        "--per-prompt must be left out with --prompts shapes",
+    ),
     "another evaluation": (["eval", "--directory", "out", "--compare", "used", "--images", "6"], "used"),
     "a file for an evaluation": (["eval", "--directory", "file", "--images", "6"], "file"),
     "rewards of no name": (["eval", "--rewards", "", "--images", "6"], "reward must be a name"),
