@@ -43,7 +43,8 @@ class EvaluationDirectory:
 
     Args:
         path: the directory; it need not exist.
-        all_images: whether to keep every image, not only the first ones.
+        all_images: whether to keep every image, not only the first ones. A row whose image is to be kept is done only
+            if its image is there.
     """
 
     def __init__(self, path: str | Path, all_images: bool = False) -> None:
@@ -72,7 +73,7 @@ class EvaluationDirectory:
             require(
                 not path.is_dir(), "EvaluationDirectory", str(path), "a file or absent", "a directory: move it away"
             )
-        if not self._about.is_file() or not self.scores():
+        if not self._about.is_file() or not self._written():
             write_json(self._about, about)
         known = self._read()
         for name, value in about["facts"].items():
@@ -96,11 +97,11 @@ class EvaluationDirectory:
         known = self._read()
         expected = f"{known.get('noise')} as in {str(self.path)!r}"
         about = _sealed({**known, "noise": asdict(noise)})
-        require(not self.scores() or about == known, "EvaluationDirectory.note_noise", "noise", expected, noise)
+        require(not self._written() or about == known, "EvaluationDirectory.note_noise", "noise", expected, noise)
         write_json(self._about, about)
 
     def is_complete(self) -> bool:
-        """Whether every image has its scores."""
+        """Whether every row is done."""
         return self._about.is_file() and len(self.scores()) == len(self._read()["metadata"])
 
     def evaluation(self) -> Evaluation:
@@ -123,9 +124,14 @@ class EvaluationDirectory:
     def scores(self) -> dict[int, dict[str, float]]:
         """Returns row -> name -> score for the rows that are done.
 
-        A line counts if its digest shows that it is as it was written, for this evaluation, and if the image that goes
-        with it is there; the other rows are to be drawn again.
+        A line counts if its digest shows that it is as it was written, for this evaluation, and if the image that is to
+        be kept with it is there; the other rows are to be drawn again.
         """
+        found = self._written()
+        return {row: scores for row, scores in found.items() if not self._keeps(row) or self._image(row).is_file()}
+
+    def _written(self) -> dict[int, dict[str, float]]:
+        """Row -> name -> score, from the lines of this evaluation, with or without their images."""
         if not self._about.is_file():
             return {}
         about = self._read()
@@ -134,7 +140,6 @@ class EvaluationDirectory:
             line["row"]: line["scores"]
             for line in lines
             if line.get("digest") == _line_digest(about, line.get("row"), line.get("scores"))
-            and (line["row"] >= NUM_SHOWN or self._image(line["row"]).is_file())
         }
 
     def picture(self, row: int) -> Tensor:
@@ -162,7 +167,7 @@ class EvaluationDirectory:
             images: [R, 3, H, W] in [0, 1].
         """
         for row, image in zip(rows, images, strict=True):
-            if self._all_images or row < NUM_SHOWN:
+            if self._keeps(row):
                 self.images.mkdir(exist_ok=True)
                 # The name of the process is in the file name: two of them may draw the last row of a round.
                 aside = self._image(row).with_suffix(f".{os.getpid()}.part")
@@ -191,6 +196,10 @@ class EvaluationDirectory:
         got = "damaged, or of an older version: evaluate into another directory"
         require(is_whole, "EvaluationDirectory", str(self._about), "as it was written", got)
         return about
+
+    def _keeps(self, row: int) -> bool:
+        """Whether the image of a row is to be kept."""
+        return self._all_images or row < NUM_SHOWN
 
     def _image(self, row: int) -> Path:
         return self.images / f"{row:06d}.png"

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support.damage import DAMAGES
 
 from tempflow_fast.cli import main
@@ -18,6 +19,7 @@ from tempflow_fast.evaluation.result import Noise
 from tempflow_fast.settings.recipes import get_recipe
 from tempflow_fast.shapes import pipeline_path
 
+PROMPTS = [{"prompt": f"p{row}", "tag": "all"} for row in range(50)]
 OPTIONS = ["--images", "3", "--max-batch", "3", "--steps", "1", "--rewards", "jpeg_incompressibility"]
 
 
@@ -90,6 +92,33 @@ def test_rows_without_an_image_or_with_another_score_are_drawn_again(model, made
     assert drawn == [1, 2]
     assert EvaluationDirectory(done).scores() == EvaluationDirectory(made).scores()
     assert sorted(path.name for path in (done / "images").iterdir()) == [f"00000{row}.png" for row in range(3)]
+
+
+@pytest.fixture
+def scored(tmp_path) -> Path:
+    """The directory of an evaluation with 50 rows that kept the first images only."""
+    store = EvaluationDirectory(tmp_path / "scored")
+    store.begin({"rewards": "x"}, ("all",), PROMPTS)
+    store.keep_images(range(50), torch.rand(50, 3, 4, 4))
+    store.keep_scores({row: {"x": 0.5} for row in range(50)})
+    return store.path
+
+
+def test_where_all_images_are_wanted_rows_without_one_are_drawn_again(scored):
+    assert EvaluationDirectory(scored).is_complete()
+    store = EvaluationDirectory(scored, all_images=True)
+    store.begin({"rewards": "x"}, ("all",), PROMPTS)
+    assert not store.is_complete()
+    assert list(store.scores()) == list(range(48))
+    store.keep_images([48, 49], torch.rand(2, 3, 4, 4))
+    assert store.is_complete()
+    assert store.scores() == EvaluationDirectory(scored).scores()
+
+
+def test_scores_without_images_are_not_replaced_by_another_evaluation(scored):
+    shutil.rmtree(scored / "images")
+    with pytest.raises(ValueError, match="rewards must be x as in"):
+        EvaluationDirectory(scored, all_images=True).begin({"rewards": "y"}, ("all",), PROMPTS)
 
 
 def test_scores_of_another_evaluation_do_not_count(made, done):
