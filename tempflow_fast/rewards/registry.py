@@ -48,6 +48,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
 """owner/name or owner/name:file"""
 OPTIONS = ("weight", "cache", "timeout", "reward", "frames")
 """Settings that every reward has; none of them reaches its class."""
+RESERVED = ("mean", "num_images", "prompt", "row", "std", "tag")
+"""Names that no reward can have: a run logs reward_mean and reward_std of the sum, and reports have these columns."""
 Spec = str | Reward | Mapping[str, Any]
 
 
@@ -71,7 +73,7 @@ def get_reward(reward: Spec) -> WeightedReward:
         process, since weights are large.
 
     Raises:
-        ValueError: if a name is unknown or cannot be imported, or a reward refuses its settings.
+        ValueError: if a name is unknown, reserved or cannot be imported, or a reward refuses its settings.
     """
     if isinstance(reward, WeightedReward):
         return reward
@@ -79,6 +81,7 @@ def get_reward(reward: Spec) -> WeightedReward:
         return WeightedReward({name_of(reward): reward}, {name_of(reward): 1.0})
     rewards, weights, timeouts, of_images = {}, {}, {}, []
     for name, entry in _entries(reward).items():
+        require(name not in RESERVED, "get_reward", "name", f"none of {', '.join(RESERVED)}, since logs use them", name)
         settings = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weights[name] = _number(name, "weight", settings.pop("weight", 1.0))
         if "timeout" in settings:
@@ -90,7 +93,10 @@ def get_reward(reward: Spec) -> WeightedReward:
             fail("get_reward", f"reward of {name}", 'a name, "module:attribute" or a callable', repr(target))
         if isinstance(target, str):
             _require_one_meaning(name, target, entry)
-        made = target if callable(target) else _load(target, json.dumps(settings, sort_keys=True, default=str))
+            made = _load(target, json.dumps(settings, sort_keys=True, default=str))
+        else:
+            _require_none(name, settings)
+            made = target
         rewards[name] = made if num_remembered is None else _remembering(made, num_remembered)
         if num_frames is not None:
             rewards[name] = FramesReward(rewards[name], num_frames)
@@ -148,6 +154,11 @@ def _require_one_meaning(name: str, target: str, entry: object) -> None:
         require(not taken, "get_reward", f"{' and '.join(taken)} of {name}", expected, dict(entry))
 
 
+def _require_none(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that nothing would read, since the reward is no class that is made from them."""
+    require(not settings, "get_reward", f"settings of {name}", "none", ", ".join(settings))
+
+
 def _number(name: str, setting: str, value: Any) -> float:
     try:
         if isinstance(value, bool):
@@ -172,7 +183,7 @@ def _load(target: str, settings: str) -> Reward:
     """The reward for a name or "module:attribute" with its settings as JSON."""
     found, options = _imported(target), json.loads(settings)
     if not isinstance(found, type):
-        require(not options, "get_reward", f"settings of {target}", "none", ", ".join(options))
+        _require_none(target, options)
         return found
     _require_settings(target, found, options)
     with without_retries(*_hub_names(found, options)) as unreachable:
