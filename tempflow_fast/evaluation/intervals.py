@@ -46,6 +46,26 @@ def task_means(values: Tensor, tags: Sequence[str], tasks: Sequence[str]) -> dic
     return {**means, OVERALL: sum(means.values()) / len(means)}
 
 
+def standard_error(values: Tensor, tags: Sequence[str]) -> float:
+    """Computes the standard error of the mean of the tasks' means, over images of the same prompts.
+
+    It says how far other noise for these prompts in these numbers would move the mean if images were independent. The
+    choice of prompts is not in it; the intervals of `task_intervals` contain it.
+
+    Args:
+        values: [R] scores, or paired differences of scores.
+        tags: R tasks.
+
+    Returns:
+        sqrt(sum over tasks of s^2 / n) / T, with the unbiased variance s^2 of the task's n values; a task with a single
+        value, which has no variance, adds 0.
+    """
+    tasks = dict.fromkeys(tags)
+    parts = [values[torch.tensor([tag == task for tag in tags])] for task in tasks]
+    variance = sum(part.var(correction=0).item() / max(len(part) - 1, 1) for part in parts)
+    return variance**0.5 / len(parts)
+
+
 def task_intervals(
     values: Tensor, tags: Sequence[str], tasks: Sequence[str], prompts: Sequence[Hashable]
 ) -> dict[str, Interval]:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ..evaluation.evaluate import heldout
-from ..evaluation.intervals import OVERALL
+from ..evaluation.intervals import OVERALL, standard_error
 from ..evaluation.result import Evaluation
 from ..grpo.geometry import Geometry
 from ..ops.info import bodies_on
@@ -96,6 +96,8 @@ def change_table(before: Evaluation, after: Evaluation) -> str:
 def closing_lines(trained: Trained, directory: Path, policy: str | None = None) -> str:
     """Writes three lines: what changed, by how much, and the command to run next.
 
+    The number after +- is the `standard_error` of the gain, over images of the same prompts.
+
     Args:
         trained: the result of a run.
         directory: the run directory.
@@ -112,9 +114,8 @@ def closing_lines(trained: Trained, directory: Path, policy: str | None = None) 
     gains = {task: after[task][name] - before[task][name] for task in before}
     overall = gains.pop(OVERALL)
     best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
-    # The two evaluations share prompts and noise, so this is the standard error of the mean difference.
-    difference = trained.after.measures[name] - trained.before.measures[name]
-    error = difference.std(correction=0).item() / len(difference) ** 0.5
+    difference = trained.after.measures[name] - trained.before.measures[name]  # of images with equal prompts and noise
+    error = standard_error(difference, trained.after.tags)
     old, new = before[OVERALL], after[OVERALL]
     label, reward = {
         "accuracy": ("strict accuracy", f" (reward {old['reward']:.3f} -> {new['reward']:.3f})"),

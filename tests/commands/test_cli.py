@@ -139,8 +139,8 @@ def test_module_runs_as_the_command():
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        ([1, 1, 1, 1], ["Improved: strict accuracy on 4", "0.500 -> 1.000", "+0.500 +- 0.250", "most in b (+1.000)"]),
-        ([1, 0, 0, 0], ["Not improved", "0.500 -> 0.250", "-0.250", "least in a (-0.500)"]),
+        ([1, 1, 1, 1], ["Improved: strict accuracy on 4", "0.500 -> 1.000", "+0.500 +- 0.000", "most in b (+1.000)"]),
+        ([1, 0, 0, 0], ["Not improved", "0.500 -> 0.250", "-0.250 +- 0.250", "least in a (-0.500)"]),
         ([0, 0, 1, 1], ["Unchanged: strict", "0.500 -> 0.500"]),
         (None, ["Scored before training only"]),
     ],
