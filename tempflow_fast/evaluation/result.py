@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..prompts.sets import TASK, Entry
+from ..prompts.entries import TASK, Entry, same_entry
 from .intervals import OVERALL, Interval, task_intervals, task_means
 
 NUM_SHOWN = 48
@@ -113,9 +113,9 @@ class Evaluation:
         return [entry[TASK] for entry in self.metadata]
 
     @property
-    def prompt_keys(self) -> list[str]:
-        """R texts that are equal for images of one prompt."""
-        return [json.dumps(entry, sort_keys=True) for entry in self.metadata]
+    def prompt_keys(self) -> list[tuple[str, ...]]:
+        """R keys that are equal for images of one prompt, whatever the other fields of its entries."""
+        return [same_entry(entry) for entry in self.metadata]
 
     def save(self, path: Path) -> None:
         """Writes everything to one safetensors file; the images have 8 bits per channel.

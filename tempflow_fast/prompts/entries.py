@@ -98,13 +98,14 @@ def same_prompt(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
-def same_entry(entry: Entry) -> tuple[Any, ...]:
+def same_entry(entry: Entry) -> tuple[str, ...]:
     """What is equal for entries of one prompt with the same source images.
 
     Args:
-        entry: a checked one.
+        entry: a checked one, or a `portable` one.
     """
-    return same_prompt(entry[PROMPT]), *sources_of(entry)
+    images = entry.get(IMAGE) or []
+    return same_prompt(entry[PROMPT]), *map(str, images if isinstance(images, list) else [images])
 
 
 def _require_json(entry: Entry, where: str) -> None:

@@ -21,7 +21,7 @@ from tempflow_fast.evaluation import sample
 from tempflow_fast.evaluation.compare import paired_differences
 from tempflow_fast.evaluation.directory import EvaluationDirectory
 from tempflow_fast.evaluation.evaluate import evaluate
-from tempflow_fast.evaluation.intervals import task_intervals
+from tempflow_fast.evaluation.intervals import standard_error, task_intervals
 from tempflow_fast.evaluation.measures import reward_measure, task_measure
 from tempflow_fast.evaluation.report import geneval_tables
 from tempflow_fast.evaluation.result import Noise
@@ -154,6 +154,30 @@ def test_intervals_draw_prompts_not_images_and_within_tasks():
     single = task_intervals(torch.tensor([0.0, 1.0, 1.0]), list("aaa"), ("a",), list("ppp"))["a"]
     assert single.low < single.mean < single.high, "of a single prompt, the images are drawn"
     assert task_intervals(torch.tensor([1.0]), ["a"], ("a",), ["p"])["a"].low is None
+
+
+def test_the_standard_error_is_that_of_the_mean_of_unequal_tasks():
+    """It agrees with the bootstrap over images; the error of the mean of all images would be 20 times smaller."""
+    generator, tags = torch.Generator().manual_seed(1), ["a"] * 592 + ["b"] * 80
+    values = torch.cat([torch.full((592,), 0.5), torch.randn(80, generator=generator)]).double()
+    interval = task_intervals(values, tags, ("a", "b"), range(672))["overall"]
+    assert standard_error(values, tags) == pytest.approx((interval.high - interval.low) / 2 / 1.96, rel=0.1)
+    assert standard_error(values[:592], tags[:592]) == 0
+
+
+def test_entries_that_differ_only_in_other_fields_are_one_prompt():
+    values = [0.0, 0.1, 0.6, 0.9, 0.3, 0.2]
+    metadata = [{"tag": "a", "prompt": prompt, "id": row} for row, prompt in enumerate(["P", "p ", "q", "q", "r", "r"])]
+    numbered = made_up(values, metadata=metadata)
+    assert numbered.intervals() == made_up(values, prompts="ppqqrr").intervals()
+    assert numbered.intervals() != made_up(values).intervals()
+
+
+@pytest.mark.parametrize("image", ["a.png", ["a.png", "b.png"], [["a.png", "digest"]]])
+def test_prompts_with_other_source_images_are_other_prompts(image):
+    entries = [{"tag": "a", "prompt": "p", "image": found} for found in (image, image, "c.png", [["a.png", "other"]])]
+    keys = made_up([0.0] * 4, metadata=entries).prompt_keys
+    assert [keys.index(key) for key in keys] == [0, 0, 2, 3]
 
 
 def test_differences_are_paired():
