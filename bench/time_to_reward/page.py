@@ -50,14 +50,14 @@ def write_page(
     parts = [
         "# Time to reward",
         f"`make time-to-reward` writes this page. Seconds of processor time of training, without evaluations, until "
-        f"strict accuracy on held-out prompts is {target:g}, on the line between two looks. The arms of a seed take "
-        "turns on one core. "
+        f"strict accuracy on held-out prompts is {target:g}, interpolated between two evaluations. The arms of a seed "
+        "take turns on one core. "
         "The paper's structure has 12 prompts an iteration, and the learning rate and noise level that `make "
         f"experiment` has chosen for TempFlow-GRPO. {TUNING} Compilation "
         "counts, unless the machine has it in its cache. "
         f"The update of {' and of '.join(f'*{METHODS[name].title}*' for name in arms if name in SAME_UPDATE)} is "
-        "that of the first arm, to rounding: only their pace is measured, over six iterations in each turn, and the "
-        "first arm's curve is set to it.",
+        "that of the first arm, to rounding: only their seconds per iteration are measured, over six iterations in "
+        "each turn, and the first arm's curve is rescaled by them.",
         f"Machine: {facts}.",
         ""
         if done >= num_seeds
