@@ -192,7 +192,7 @@ def _metrics(name: str, runs: Sequence[Result]) -> Line:
     }
     line: dict[str, object] = {"method": COMPETITORS[name].title}
     for metric, title in {**names, **steps}.items():
-        # A trajectory that takes the noisy steps itself has no group of its own, and no spread in it.
+        # Older results have a spread of 0 where a trajectory takes the noisy steps itself.
         values = [value for run in runs if (value := run["metrics"].get(metric)) or metric == "clip_fraction"]
         if values:
             line[title] = f"{Mean.of(values).value:.3g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,12 @@ class Signal:
 
         from ..files import write_json, write_text
         from ..run.checks import find_task
-        from ..signal.measure import measure_signal
+        from ..signal.measure import check_draws, measure_signal
         from ..signal.report import as_advice, as_json, as_text, signal_plot
         from ..signal.store import SampleStore
         from ..text import printable
 
+        check_draws(settings)
         prompts, reward = find_task(config.task)
         store = SampleStore(self.output, self._facts(config), settings)
         task, policy = config.task, self._policy(config)
@@ -105,14 +106,19 @@ class Signal:
         from ..checksums import Digests
         from ..processes import Processes
         from ..run.origin import Origin
+        from ..settings.fields import FIXED
+        from ..version import __version__
 
         digests, tuned = Digests(self.output / "digests.json"), self.source.tuned_files()
         contents = Origin.of(config, Processes(), digests).contents
+        policy = {name: value for name, value in asdict(config.policy).items() if name in config.marked(FIXED)}
         facts = {
-            **contents,
+            **policy,
+            **contents,  # a model by its content, wherever it is
             "weights": None if tuned is None else digests.of(tuned),
             "prompts_per_iteration": config.task.prompts_per_iteration,
             "seed": self.seed,
+            "version": __version__,
         }
         digests.save()
         return facts

@@ -32,7 +32,7 @@ def advantages_of(rewards: Scores, config: GRPOConfig, branches: Branches) -> Te
     Returns:
         Flat [R], float64 on the host.
     """
-    prompt_ids = torch.arange(branches.num_trajectories) // config.num_seeds
+    prompt_ids = _prompt_ids(config, branches)
     gdpo = config.aggregate == "gdpo"
 
     def relative(scores: Tensor) -> Tensor:
@@ -45,6 +45,29 @@ def advantages_of(rewards: Scores, config: GRPOConfig, branches: Branches) -> Te
     if gdpo:
         total = _divided(total, _spreads(total, branches), config.adv_eps)
     return total.clamp(-config.adv_clip, config.adv_clip)
+
+
+def group_spreads(rewards: Tensor, config: GRPOConfig, branches: Branches) -> Tensor:
+    """The standard deviation of the rewards that are compared with those of each pair.
+
+    Args:
+        rewards: flat [R] in the order of `branches`, of all processes, on the host.
+        config: the settings; `group` says what a group is.
+        branches: as in `advantages_of`.
+
+    Returns:
+        [G], of the population, float64.
+    """
+    spreads = torch.empty(branches.num_rows, dtype=torch.float64)
+    for rows, groups in _groups(rewards, config.group, _prompt_ids(config, branches), branches):
+        std = groups.double().std((0, -1), correction=0, keepdim=True)
+        spreads[rows] = std.expand(groups.shape).reshape(rows.shape)
+    return spreads[branches.first_rows]
+
+
+def _prompt_ids(config: GRPOConfig, branches: Branches) -> Tensor:
+    """[N]."""
+    return torch.arange(branches.num_trajectories) // config.num_seeds
 
 
 def group_advantages(

@@ -76,6 +76,16 @@ def possible_draws(config: GRPOConfig) -> list[tuple[float, tuple[int, ...]]]:
     return [(1 / len(windows), tuple(places)) for places in windows]
 
 
+def step_shares(config: GRPOConfig) -> dict[int, float]:
+    """Branch step -> the share of the draws that have it.
+
+    Args:
+        config: the settings.
+    """
+    draws, steps = possible_draws(config), [step for step, _ in config.branch_counts]
+    return {step: sum(p for p, places in draws if place in places) for place, step in enumerate(steps)}
+
+
 def _windows(config: GRPOConfig, num_drawn: int) -> Tensor:
     """The sets of branch steps that are drawn without weights: int64 [n, m], in the order of their turns."""
     num_steps, within = len(config.branch_counts), torch.arange(num_drawn)

@@ -16,7 +16,7 @@ from ..policies.base import guides
 from ..settings.iteration import GRPOConfig
 from .branches import Branches
 from .budget import BACKWARD, FLOOR, mixed_sizes
-from .draw import Line, draw_line, drawn_branches, possible_draws
+from .draw import Line, draw_line, drawn_branches, possible_draws, step_shares
 from .gate import gated_trajectories
 from .levels import NUM_TRUNKS, num_choice_rows
 from .meter import check_halves
@@ -240,9 +240,8 @@ class Geometry:
     def _per_step(self) -> list[tuple[float, ...]]:
         """(step, share of the draws that have it, K, calls of a tail, and the averages of the tails' evaluations, of
         images and of trained rows) of each branch step."""
-        c, draws = self.config, possible_draws(self.config)
-        shares = [sum(p for p, places in draws if place in places) for place in range(len(c.branch_counts))]
-        columns = zip(c.branch_counts, c.tail_lengths, shares, strict=True)
+        c = self.config
+        columns = zip(c.branch_counts, c.tail_lengths, step_shares(c).values(), strict=True)
         if c.trunk == "sde":  # what follows a step is the trajectory itself, and its image is that of all steps
             last = c.branch_counts[-1][0]
             return [(step, p, k, 0, 0, int(step == last), p) for (step, k), _, p in columns]

@@ -19,7 +19,8 @@ from ..rewards import Scores, get_reward
 from ..rewards.registry import Spec
 from ..settings.iteration import GRPOConfig
 from .acting import act
-from .branches import Branches, same_size
+from .advantages import group_spreads
+from .branches import Branches
 from .meter import check_halves
 from .rollout import Rollout
 from .rounding import warn_of_rounding
@@ -61,13 +62,13 @@ def grpo_step(
 
     Returns:
         Scalars, equal in all processes. They stay tensors on their device, so that nothing waits for them:
-        reward_mean, reward_std (population, over all rewards), group_std (mean over seed groups; those of one branch
-        step as group_std_step_<i>), where several rewards are summed the mean of each as reward_<name>,
-        `image_statistics` of all images, signal_fraction (share of trained pairs), loss and grad_norm (means over
-        updates), kl, clip_fraction and log_ratio_rms (means over trained pairs), skipped_updates (those that were not
-        finite, and not taken; the means are without them), num_calls (of one process) and num_row_evaluations (of all)
-        in the rollout. An iteration with a gate also has what `gate_metrics` finds, and one with
-        `branch_budget` what `StepMeter.metrics` finds.
+        reward_mean, reward_std (population, over all rewards), group_std (mean over the groups of `config.group`; those
+        of one branch step as group_std_step_<i>, unless rewards belong to all steps), where several rewards are summed
+        the mean of each as reward_<name>, `image_statistics` of all images, signal_fraction (share of trained pairs),
+        loss and grad_norm (means over updates), kl, clip_fraction and log_ratio_rms (means over trained pairs),
+        skipped_updates (those that were not finite, and not taken; the means are without them), num_calls (of one
+        process) and num_row_evaluations (of all) in the rollout. An iteration with a gate also has what `gate_metrics`
+        finds, and one with `branch_budget` what `StepMeter.metrics` finds.
         `seconds_<stage>`, of the slowest process, for encode, rollout, decode, reward and train, not counting stages
         nested inside; queued work of an accelerator counts for the stage that waits for it. `seconds_reward` is the
         part of `seconds_reward_busy` that had to be waited for; `seconds_compile` is the part of the rollout that
@@ -96,7 +97,7 @@ def grpo_step(
             )
         scored, drawn = acted.scored, acted.rollout
         measured = {
-            **_reward_metrics(scored.rewards, acted.images),
+            **_reward_metrics(scored.rewards, config, acted.images),
             **scored.statistics,
             **_cost_metrics(drawn, processes),
         }
@@ -164,18 +165,16 @@ def _check_agreement(processes: Processes, texts: list[str], config: GRPOConfig,
         fail("grpo_step", "prompts, config and seed", expected, "different ones")
 
 
-def _reward_metrics(rewards: Scores, branches: Branches) -> dict[str, Tensor]:
+def _reward_metrics(rewards: Scores, config: GRPOConfig, images: Branches) -> dict[str, Tensor]:
     total = rewards.total
     parts = {f"reward_{name}": part.mean() for name, part in rewards.parts.items()}
-    group_std = torch.empty(branches.num_pairs, dtype=total.dtype)
-    for rows, groups in same_size(total, branches.pair_of_row):
-        group_std[branches.pair_of_row[rows[:, 0]]] = groups.std(dim=1, correction=0)
-    steps = branches.steps.unique().tolist()
+    group_std = group_spreads(total, config, images)
+    steps = images.steps.unique().tolist() if config.trunk == "ode" else []
     return {
         "reward_mean": total.mean(),
         "reward_std": total.std(correction=0),
         "group_std": group_std.mean(),
-        **{f"group_std_step_{step}": group_std[branches.steps == step].mean() for step in steps},
+        **{f"group_std_step_{step}": group_std[images.steps == step].mean() for step in steps},
         **(parts if len(parts) > 1 else {}),
     }
 

@@ -289,6 +289,13 @@ class GRPOConfig:
         require(holds, "GRPOConfig", name, expected, repr(value) if isinstance(value, str) else value)
 
     @property
+    def draws_in_turn(self) -> bool:
+        """Whether the branch steps of an iteration depend on its number, so that iterations are not alike."""
+        m = self.branches_per_trajectory
+        in_turn = self.branch_draw in ("rotating", "staggered", "progressive")
+        return in_turn and m is not None and m < len(self.branch_counts)
+
+    @property
     def branch_counts(self) -> tuple[tuple[int, int], ...]:
         """(step, K) of every step where branches leave, in ascending order."""
         return self.per_step("num_branches")

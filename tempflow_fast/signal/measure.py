@@ -48,7 +48,8 @@ def measure_signal(
         prompts: P prompts, used in every iteration, or a function that draws those of an iteration.
         reward_fn: anything that `get_reward` takes.
         settings: the settings of an iteration, or several by name. The first ones are the reference: the signal of
-            the others counts in the direction of their gradient.
+            the others counts in the direction of their gradient. Branch steps that are drawn must be drawn at random,
+            not in turn.
         num_iterations: M, 3 or more; errors fall as 1 / sqrt(M).
         seed: key of the noise.
         sketch_size: elements kept of a gradient; None: all of them.
@@ -67,6 +68,7 @@ def measure_signal(
         instance("measure_signal", "settings", settings, Mapping, "a GRPOConfig, or several by name")
     named = {ALL: settings} if isinstance(settings, GRPOConfig) else dict(settings)
     require(bool(named), "measure_signal", "settings", "a GRPOConfig, or several by name", "none")
+    check_draws(named)
     least = integer("measure_signal", "num_iterations", num_iterations) >= MIN_ITERATIONS
     require(least, "measure_signal", "num_iterations", f">= {MIN_ITERATIONS}", num_iterations)
     sketch = Sketch(sum(parameter.numel() for parameter in policy.parameters()), sketch_size)
@@ -94,6 +96,21 @@ def measure_signal(
         if on_iteration is not None:
             on_iteration(iteration + 1)
     return summarised(named, samples)
+
+
+def check_draws(settings: Mapping[str, GRPOConfig]) -> None:
+    """Refuses settings whose iterations are not draws of one distribution: a few of them are no sample of all.
+
+    Args:
+        settings: by name.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    expected = "'weighted' or 'random': other draws take the branch steps in turn, and no two iterations are alike"
+    for name, config in settings.items():
+        got = f"{config.branch_draw!r} in {name!r}"
+        require(not config.draws_in_turn, "measure_signal", "branch_draw", expected, got)
 
 
 def _fixed(prompts: Sequence[str]) -> Draw:

@@ -15,7 +15,8 @@ from torch.nn import Parameter
 
 from ..batching import equal_pieces
 from ..grpo.acting import Acted, act
-from ..grpo.branches import Branches, same_size
+from ..grpo.advantages import group_spreads
+from ..grpo.branches import Branches
 from ..grpo.objective import gather, micro_batch_loss
 from ..grpo.shares import Shares
 from ..grpo.sketch import Sketch
@@ -33,7 +34,7 @@ class Sample:
     gradients: dict[int, Tensor]
     """Branch step -> its sketched gradient, float32 [size]."""
     spread: dict[int, float]
-    """Branch step -> mean standard deviation of the rewards in a seed group."""
+    """Branch step -> mean standard deviation of the rewards in a group; NaN where a reward belongs to all steps."""
     reward: float
     """Mean."""
     seconds: float
@@ -62,10 +63,8 @@ def sample(
     texts, shares = [entry["prompt"] for entry in chosen], Shares(len(chosen), 1)
     acted = act(policy, reward, texts, chosen, config.table(policy), config, seed, shares, Processes(), StageClock())
     gradients = step_gradients(policy, acted, config, sketch)
-    rewards = acted.scored.rewards.total
-    return Sample(
-        gradients, _spread(rewards, acted.images, acted.branches), rewards.mean().item(), time.monotonic() - start
-    )
+    mean = acted.scored.rewards.total.mean().item()
+    return Sample(gradients, _spread(acted, config), mean, time.monotonic() - start)
 
 
 def step_gradients(policy: Policy, acted: Acted, config: GRPOConfig, sketch: Sketch) -> dict[int, Tensor]:
@@ -116,11 +115,11 @@ def _gradients_kept_aside(parameters: Sequence[Parameter]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _spread(rewards: Tensor, images: Branches, branches: Branches) -> dict[int, float]:
-    """The mean standard deviation of the rewards of a pair, by branch step; NaN where a reward belongs to all steps."""
-    if images is not branches:
-        return dict.fromkeys(branches.steps.unique().tolist(), math.nan)
-    spread = torch.empty(branches.num_pairs, dtype=rewards.dtype)
-    for rows, groups in same_size(rewards, branches.pair_of_row):
-        spread[branches.pair_of_row[rows[:, 0]]] = groups.std(dim=1, correction=0)
-    return {step: spread[branches.steps == step].mean().item() for step in branches.steps.unique().tolist()}
+def _spread(acted: Acted, config: GRPOConfig) -> dict[int, float]:
+    """Branch step -> mean standard deviation of the rewards in a group; NaN where a reward belongs to all steps."""
+    branches = acted.branches
+    steps = branches.steps.unique().tolist()
+    if config.trunk == "sde":
+        return dict.fromkeys(steps, math.nan)
+    spreads = group_spreads(acted.scored.rewards.total, config, branches)
+    return {step: spreads[branches.steps == step].mean().item() for step in steps}

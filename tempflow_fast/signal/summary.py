@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..grpo.budget import allotted, branch_range
+from ..grpo.draw import step_shares
 from ..grpo.geometry import Geometry
 from ..settings.iteration import GRPOConfig
 from .choose import best_steps
@@ -32,7 +33,7 @@ class StepSignal:
     tail: int
     """Network calls after the branch step."""
     cost: float
-    """Forward passes per prompt for its branches and training rows, without the trunks."""
+    """Forward passes per prompt for its branches and training rows, without the trunks, on average over draws."""
     variance: float
     """Of its gradient, per iteration, summed over elements."""
     spread: float
@@ -160,11 +161,9 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
         samples: of each setting, one per iteration.
     """
     names = list(settings)
-    steps = {name: sorted(samples[name][0].gradients) for name in names}
+    steps = {name: sorted({step for one in samples[name] for step in one.gradients}) for name in names}
     sources = [(name, step) for name in names for step in steps[name]]
-    moments = GradientMoments(
-        torch.stack([torch.stack([one.gradients[step] for one in samples[name]]) for name, step in sources])
-    )
+    moments = GradientMoments(torch.stack([_gradients(samples[name], step) for name, step in sources]))
     place = {source: index for index, source in enumerate(sources)}
     reference = names[0]
     wholes = [[float(source[0] == name) for source in sources] for name in names]
@@ -217,6 +216,13 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
     return SignalReport(moments.num_iterations, tuple(map(setting, places)), correlations, pairs)
 
 
+def _gradients(samples: Sequence[Sample], step: int) -> Tensor:
+    """The gradient of a branch step in each iteration, [M, size]; 0 where no trajectory has drawn the step."""
+    drawn = [one.gradients.get(step) for one in samples]
+    absent = torch.zeros_like(next(gradient for gradient in drawn if gradient is not None))
+    return torch.stack([absent if gradient is None else gradient for gradient in drawn])
+
+
 def _step(
     config: GRPOConfig,
     source: int,
@@ -232,21 +238,23 @@ def _step(
         tail=dict(config.tail_lengths)[step],
         variance=moments.all.covariance[source, source].item(),
         cost=_step_cost(config, step),
-        spread=_mean([one.spread[step] for one in samples]),
+        spread=_mean([one.spread[step] for one in samples if step in one.spread]),
         snr2=moments.estimate(lambda m: m.snr2(source)),
         cosine=None if reference is None else moments.estimate(lambda m: m.cosine(source, reference)),
     )
 
 
 def _step_cost(config: GRPOConfig, step: int) -> float:
-    """Forward passes of one branch step per prompt, without trunks; an equal share where steps share all costs."""
+    """Forward passes of one branch step per prompt, without trunks, on average over draws; its share of the trained
+    rows where steps share all costs."""
+    shares = step_shares(config)
     if config.trunk == "sde":
-        return _cost(config)[1] / len(config.branch_counts)
+        return _cost(config)[1] * shares[step] / sum(shares.values())
     own: dict[str, Any] = {"branch_steps": (step,), "num_branches": dict(config.branch_counts)[step]}
     own |= {"tail_steps": dict(config.tail_lengths)[step] or None, "tail_levels": "uniform"}  # levels cost nothing
     own |= dict.fromkeys(("branches_per_trajectory", "branch_probabilities", "branch_budget", "gate_every"))
     alone = dataclasses.replace(config, **own)
-    return _cost(alone)[1] - config.num_seeds * (step + 1)
+    return shares[step] * (_cost(alone)[1] - config.num_seeds * (step + 1))
 
 
 def _cost(config: GRPOConfig) -> tuple[float, float]:

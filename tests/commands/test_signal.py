@@ -7,8 +7,9 @@ import json
 import pytest
 
 from tempflow_fast.cli import main
-from tempflow_fast.commands.signal import changed
+from tempflow_fast.commands.signal import FIRST, Signal, changed
 from tempflow_fast.settings.recipes import get_recipe
+from tempflow_fast.signal.store import SampleStore
 
 SHORT = [
     *("--prompts-per-iteration", "2"),
@@ -43,6 +44,49 @@ def test_a_measurement_resumes_and_writes_its_report(tmp_path, capsys):
     assert len(json.loads((tmp_path / "signal/report.json").read_text())["settings"]) == 4
     assert main([*command, "--iterations", "3", "--seed", "1"]) == 2
     assert "measurement: seed must be 0 as in" in capsys.readouterr().err
+
+
+def test_methods_whose_steps_take_turns_are_refused_before_anything_is_written(tmp_path, capsys):
+    assert main(["signal", "--output", str(tmp_path / "signal"), "--against", "method=mixgrpo"]) == 2
+    assert "branch_draw must be 'weighted' or 'random'" in (said := capsys.readouterr().err)
+    assert "'progressive' in 'method=mixgrpo'" in said
+    assert not (tmp_path / "signal").exists()
+
+
+def opened(directory, **changes):
+    """The store of a measurement of the recipe with changed settings."""
+    command = Signal(output=directory)
+    config = command.source.config().with_settings(**changes)
+    return SampleStore(directory, command._facts(config), {FIRST: config.grpo})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rank": 4}, "lora_rank must be None as in"),
+        ({"lora_alpha": 2.0}, "lora_alpha must be None as in"),
+        ({"precision": "bf16"}, "precision must be 'fp32' as in"),
+        ({"vae_precision": "bf16"}, "vae_precision must be 'fp32' as in"),
+        ({"resolution": 24}, "resolution must be None as in"),
+        ({"policy": "mine:Policy"}, "policy must be None as in"),
+    ],
+)
+def test_gradients_of_another_policy_are_not_mixed(tmp_path, changes, message):
+    opened(tmp_path)
+    with pytest.raises(ValueError, match=f"measurement: {message}"):
+        opened(tmp_path, **changes)
+
+
+def test_gradients_of_another_version_are_not_mixed(tmp_path, monkeypatch):
+    opened(tmp_path)
+    monkeypatch.setattr("tempflow_fast.version.__version__", "0.0.1")
+    with pytest.raises(ValueError, match=r"measurement: version must be .* got '0\.0\.1'"):
+        opened(tmp_path)
+
+
+def test_a_measurement_resumes_where_the_policy_is_only_kept_in_another_way(tmp_path):
+    opened(tmp_path)
+    opened(tmp_path, device="cpu", memory_limit=8.0, gradient_checkpointing=True, offload_text_encoders=True)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
 import tempflow_fast as tff
 from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.graphs.replay import CudaGraphs
-from tempflow_fast.grpo.advantages import group_advantages
+from tempflow_fast.grpo.advantages import group_advantages, group_spreads
 from tempflow_fast.grpo.branches import Branches, same_size
 from tempflow_fast.grpo.update import update
 
@@ -123,6 +123,19 @@ def test_advantages_of_a_list_are_those_of_its_groups(group):
     for rows in groups[group]:
         expected = group_advantages(rewards[rows].view(1, 1, -1)).flatten()
         torch.testing.assert_close(advantages[rows], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("group", ["seed", "prompt"])
+def test_spreads_of_a_list_are_those_of_its_groups(group):
+    """Trajectories 0 and 1 are of one prompt; both branch at step 1."""
+    branches = listed(RAGGED, num_trajectories=4)
+    rewards = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    groups = [[0, 1], [2, 3, 4], [5], [6, 7], [8, 9, 10, 11]]
+    if group == "prompt":
+        groups[0] = groups[2] = [0, 1, 5]
+    expected = [rewards[rows].std(correction=0) for rows in groups]
+    spreads = group_spreads(rewards, GRPOConfig(num_seeds=2, group=group), branches)
+    torch.testing.assert_close(spreads, torch.stack(expected))
 
 
 def test_advantages_of_the_dense_list_are_those_of_the_dense_tensor():

@@ -196,9 +196,10 @@ def test_metadata_and_prompts_reach_the_reward_image_by_image():
 
 
 @pytest.mark.parametrize(
-    ("scored", "group", "signal"), [("seed", "seed", 0), ("seed", "prompt", 1), ("prompt", "prompt", 0)]
+    ("scored", "group", "signal", "spread"),
+    [("seed", "seed", 0, 0.0), ("seed", "prompt", 1, 0.05), ("prompt", "prompt", 0, 0.0)],
 )
-def test_groups_are_compared_within_themselves_only(scored, group, signal):
+def test_groups_are_compared_within_themselves_only(scored, group, signal, spread):
     """Rewards that differ between seeds (prompts) alone tell nothing to groups of one seed (one prompt)."""
     seeds_per_score = {"seed": 1, "prompt": 2}[scored]
 
@@ -209,6 +210,23 @@ def test_groups_are_compared_within_themselves_only(scored, group, signal):
     policy = TinyPolicy()
     metrics = grpo_step(policy, PROMPTS, reward, sgd(policy), GRPOConfig(**SMALL, group=group))
     assert metrics["signal_fraction"] == signal
+    for name in ("group_std", "group_std_step_0", "group_std_step_2"):
+        assert metrics[name].item() == pytest.approx(spread, abs=1e-7)
+
+
+@pytest.mark.parametrize("draw", [{}, {"branches_per_trajectory": 1, "branch_draw": "random"}])
+def test_the_spread_of_noisy_trajectories_is_that_of_a_prompt(draw):
+    """Four images of each prompt have the rewards 0, 0.1, 0.2 and 0.3, one for all steps of a trajectory."""
+    policy = TinyPolicy()
+    config = GRPOConfig(num_steps=4, num_seeds=4, trunk="sde", num_branches=1, group="prompt", **draw)
+    order = {prompt: len(prompt) for prompt in PROMPTS}
+
+    def reward(images, prompts, metadata):
+        return torch.tensor([order[prompt] + 0.1 * (row % 4) for row, prompt in enumerate(prompts)])
+
+    metrics = grpo_step(policy, PROMPTS, reward, sgd(policy), config)
+    assert metrics["group_std"].item() == pytest.approx(0.1 * 1.25**0.5, rel=1e-4)
+    assert not any(name.startswith("group_std_step") for name in metrics)
 
 
 def test_reward_rises_on_a_task_that_can_be_learned():

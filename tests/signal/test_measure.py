@@ -16,6 +16,7 @@ from tempflow_fast import GRPOConfig
 from tempflow_fast.grpo.sketch import Sketch
 from tempflow_fast.policies import Condition, NetworkPolicy
 from tempflow_fast.rewards import get_reward
+from tempflow_fast.settings.methods import with_method
 from tempflow_fast.signal.report import as_advice, as_text
 from tempflow_fast.signal.sample import Sample, sample
 from tempflow_fast.signal.summary import Recommendation, summarised
@@ -70,6 +71,44 @@ def test_a_linear_model_has_the_signal_of_the_closed_form(num_seeds, num_branche
         assert abs(step.snr2.value - truth) < 3.5 * step.snr2.error
         assert step.snr2.error < 0.35 * truth
     assert all(abs(report.correlations[a][b]) < 0.25 for a in range(3) for b in range(3) if a != b)
+
+
+def test_drawn_steps_have_the_signal_of_the_closed_form():
+    """An iteration draws one step per trajectory, so most steps are missing in many, and count as 0 there.
+
+    A group's gradient G has |E G|^2 / E |G|^2 = 1 / 2 where K - 1 = D + 1. Step b is drawn with probability p and the
+    weight 1 / (3 p): over N trajectories, snr2 = N |E G|^2 / (E |G|^2 / p - |E G|^2).
+    """
+    drawn = {"branches_per_trajectory": 1, "branch_probabilities": (2.0, 3.0, 5.0)}
+    config = GRPOConfig(num_steps=4, num_seeds=2, num_branches=SIZE + 2, adv_eps=WIDE, adv_clip=WIDE, **drawn)
+    (setting,) = tff.measure_signal(Drift(), ["x"], slope, config, num_iterations=80).settings
+    assert [step.step for step in setting.steps] == [0, 1, 2]
+    for step, probability in zip(setting.steps, (0.2, 0.3, 0.5), strict=True):
+        assert abs(step.snr2.value - 2 / (2 / probability - 1)) < 3.5 * step.snr2.error < 0.5
+    # The sum of all steps has the expectation of a sample without draws, and its variance is that of equal weights.
+    second_moment = 2 * sum((1 / 3) ** 2 / p for p in (0.2, 0.3, 0.5))
+    assert abs(setting.snr2.value - 2 / (second_moment - 1)) < 3.5 * setting.snr2.error < 2
+
+
+IN_TURN = [
+    GRPOConfig(num_steps=5, branches_per_trajectory=2, branch_draw="rotating"),
+    with_method(GRPOConfig(num_steps=5), "mixgrpo"),
+    with_method(GRPOConfig(num_steps=5), "flash"),
+]
+
+
+@pytest.mark.parametrize("config", IN_TURN, ids=lambda config: config.branch_draw)
+def test_steps_that_take_turns_are_refused_before_anything_is_drawn(config):
+    policy, prompts = TinyPolicy(), []
+    settings = {"first": GRPOConfig(num_steps=5, num_seeds=1), "mine": config}
+    message = f"measure_signal: branch_draw must be 'weighted' or 'random'.* got '{config.branch_draw}' in 'mine'"
+    with pytest.raises(ValueError, match=message):
+        tff.measure_signal(policy, lambda iteration: prompts.append(iteration), brightness, settings, 3)
+    assert not policy.calls
+    assert not prompts
+    every = dataclasses.replace(config, branches_per_trajectory=len(config.branch_counts), num_updates=1)
+    (setting,) = tff.measure_signal(policy, PROMPTS, brightness, every, 3).settings
+    assert len(setting.steps) == 4
 
 
 def test_the_parts_add_up_to_the_gradient_of_training():
@@ -197,6 +236,36 @@ def test_the_cost_of_drawn_steps_is_that_of_an_average_draw():
     drawn = [1 + step + 3 * (4 - step) for step in range(4)]
     assert [setting.evaluations for setting in report.settings] == pytest.approx([2 * sum(drawn) / 4, 2 * 5])
     assert [setting.cost for setting in report.settings] == pytest.approx([2 * (sum(drawn) / 4 + 3), 2 * (5 + 3 * 4)])
+
+
+def known(config):
+    """What is known of a setting without a policy: all its steps have been drawn, with some gradients."""
+    steps, rng = [step for step, _ in config.branch_counts], torch.Generator().manual_seed(0)
+    samples = [Sample({s: torch.randn(9, generator=rng) for s in steps}, dict.fromkeys(steps, 0.0), 0.0, 0.0)] * 3
+    return summarised({"mine": config}, {"mine": samples}).settings[0]
+
+
+def test_drawn_steps_cost_their_share():
+    """With probabilities of 1/2, 3/10 and 2/10: trunks end at the step that is drawn, with 4 tails and 3 passes."""
+    drawn = {"branches_per_trajectory": 1, "branch_probabilities": (5.0, 3.0, 2.0)}
+    setting = known(GRPOConfig(num_steps=4, num_seeds=2, num_branches=4, **drawn))
+    own = [0.5 * (4 * 3 + 3), 0.3 * (4 * 2 + 3), 0.2 * (4 * 1 + 3)]
+    assert [step.cost for step in setting.steps] == pytest.approx([2 * cost for cost in own])
+    trunks = 2 * (0.5 * 1 + 0.3 * 2 + 0.2 * 3)
+    assert setting.cost == pytest.approx(trunks + 2 * sum(own))
+
+
+def test_drawn_steps_of_a_trajectory_share_its_cost_by_how_often_they_are_drawn():
+    """Windows of 2 of 4 steps: the inner steps are in two of the three, the others in one."""
+    setting = known(dataclasses.replace(with_method(GRPOConfig(num_steps=5), "mixgrpo_random"), num_seeds=6))
+    assert setting.cost == pytest.approx(6 * (5 + 3 * 2))
+    assert [step.cost for step in setting.steps] == pytest.approx([11, 22, 22, 11])
+
+
+def test_the_spread_is_that_of_the_groups_that_are_compared():
+    config = GRPOConfig(num_steps=3, num_seeds=3, num_branches=1, group="prompt", num_updates=1)
+    (setting,) = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, config, 3).settings
+    assert all(step.spread > 0.01 for step in setting.steps)
 
 
 @pytest.mark.parametrize("tail_steps", ["adaptive", 1, (2, 1)])
