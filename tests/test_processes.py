@@ -67,12 +67,12 @@ def results(launches):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The result of this process alone, without accelerate."""
+    """The result of this process alone, which is not one of accelerate's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "accelerate", None)  # an import would fail
-        assert type(launched()) is Processes
-        results = {name: train(launched(), *case) for name, case in CASES.items()}
-    return results | {name: train(Processes(), *case) for name, case in (ADAPTER | WHOLE).items()}
+        processes = launched()
+    assert type(processes) is Processes
+    return {name: train(processes, *case) for name, case in (CASES | ADAPTER | WHOLE).items()}
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
