@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tempflow_fast import GRPOConfig, StepTable, group_advantages, ops
+from tempflow_fast.grpo.attention import without_cudnn_attention
 from tempflow_fast.grpo.step import StageClock
 from tempflow_fast.policies import Condition, DiffusersPolicy
 
@@ -95,6 +96,7 @@ def roll_out(
     return drawn
 
 
+@without_cudnn_attention()  # with it, FLUX's shape ends in an illegal memory access
 def update(
     policy: DiffusersPolicy,
     condition: Condition,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import tempflow_fast as tff
+from tempflow_fast.grpo.attention import without_cudnn_attention
 from tempflow_fast.grpo.geometry import Geometry
 from tempflow_fast.grpo.measure import measure
 from tempflow_fast.grpo.memory import Load
@@ -152,7 +153,7 @@ def _training_row_check(large: Large) -> Check:
                 velocity, _ = call()
                 torch.autograd.grad(velocity.sum(), list(large.policy.parameters()), allow_unused=True)
 
-            with large.computing(None, compiled=False):
+            with large.computing(None, compiled=False), without_cudnn_attention():
                 peaks.append(peak_gib(large.device, step))
         large.policy.network.disable_gradient_checkpointing()
         per_row = peaks[1] - peaks[0]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -98,17 +96,6 @@ TINY_FLUX = replace(
     _flux(32, (5, 16, 16), channels=16, layers=(1, 1), heads=2, axes=(4, 4, 8)), autoencoder=(8, 8, 8, 8)
 )
 """For rehearsals, and for checks of more than speed."""
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Inside this context attention is not cuDNN's, whose gradients are wrong for `TINY_FLUX` with torch 2.11."""
-    usual = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(usual)
 
 
 NO_AUTOENCODER = (1, 1, 1, 1)

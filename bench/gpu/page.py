@@ -2,7 +2,7 @@
 
 Registers are those in csrc/cuda/registers.json and kernels/registers.json, which the compilers' tests write. Floors are
 computed here from bytes, instructions and the data sheets of the cards. What was measured comes from the reports in
-`REPORTS`. No GPU is needed.
+`REPORTS`: ops and calls from an H200, iterations from an H100. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .roofline import CARDS, ITEMSIZES, NUM_ROWS, NUMEL, OPS, Card, K, Op
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "gpu.md"
-REPORTS = ROOT / "bench" / "reports" / "h200-2026-11-26"
+REPORTS = ROOT / "bench" / "reports"
+H100, H200 = REPORTS / "h100-2026-11-26", REPORTS / "h200-2026-11-26"
 LINE = 128  # characters, as on the rest of the page
 WAVES = CARDS[1]
 
@@ -109,7 +110,7 @@ def _number(value: float) -> str:
 
 def ops() -> str:
     """Microseconds of every op at the sizes of the roofline, next to what replaces it."""
-    rows = [row for row in tables_of(REPORTS)["ops"] if row["R x D"] == f"{NUM_ROWS} x {NUMEL}"]
+    rows = [row for row in tables_of(H200)["ops", "ops"] if row["R x D"] == f"{NUM_ROWS} x {NUMEL}"]
     names = ("floor us", "copy us", "eager us", "compile us", "native us", "triton us")
     heads = ("floor", "copy", "eager", "torch.compile", "CUDA C++", "Triton")
     of = {(row["op"], row["dtype"]): row for row in rows}
@@ -125,12 +126,16 @@ def ops() -> str:
 
 def calls() -> str:
     """Milliseconds of a network call, by weights and by compilation."""
-    return "\n".join(lines_of(tables_of(REPORTS)["one call, ms"]))
+    return "\n".join(lines_of(tables_of(H200)["calls", "one call, ms"]))
 
 
-def iterations() -> str:
-    """Seconds of whole iterations, and how many times faster than the paper's structure they are."""
-    rows = tables_of(REPORTS)["iterations"]
+def iterations(stage: str = "iteration") -> str:
+    """Seconds of whole iterations, and how many times faster than the paper's structure they are.
+
+    Args:
+        stage: `iteration` or `flux`.
+    """
+    rows = tables_of(H100)[stage, "iterations"]
     paper = next(float(row["seconds"]) for row in rows if row["iteration"] == "the paper's structure")
     shown: list[Figures] = [
         {**row, "times faster": f"{paper / float(row['seconds']):.2f}x"} for row in rows if "seconds" in row
@@ -144,6 +149,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "ops": ops,
     "calls": calls,
     "iterations": iterations,
+    "flux": lambda: iterations("flux"),
 }
 
 

@@ -19,19 +19,23 @@ COUNTED = "kernels and bytes on tensors without data (bench/call_cost.py), at an
 FLOOR = "bytes and instructions (docs/gpu.md, roofline)"
 CPU = "the same run on a CPU"
 
+Tables = dict[tuple[str, str], list[Figures]]
+"""(stage, table) -> rows."""
+
 
 @dataclass(frozen=True)
 class Place:
     """A figure in the reports."""
 
+    stage: str
     table: str
     row: Mapping[str, str]
     """Texts of its row."""
     column: str
 
-    def read(self, tables: Mapping[str, list[Figures]]) -> float | None:
+    def read(self, tables: Tables) -> float | None:
         """Its value, if it was measured."""
-        for row in tables.get(self.table, []):
+        for row in tables.get((self.stage, self.table), []):
             if all(row.get(name) == value for name, value in self.row.items()) and self.column in row:
                 return float(row[self.column])
         return None
@@ -49,7 +53,7 @@ class Prediction:
     over: Place | None = None
     """The denominator, if it is a ratio."""
 
-    def measured(self, tables: Mapping[str, list[Figures]]) -> float | None:
+    def measured(self, tables: Tables) -> float | None:
         """The figure, if all of it was measured."""
         value = self.place.read(tables)
         if value is None or self.over is None:
@@ -59,16 +63,16 @@ class Prediction:
 
 
 def _call(weights: str, column: str) -> Place:
-    return Place("one call, ms", {"weights": weights, "rows": "24"}, column)
+    return Place("calls", "one call, ms", {"weights": weights, "rows": "24"}, column)
 
 
 def _iteration(name: str, column: str = "seconds") -> Place:
-    return Place("iterations", {"iteration": name}, column)
+    return Place("iteration", "iterations", {"iteration": name}, column)
 
 
 def _op(op: str, dtype: str, low: float, high: float, size: str = "24 x 65536") -> Iterator[Prediction]:
     for body in ("native", "triton"):
-        place = Place("ops", {"op": op, "dtype": dtype, "R x D": size}, f"{body} us")
+        place = Place("ops", "ops", {"op": op, "dtype": dtype, "R x D": size}, f"{body} us")
         yield Prediction(f"{op}, {dtype}, {body}, us", place, low, high, FLOOR)
 
 
@@ -117,8 +121,16 @@ PREDICTIONS = (
         "the estimate leaves out workspaces and what an allocator loses",
         over=_iteration("estimate", "peak GiB"),
     ),
-    Prediction("shapes, mean reward of the first ten", Place("shapes learns", {}, "first ten"), 0.63, 0.71, CPU),
-    Prediction("shapes, mean reward of iterations 51 to 60", Place("shapes learns", {}, "last ten"), 0.75, 0.86, CPU),
+    Prediction(
+        "shapes, mean reward of the first ten", Place("learning", "shapes learns", {}, "first ten"), 0.63, 0.71, CPU
+    ),
+    Prediction(
+        "shapes, mean reward of iterations 51 to 60",
+        Place("learning", "shapes learns", {}, "last ten"),
+        0.75,
+        0.86,
+        CPU,
+    ),
 )
 """For one H100 SXM. On another card only the ratios and the rewards are comparable."""
 
@@ -165,13 +177,13 @@ def _measured(directory: Path) -> Iterator[dict[str, Any]]:
             yield report
 
 
-def tables_of(directory: Path) -> dict[str, list[Figures]]:
-    """The figures of all reports in a folder, by table."""
-    found: dict[str, list[Figures]] = {}
+def tables_of(directory: Path) -> Tables:
+    """The figures of all reports in a folder, by stage and table."""
+    found: Tables = {}
     for report in _measured(directory):
         for result in report["results"]:
-            found.setdefault(result["table"], []).extend(result["figures"])
-    return {name: merged(rows) for name, rows in found.items()}
+            found.setdefault((report["stage"], result["table"]), []).extend(result["figures"])
+    return {place: merged(rows) for place, rows in found.items()}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -50,13 +49,11 @@ def main() -> int:
 
     session.run([Check("build", built), Check("import", lambda: _import(known))])
     if session.results[-1].status == "pass":
-        from .models import plain_attention
         from .plan import on_card, rehearsal
         from .stages import STAGES
 
         plan = rehearsal(device, options.output) if options.rehearse else on_card(device, options.output)
-        with plain_attention() if options.rehearse else nullcontext():
-            session.run(STAGES[options.stage](plan, session))
+        session.run(STAGES[options.stage](plan, session))
     print(f"\n{report.shown(session.results)}\nreport: {options.output / options.stage}.md", flush=True)
     return session.status(options.require)
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from . import calls, checks, iteration, kernels, models
+from . import attention, calls, checks, iteration, kernels, models
 from .children import run
 from .learning import shapes_learns
 from .op_figures import BODIES, CANDIDATES
@@ -28,7 +28,7 @@ def graphs(plan: Plan, session: Session) -> list[Check]:
         lambda: checks.failed_capture_leaves_nothing(plan.device, plan.capturer()),
         needs=5,
     )
-    return [failed, *tiny]
+    return [failed, attention.check(plan, session), *tiny]
 
 
 def learning(plan: Plan, session: Session) -> list[Check]:
@@ -44,8 +44,7 @@ def _tiny_network(plan: Plan, shape: models.Shape) -> list[Check]:
     def check(name: str, function: Callable[..., Outcome], needs: float = 10.0, captures: bool = True) -> Check:
         def attempt() -> Outcome:
             capturer = (plan.capturer(),) if captures else ()
-            with models.plain_attention():
-                return function(models.random_policy(shape, plan.device, plan.dtype), scale, *capturer)
+            return function(models.random_policy(shape, plan.device, plan.dtype), scale, *capturer)
 
         return Check(f"{name}, {kind}", attempt, needs, packages=PACKAGES)
 

@@ -14,6 +14,7 @@ from ..errors import fail, instance
 from ..policies.base import Policy, check_policy
 from ..processes import Processes
 from ..settings.iteration import GRPOConfig
+from .attention import without_cudnn_attention
 from .branches import Branches
 from .finite_step import step_if_finite
 from .meter import StepMeter, measured_groups
@@ -23,6 +24,7 @@ from .rounding import warn_of_rounding
 from .shares import Shares
 
 
+@without_cudnn_attention()
 def update(
     policy: Policy,
     rollout: Rollout,

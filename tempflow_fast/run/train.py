@@ -302,8 +302,7 @@ class _Loop:
         if self._num_skipping >= MAX_SKIPPING:
             raise NotFiniteError(
                 f"the loss or its gradient was infinite or NaN in {MAX_SKIPPING} iterations in a row, the last of them "
-                f"iteration {done}; a smaller learning rate or beta, or more precision, may help, and on a GPU "
-                "torch.backends.cuda.enable_cudnn_sdp(False) (docs/gpu.md)"
+                f"iteration {done}; a smaller learning rate or beta, or more precision, may help"
             )
 
     def _note_gate(self, metrics: dict[str, float]) -> None:

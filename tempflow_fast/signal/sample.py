@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from ..batching import equal_pieces
 from ..grpo.acting import Acted, act
 from ..grpo.advantages import group_spreads
+from ..grpo.attention import without_cudnn_attention
 from ..grpo.branches import Branches
 from ..grpo.objective import gather, micro_batch_loss
 from ..grpo.shares import Shares
@@ -67,6 +68,7 @@ def sample(
     return Sample(gradients, _spread(acted, config), mean, time.monotonic() - start)
 
 
+@without_cudnn_attention()
 def step_gradients(policy: Policy, acted: Acted, config: GRPOConfig, sketch: Sketch) -> dict[int, Tensor]:
     """The part of each branch step in the gradient of an iteration's loss; the parts add up to the gradient.
 

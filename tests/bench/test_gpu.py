@@ -84,6 +84,16 @@ def test_the_stage_of_graphs_is_rehearsed(tmp_path):
     assert len(results) == 8
 
 
+def test_gradients_of_attention_are_compared_by_kernel_and_by_layout(tmp_path):
+    figures = rehearsed("graphs", tmp_path, "gradients of attention")["gradients of attention"].figures
+    right = [row for row in figures if row["kernel"] in ("plain", "flash")]
+    assert len(right) == 2
+    assert all(row[layout] < 0.01 for row in right for layout in ("dense", "then a slice", "then dense"))
+    ended = {row["kernel"]: row["ended"] for row in figures if "ended" in row}
+    assert set(ended) == {"efficient", "cudnn"}  # which a CPU does not have
+    assert all("No viable backend" in reason for reason in ended.values())
+
+
 @pytest.mark.slow
 def test_the_stage_of_calls_is_rehearsed(tmp_path):
     results = rehearsed("calls", tmp_path)
