@@ -22,7 +22,7 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiment time-to-reward test faults check audit audit-refresh bench bench-runs bench-report fuzz gpu build cuda-build compat readme-figures clean FORCE
+.PHONY: help demo experiment headline time-to-reward test faults check audit audit-refresh bench bench-runs bench-report fuzz gpu build cuda-build compat readme-figures clean FORCE
 
 help:
 	@echo "make demo     train the embedded model for a few minutes and write $(OUTPUT)/"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench    time ops, structure and iterations against PyTorch and the paper's structure; $(BENCH)/"
 	@echo "make bench-report   the same and six training runs, half an hour; writes $(REPORT)"
 	@echo "make experiment   compare methods at equal network evaluations: tune, run five seeds, write docs/experiment.md; hours, resumes"
+	@echo "make headline   a long run of the recipe and one of Flow-GRPO; writes docs/headline.png; an hour on two cores, resumes"
 	@echo "make time-to-reward   seconds to a strict accuracy, the paper's structure against this package; after make experiment; hours, resumes"
 	@echo "make gpu      check and measure on a GPU, ARGS=\"--stages kernels,ops --output DIR --require --wheels DIR\"; docs/gpu.md"
 	@echo "make build    make the wheel and the source archive in dist/"
@@ -88,6 +89,9 @@ bench-report: bench bench-runs
 # BUDGET=N network evaluations of each reported run; with more, the same runs continue.
 experiment: $(STAMP)
 	@$(VENV_PYTHON) -m bench.experiment --jobs $(JOBS) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
+
+headline: $(STAMP)
+	@$(VENV_PYTHON) -m bench.headline $(ARGS)
 
 time-to-reward: $(STAMP)
 	@$(VENV_PYTHON) -m bench.time_to_reward $(ARGS)
