@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -25,13 +25,22 @@ from tempflow_fast.run.directory import RunDirectory
 from .page import table
 
 ROOT = Path(__file__).parents[1]
-ARMS = {"this package": "tempflow", "Flow-GRPO": "flow_grpo"}
-"""Title -> method."""
-SIZES = {
-    "this package": ("--iterations", "600", "--eval-every", "50"),
-    "Flow-GRPO": ("--iterations", "967", "--eval-every", "80"),
+
+
+class Arm(NamedTuple):
+    """A run of the headline."""
+
+    name: str
+    """Of its directory."""
+    method: tuple[str, ...]
+    sizes: tuple[str, ...]
+
+
+ARMS = {
+    "this package": Arm("shapes", (), ("--iterations", "600", "--eval-every", "50")),
+    "Flow-GRPO": Arm("flow_grpo", ("--method", "flow_grpo"), ("--iterations", "967", "--eval-every", "80")),
 }
-"""An iteration has 1,740 network evaluations in the first run and 1,080 in the second."""
+"""Title -> run. An iteration has 1,740 network evaluations in the first run and 1,080 in the second."""
 COMMON = ("--recipe", "shapes", "--seed", "7", "--eval-seed", "7")
 QUICK = ("--iterations", "1", "--eval-every", "1", "--eval-images", "12", "--prompts-per-iteration", "2")
 LEVELS = (0.7, 0.8, 0.9)
@@ -40,12 +49,12 @@ MARKS = "<!-- headline: written by make headline -->", "<!-- end of headline -->
 Point = dict[str, float]
 
 
-def run(directory: Path, sizes: Mapping[str, Sequence[str]]) -> None:
+def run(directory: Path, quick: bool = False) -> None:
     """Runs both, one thread each, or continues them.
 
     Args:
         directory: of the run directories.
-        sizes: title -> options.
+        quick: an iteration each.
 
     Raises:
         SystemExit: if one fails or is interrupted.
@@ -54,9 +63,10 @@ def run(directory: Path, sizes: Mapping[str, Sequence[str]]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [*train, "--method", method, *sizes[title], "--output", str(directory / method)], env=environment
+            [*train, *arm.method, *(QUICK if quick else arm.sizes), "--output", str(directory / arm.name)],
+            env=environment,
         )
-        for title, method in ARMS.items()
+        for arm in ARMS.values()
     ]
     try:
         statuses = [process.wait() for process in running]
@@ -140,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the picture and the figures go")
     parser.add_argument("--quick", action="store_true", help="an iteration each, to see that it works")
     given = parser.parse_args(arguments)
-    run(given.output, dict.fromkeys(ARMS, QUICK) if given.quick else SIZES)
-    curves: dict[str, Any] = {title: list(points(given.output / method)) for title, method in ARMS.items()}
+    run(given.output, given.quick)
+    curves: dict[str, Any] = {title: list(points(given.output / arm.name)) for title, arm in ARMS.items()}
     (given.docs / "headline.json").write_text(json.dumps(curves, indent=1) + "\n")
     picture(given.docs / "headline.png", curves)
     page = given.docs / "long-runs.md"
