@@ -152,6 +152,26 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def parsed_json(text: str | bytes) -> Any:
+    """Reads JSON in which each object has each key once; the json library keeps the last of equal ones without a word.
+
+    Args:
+        text: the JSON.
+
+    Raises:
+        ValueError: if it is something else.
+        RecursionError: if it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_without_repetition)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key twice: {shortened([name for name, _ in pairs])}")
+    return found
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
@@ -165,7 +185,7 @@ def read_json(path: Path) -> Any:
         ValueError: naming the file and the reason, if it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parsed_json(path.read_bytes())
     except OSError as error:
         got = error.strerror
     except (ValueError, RecursionError) as error:

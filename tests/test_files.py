@@ -57,7 +57,7 @@ def test_lines_and_files_that_are_no_json(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(b'{"a": 1}\nnot json\n\xff\n' + b"[" * 100_000 + b"\n3\ncut")
     assert read_lines(path) == [{"a": 1}, None, None, None, 3]
-    for content in (b"{", b"\xff", b"[" * 100_000, b"9" * 5000):
+    for content in (b"{", b"\xff", b"[" * 100_000, b"9" * 5000, b'{"a": {"b": 1, "b": 2}}'):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"read_json: .*data must be a readable JSON file, got other content"):
             read_json(path)

@@ -136,6 +136,8 @@ def changed(config: GRPOConfig, text: str) -> GRPOConfig:
         ValueError: for a setting that does not exist, or a value that does not fit.
     """
     known, values, method = {item.name for item in fields(GRPOConfig)}, dict[str, Any](), None
+    names = [part.partition("=")[0] for part in text.split()]
+    require_option(len(set(names)) == len(names), "against", "settings with each name once", repr(text))
     for part in text.split():
         name, separator, value = part.partition("=")
         require_option(bool(separator), "against", 'settings as "name=value name=value"', repr(text))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import fail, require, unknown
+from ..files import parsed_json
 from ..text import shortened
 
 Rows = Iterator[tuple[str, Any]]
@@ -108,16 +109,9 @@ READERS: dict[str, Callable[[str, Path, str], Rows]] = {
 
 def _json(text: str, place: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        return parsed_json(text)
     except (ValueError, RecursionError) as error:
         fail("read_prompts", place, "JSON", f"{shortened(text.strip(), 60)!r}: {error}")
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"a key twice: {shortened([name for name, _ in pairs])}")
-    return found
 
 
 def _is_object(line: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from .. import extensions
 from ..errors import fail, require
 from ..extensions import find_code
+from ..files import parsed_json
 from ..hub import without_retries
 from ..text import shortened
 from .base import Reward, name_of, one_line
@@ -133,7 +134,7 @@ def _entries(reward: str | Mapping[str, Any]) -> Mapping[str, Any]:
     require(is_text, "get_reward", "reward", "a name, a mapping or a callable", repr(reward))
     if reward.lstrip().startswith("{"):
         try:
-            return json.loads(reward)
+            return parsed_json(reward)
         except (ValueError, RecursionError) as error:
             fail("get_reward", "reward", "JSON if it begins with {", f"{shortened(repr(reward))}: {error}")
     found: dict[str, Any] = {}

@@ -14,6 +14,7 @@ import tyro
 
 from ..choices import EMBEDDED_MODEL, SHAPES_PROMPTS
 from ..errors import fail, require, unknown
+from ..files import parsed_json
 from .check import check_types
 from .fields import documented, fixed, fixed_presence
 from .iteration import GRPOConfig
@@ -264,7 +265,7 @@ class TrainConfig:
             ValueError: if it is not JSON, or naming the setting that is unknown, of another type or out of range.
         """
         try:
-            data = json.loads(text)
+            data = parsed_json(text)
         except (ValueError, RecursionError) as error:
             fail("TrainConfig.from_json", "text", "the JSON of a config", error)
         return read_settings(cls, data, "TrainConfig.from_json")

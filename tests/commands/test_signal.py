@@ -94,6 +94,8 @@ def test_a_measurement_resumes_where_the_policy_is_only_kept_in_another_way(tmp_
     [
         ("", "--against must be settings as"),
         ("num_branches", "--against must be settings as"),
+        ("num_branches=2 num_branches=3", "--against must be settings with each name once"),
+        ("method=awm method=mixgrpo", "--against must be settings with each name once"),
         ("branches=3", "setting must be .*num_branches"),
         ("num_branches=many", "num_branches must be"),
         ("num_branches=0", "GRPOConfig: num_branches must be"),

@@ -62,6 +62,8 @@ def test_the_same_name_and_settings_are_loaded_once():
         ("shapes=0", "weights must be different from 0 for at least one reward"),
         ("shapes,shapes", "with each name once"),
         ("{shapes", "reward must be JSON if it begins with {"),
+        ('{"shapes": 1, "shapes": 0.5}', r"reward must be JSON .*: a key twice: \['shapes', 'shapes'\]"),
+        ('{"shapes": {"weight": 1, "weight": 2}}', "reward must be JSON .*: a key twice"),
         ({}, "weights must be different from 0 for at least one reward"),
         (3, "must be a name, a mapping or a callable, got 3"),
         ({"shapes": {"device": "cpu"}}, "settings of shapes must be none, got device"),

@@ -24,6 +24,11 @@ def test_settings_survive_json_and_differ_by_name(name):
         TrainConfig.from_json('{"grpo": {"nope": 1}}')
 
 
+def test_a_setting_that_json_has_twice_is_refused():
+    with pytest.raises(ValueError, match="must be the JSON of a config, got a key twice"):
+        TrainConfig.from_json('{"task": {"seed": 1, "seed": 2}}')
+
+
 @pytest.mark.parametrize(
     "settings",
     [
