@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import fail
+from .errors import fail, require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE = "image"
 """The field of an entry."""
+WIDE = ("I", "F")
+"""How the names of Pillow's modes with more than 8 bits a channel begin."""
 KEPT = 64
 """The number of decoded images that `pixels` keeps."""
 
@@ -51,7 +53,7 @@ def check_file(function: str, argument: str, path: Path) -> None:
         path: of the file.
 
     Raises:
-        ValueError: if there is no such file, or it is none of an image.
+        ValueError: if there is no such file, or it is none of an image, or of one with more than 8 bits a channel.
     """
     _opened(function, argument, path, whole=False)
 
@@ -63,7 +65,7 @@ def picture(path: str | Path) -> Image:
         path: of the file.
 
     Raises:
-        ValueError: if there is no such file, or it cannot be read to its end.
+        ValueError: if there is no such file, it cannot be read to its end, or has more than 8 bits a channel.
     """
     from PIL import ImageOps
 
@@ -113,8 +115,11 @@ def _opened(function: str, argument: str, path: Path, whole: bool) -> Image:
         image = PIL.Image.open(path)
         if whole:
             image.load()
-        return image
     except FileNotFoundError:
         fail(function, argument, "an existing file", repr(str(path)))
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         fail(function, argument, "an image file", f"{str(path)!r}: {error}")
+    # Pillow would cut what is above 255 off instead of scaling it.
+    fits, got = not image.mode.startswith(WIDE), f"{str(path)!r} of mode {image.mode}"
+    require(fits, function, argument, "an image of 8 bits a channel", got)
+    return image

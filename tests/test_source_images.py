@@ -40,6 +40,14 @@ def test_pixels_are_rgb_rows_by_columns(tmp_path, mode):
     assert torch.equal(pixels(found), found)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_what_has_more_than_8_bits_is_refused(tmp_path, mode):
+    path = saved(tmp_path / "depth.tiff", mode, color=300)  # to RGB, it would be cut off at 255
+    for read in (pixels, lambda path: check_file("read_prompts", "image", path)):
+        with pytest.raises(ValueError, match=rf"image must be .* 8 bits a channel, got .*depth.tiff' of mode {mode}"):
+            read(path)
+
+
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
