@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .methods import COMPETITORS
 from .page import write_page
-from .results import read_results
+from .results import current, read_results
 from .stages import Design, run_all
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     finally:
-        if read_results(results):
-            write_page(given.page, read_results(results), design)
+        if known := read_results(results):
+            kept = current(known)
+            if len(kept) < len(known):
+                print(f"left out: {len(known) - len(kept)} results of settings that have changed since", flush=True)
+            write_page(given.page, kept, design)
             print(f"wrote {given.page}", flush=True)
     return 0
 

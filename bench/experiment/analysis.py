@@ -11,6 +11,9 @@ from .results import Result
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Degrees of freedom -> 97.5 % quantile of Student's distribution."""
 
+TUNED = ("learning_rate", "noise_level")
+"""What tuning chooses."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -34,10 +37,11 @@ class Mean:
         return f"{self.value:.3f}" + (f" ± {self.error:.3f}" if self.count > 1 else " (one seed)")
 
 
-def reported(results: Sequence[Result], method: str) -> list[Result]:
-    """The reported runs of a method, by seed."""
-    chosen = [each for each in results if (each["stage"], each["method"]) == ("report", method)]
-    return sorted(chosen, key=lambda each: each["seed"])
+def reported(results: Sequence[Result], method: str, stage: str = "report") -> list[Result]:
+    """The runs of a method, by seed: those with the settings of the last one, as tuning chooses them for all seeds."""
+    chosen = [each for each in results if (each["stage"], each["method"]) == (stage, method)]
+    alike = [each for each in chosen if all(each[name] == chosen[-1][name] for name in TUNED)]
+    return sorted(alike, key=lambda each: each["seed"])
 
 
 def at(result: Result, axis: str, where: float, measure: str = "accuracy") -> float:

@@ -8,7 +8,8 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ class Plan:
     eval_seed: int
     prompts: int | None = None
     """Prompts per iteration; None: the method's own."""
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Plan:
+        """The plan of a finished run.
+
+        Args:
+            result: what `result` returned.
+        """
+        return cls(**{each.name: result[each.name] for each in fields(cls)})
 
     @property
     def name(self) -> str:

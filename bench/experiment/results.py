@@ -9,6 +9,7 @@ from typing import Any
 
 from tempflow_fast.files import write_text
 
+from .methods import METHODS
 from .plans import Plan
 
 Result = dict[str, Any]
@@ -22,6 +23,15 @@ def read_results(path: Path) -> list[Result]:
         path: of the file; it need not exist.
     """
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def current(results: Iterable[Result]) -> list[Result]:
+    """Those whose settings are still what they were: methods and recipes change, and older runs are others.
+
+    Args:
+        results: from `read_results`.
+    """
+    return [each for each in results if each["method"] in METHODS and Plan.of(each).digest == each["digest"]]
 
 
 def is_done(results: Iterable[Result], plan: Plan) -> bool:

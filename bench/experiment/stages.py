@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .methods import COMPETITORS
 from .plans import DIVERGED, Plan
-from .results import Result, add_result, is_done, read_results
+from .results import Result, add_result, current, is_done, read_results
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def run_all(design: Design, directory: Path, results: Path, jobs: int, say: Call
         "reported seeds": design.report,
     }
     for title, plans_of in stages.items():
-        plans = plans_of(read_results(results))
+        plans = plans_of(current(read_results(results)))
         left = [plan for plan in plans if not is_done(read_results(results), plan)]
         say(f"{title}: {len(plans) - len(left)} of {len(plans)} runs are done")
         run_plans(left, directory, results, jobs, say)

@@ -12,7 +12,7 @@ from ..experiment.__main__ import ROOT
 from ..experiment.analysis import first_at
 from ..experiment.methods import ARM_RATES, ARMS, SAME_UPDATE
 from ..experiment.plans import Plan, evaluations_of
-from ..experiment.results import Result, is_done, read_results
+from ..experiment.results import Result, current, is_done, read_results
 from ..experiment.stages import Design, run_plans
 from .page import AXIS, write_page
 
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         race = replace(race, arms=tuple(arm for arm in arms if arm in given.arms))
     results = given.page.parent / given.page.stem / "results.jsonl"
     try:
-        run(race, given.target, read_results(given.experiment), given.output, results)
+        run(race, given.target, current(read_results(given.experiment)), given.output, results)
     except (RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     finally:
-        if read_results(results):
-            write_page(given.page, read_results(results), arms, len(race.seeds), given.target, race.most)
+        if known := current(read_results(results)):
+            write_page(given.page, known, arms, len(race.seeds), given.target, race.most)
             print(f"wrote {given.page}", flush=True)
     return 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempflow_fast.files import write_text
 
 from .. import machine
-from ..experiment.analysis import first_at
+from ..experiment.analysis import first_at, reported
 from ..experiment.methods import METHODS, SAME_UPDATE
 from ..experiment.page import table
 from ..experiment.ratios import speedup
@@ -42,7 +42,7 @@ def write_page(
         target: strict accuracy.
         most: iterations after which a run is given up.
     """
-    runs = {name: sorted(_of(results, name), key=lambda run: run["seed"]) for name in arms}
+    runs = {name: reported(results, name, "time") for name in arms}
     runs |= {name: _at_pace(runs[arms[0]], runs[name]) for name in arms if name in SAME_UPDATE}
     done = min(sum(_is_over(run, target, most) for run in each) for each in runs.values())
     facts = ", ".join(f"{name} {value}" for name, value in machine.facts().items())
@@ -93,10 +93,6 @@ def _to_other_accuracies(slow: Sequence[Result], fast: Sequence[Result], target:
     if not rows:
         return []
     return ["## To other accuracies", "The last arm against the first, from the same runs:", table(rows)]
-
-
-def _of(results: Sequence[Result], name: str) -> list[Result]:
-    return [each for each in results if each["method"] == name]
 
 
 def _at_pace(curves: Sequence[Result], timed: Sequence[Result]) -> list[Result]:

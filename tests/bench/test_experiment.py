@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ from support.tiny import PROMPTS, TinyPolicy, brightness
 import tempflow_fast as tff
 from bench.experiment import awm
 from bench.experiment.__main__ import QUICK
-from bench.experiment.analysis import Mean, at, difference, first_at
+from bench.experiment.analysis import Mean, at, difference, first_at, reported
 from bench.experiment.methods import COMPETITORS
 from bench.experiment.page import write_page
 from bench.experiment.plans import evaluations_of
-from bench.experiment.results import add_result, is_done, read_results
+from bench.experiment.results import add_result, current, is_done, read_results
 from bench.experiment.stages import Design
 from tempflow_fast.rewards import get_reward
 
@@ -150,6 +150,22 @@ def test_a_longer_budget_continues_a_run_and_replaces_its_line(tmp_path):
     add_result(path, {"digest": short.digest, "budget": longer.budget})
     assert len(read_results(path)) == 1
     assert is_done(read_results(path), longer)
+
+
+def test_runs_of_settings_that_another_tuning_chose_are_not_reported():
+    runs = [curve(seed, 0.5, 0.6) for seed in (1, 2)] + [{**curve(1, 0.5, 0.9), "learning_rate": 2e-4}]
+    assert reported([*runs, curve(1, 0.5, 0.7, method="awm")], "tempflow") == runs[2:]
+
+
+def test_results_of_settings_that_have_changed_since_do_not_count(tmp_path):
+    plan = Design().tuning("tempflow", 4e-4, 0.8)[0]
+    now = {**asdict(plan), "digest": plan.digest}
+    before = {**now, "seed": 1, "digest": "that of an older recipe"}
+    gone = {**now, "method": "one of an older version", "digest": "that of its runs"}
+    path = tmp_path / "results.jsonl"
+    for each in (now, before, gone):
+        add_result(path, each)
+    assert current(read_results(path)) == [now]
 
 
 def test_the_page_claims_nothing_with_few_seeds(tmp_path):

@@ -61,7 +61,8 @@ def test_the_papers_iteration_raises_what_it_is_rewarded_for():
 
 
 def test_an_arm_that_is_timed_has_the_curve_of_the_first_at_its_own_pace(tmp_path):
-    usual = {"stage": "time", "seed": 1, "budget": 9, "iterations": [0, 5, 10], "accuracy": [0.5, 0.6, 0.8]}
+    usual = {"stage": "time", "seed": 1, "learning_rate": 4e-4, "noise_level": 0.8, "budget": 9}
+    usual |= {"iterations": [0, 5, 10], "accuracy": [0.5, 0.6, 0.8]}
     slow = usual | {"method": "paper_eager", "processor": [0.0, 30.0, 50.0]}  # 4 s an iteration after the first look
     timed = usual | {"method": "structure", "processor": [0.0, 90.0, 100.0], "accuracy": [0.5, 0.5, 0.5]}
     write_page(tmp_path / "page.md", [slow, timed], ("paper_eager", "structure"), 1, 0.8, 9)
