@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..evaluation.measures import Measure
     from ..evaluation.result import Evaluation
     from ..processes import Processes
-    from ..settings.run import TrainConfig
+    from ..settings.run import TaskConfig, TrainConfig
 
 IMAGES_AT_ONCE = 16
 """Default for `max_batch`: scores are saved after this number of images per process."""
@@ -109,7 +110,12 @@ class Evaluate:
         )
         if config.grpo.max_batch is None:
             config = config.with_settings(max_batch=IMAGES_AT_ONCE)
-        return config if self.prompts is None else self._with_prompts(config, self.prompts)
+        if self.prompts is None:
+            return config
+        changed = self._with_prompts(config, self.prompts)
+        if self.source.weights is not None:
+            self._warn_of_trained(config.task, changed.task)
+        return changed
 
     def _with_prompts(self, config: TrainConfig, prompts: str) -> TrainConfig:
         from ..prompts.sources import read_prompts
@@ -121,6 +127,15 @@ class Evaluate:
             return config
         count = len(read_prompts(prompts, config.task.prompt_column))
         return config.with_settings(eval_images=count * (self.per_prompt or 1))
+
+    @staticmethod
+    def _warn_of_trained(run: TaskConfig, own: TaskConfig) -> None:
+        """Warns of prompts that the run in --weights has trained on, as far as these can still be read here."""
+        from ..prompts.sets import get_prompts, warn_of_shared
+
+        judged = get_prompts(own.prompts, own.eval_prompts, own.prompt_column).everything()[1]
+        with suppress(ValueError, OSError):
+            warn_of_shared(get_prompts(run.prompts, run.eval_prompts, run.prompt_column).everything()[0], judged)
 
     def _measure(self, config: TrainConfig) -> Measure:
         from ..evaluation.measures import reward_measure, task_measure

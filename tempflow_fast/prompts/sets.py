@@ -173,7 +173,7 @@ def get_prompts(prompts: str, eval_prompts: str | None = None, column: str = "pr
     Args:
         prompts: `shapes`, or a source of `read_prompts`.
         eval_prompts: another name or source, for evaluation; None: every tenth prompt, in a fixed shuffled order, is
-            held out. A warning counts its prompts that are in `prompts` too.
+            held out. Nothing keeps these from being in `prompts` too: see `warn_of_shared`.
         column: the field that is the prompt.
 
     Raises:
@@ -198,7 +198,6 @@ def _prompt_set(prompts: str, eval_prompts: str | None, column: str, stamps: tup
     entries = _entries("prompts", prompts, column, held_out=False)
     if eval_prompts is not None:
         heldout = _entries("eval_prompts", eval_prompts, column, held_out=True)
-        _warn_of_shared(entries, heldout)
         listed = ListedPrompts(entries, heldout)
         if prompts == SHAPES_PROMPTS:
             return PairedPrompts(ShapesPrompts(), listed)
@@ -221,7 +220,13 @@ def _entries(name: str, source: str, column: str, held_out: bool) -> list[Entry]
     return read_prompts(source, column)
 
 
-def _warn_of_shared(train: Sequence[Entry], heldout: Sequence[Entry]) -> None:
+def warn_of_shared(train: Sequence[Entry], heldout: Sequence[Entry]) -> None:
+    """Warns of prompts for evaluation that are also trained on, with their number.
+
+    Args:
+        train: prompts that are trained on.
+        heldout: prompts for evaluation.
+    """
     trained, judged = (set(map(same_entry, entries)) for entries in (train, heldout))
     if shared := len(trained & judged):
         warnings.warn(f"{shared} of {len(judged)} prompts for evaluation are also trained on", stacklevel=3)

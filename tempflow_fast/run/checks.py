@@ -25,7 +25,7 @@ from ..policies.base import images_of
 from ..policies.quantized import check_quantizable
 from ..processes import Processes
 from ..prompts.entries import PROMPT, Entry
-from ..prompts.sets import PromptSet, get_prompts
+from ..prompts.sets import PromptSet, get_prompts, warn_of_shared
 from ..rewards import WeightedReward, get_reward
 from ..rewards.base import Reward
 from ..settings.run import TaskConfig, TrainConfig
@@ -53,6 +53,7 @@ def check_run(config: TrainConfig, processes: Processes) -> None:
     device = usable_device("check_run", device_of(config.policy.device, processes.device))
     _check_iteration(config, processes)
     prompts = get_prompts(config.task.prompts, config.task.eval_prompts, config.task.prompt_column)
+    warn_of_shared(*prompts.everything())
     _, kind = find_model(config.policy.model, config.policy.policy)
     kind.check_text_length(config.policy.max_text_length)
     kind.check_video(config.policy.num_frames, config.policy.frame_rate)

@@ -18,6 +18,7 @@ import tempflow_fast
 from tempflow_fast.cli import _parse, main
 from tempflow_fast.commands import COMMANDS
 from tempflow_fast.evaluation.result import Evaluation, Noise
+from tempflow_fast.prompts.sets import get_prompts
 from tempflow_fast.run.directory import RunDirectory
 from tempflow_fast.run.report import closing_lines
 from tempflow_fast.run.train import Trained
@@ -189,3 +190,18 @@ def test_eval_prints_and_writes_the_table(workplace, capsys):
     assert all(table[task]["num_images"] == 2 for task in TASKS)
     assert table["overall"]["accuracy"] == pytest.approx(sum(table[task]["accuracy"] for task in TASKS) / 6)
     assert lines[-1].split()[1:] == ["12", f"{table['overall']['accuracy']:.3f}", f"{table['overall']['reward']:.3f}"]
+
+
+def test_eval_counts_the_prompts_that_its_run_has_trained_on(workplace, recwarn):
+    """Not those of the packaged training set, which the run has never seen."""
+    known = get_prompts("shapes").everything()[0][0]["prompt"]
+    Path("mine.txt").write_text("a cat\na dog\n")
+    Path("judge.txt").write_text(f"{known}\nA  dog\n")
+    for name, prompts in (("own", "mine.txt"), ("shapes", "shapes"), ("gone", "gone.txt")):
+        config = get_recipe("shapes").with_settings(prompts=prompts, eval_prompts="judge.txt")
+        Path(name).mkdir()
+        RunDirectory(name).write_config(config)
+        assert main(["eval", "--weights", name, "--prompts", "judge.txt"]) == 2  # nothing was trained
+    assert main(["eval", "--prompts", "judge.txt"]) == 2  # no reward knows them
+    said = [str(each.message) for each in recwarn if "trained on" in str(each.message)]
+    assert said == 2 * ["1 of 2 prompts for evaluation are also trained on"]

@@ -84,12 +84,10 @@ def test_data_sets_that_the_library_saved(tmp_path):
     one = datasets.Dataset.from_dict({"prompt": NAMES, "size": list(range(30))})
     one.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": one, "test": one.select([4])}).save_to_disk(tmp_path / "split")
-    with pytest.warns(UserWarning, match="1 of 1 prompts for evaluation are also trained on"):
-        prompts = get_prompts(f"hf:{tmp_path / 'one'}", f"hf:{tmp_path / 'split'}:test")
+    prompts = get_prompts(f"hf:{tmp_path / 'one'}", f"hf:{tmp_path / 'split'}:test")
     assert sorted(texts(prompts.training(0, 30, 0))) == sorted(NAMES)
     assert prompts.heldout(1, 0) == [{"prompt": NAMES[4], "tag": "all", "size": 4}]
-    with pytest.warns(UserWarning, match="30 of 30 prompts"):
-        assert len(get_prompts(f"hf:{tmp_path / 'split'}", f"hf:{tmp_path / 'one'}").heldout(30, 0)) == 30
+    assert len(get_prompts(f"hf:{tmp_path / 'split'}", f"hf:{tmp_path / 'one'}").heldout(30, 0)) == 30
     with pytest.raises(ValueError, match=r"source must be without a split, .* got hf:.*:test"):
         get_prompts(f"hf:{tmp_path / 'one'}:test")
 

@@ -172,3 +172,12 @@ def test_every_optional_library_has_a_case():
     elsewhere = {"tensorboard", "geneval"}  # the first is left out where it is missing; for the second, see its tests
     assert extras - {"test", "dev"} == covered.keys() | elsewhere
     assert set(covered.values()) <= {name for _, _, *missing in EARLY.values() for name in missing}
+
+
+def test_prompts_that_are_trained_on_and_evaluated_with_are_counted(tmp_path):
+    for name, lines in (("a.txt", "a cat\na dog\n"), ("b.txt", "A  cat\na fox\n")):
+        (tmp_path / name).write_text(lines)
+    files = {"prompts": str(tmp_path / "a.txt"), "eval_prompts": str(tmp_path / "b.txt")}
+    config = tiny_config(**files, reward="jpeg_compressibility", accuracy=None)
+    with pytest.warns(UserWarning, match="1 of 2 prompts for evaluation are also trained on"):
+        checks.check_run(config, Processes())
