@@ -21,3 +21,11 @@ def test_the_table_is_the_mean_of_the_tasks():
     assert "| two_object | 3 | 0.00% | 1 | 0.00% |" in markdown(table)
     with pytest.raises(ValueError, match="one number per image, got 1 for 6"):
         score_table(metadata, [1])
+
+
+def test_rows_of_one_prompt_may_have_fields_of_their_own():
+    rows = [{**SINGLE, "id": number} for number in range(4)]
+    assert score_table([*rows, TWO], [0, 1, 0, 0, 0])["overall"] == {
+        **{"accuracy": 0.125, "image_accuracy": 0.2},
+        **{"num_images": 5, "num_prompts": 2, "prompt_accuracy": 0.5},
+    }

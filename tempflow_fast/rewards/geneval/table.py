@@ -9,6 +9,8 @@ from typing import Any
 from ...errors import require
 from ...geneval import TASKS
 
+ASKED = ("tag", "prompt", "include", "exclude")
+"""Fields that say what a prompt asks for; another one, such as a number, may differ between its images."""
 Table = dict[str, dict[str, float]]
 
 
@@ -16,7 +18,7 @@ def score_table(metadata: Sequence[Mapping[str, Any]], correct: Sequence[float])
     """The published table of R images: for each task and `overall` accuracy, num_images, num_prompts, prompt_accuracy.
 
     Args:
-        metadata: R entries; images of one prompt have equal entries.
+        metadata: R entries; those of images of one prompt ask for the same.
         correct: R numbers, 1 or 0.
 
     Returns:
@@ -29,7 +31,7 @@ def score_table(metadata: Sequence[Mapping[str, Any]], correct: Sequence[float])
     """
     fits = len(metadata) == len(correct) > 0
     require(fits, "score_table", "correct", "one number per image", f"{len(correct)} for {len(metadata)}")
-    keys = [json.dumps(entry, sort_keys=True) for entry in metadata]
+    keys = [json.dumps([entry.get(name) for name in ASKED], sort_keys=True) for entry in metadata]
     rows: Table = {}
     for task in TASKS:
         places = [place for place, entry in enumerate(metadata) if entry["tag"] == task]
