@@ -9,29 +9,23 @@ from ..grpo.budget import least_variance
 
 
 def best_steps(
-    snr2: Sequence[float], costs: Sequence[float], trunk: Callable[[int], float], budget: float | None = None
+    snr2: Sequence[float], cost: Callable[[Sequence[int]], float], budget: float | None = None
 ) -> tuple[int, ...]:
     """The branch steps to use: the most signal within a budget, or per cost.
 
     Gradients of different branch steps of one trajectory are nearly uncorrelated, so their snr2 add up. Steps are taken
-    in the order of snr2 per cost; the trunk is paid once, up to the last step.
+    in the order of snr2 per cost of each alone.
 
     Args:
         snr2: of each branch step alone; noise can make it negative, and such a step is never used.
-        costs: of each branch step per trajectory, without the trunk.
-        trunk: position of the last step taken -> cost of the trunk.
-        budget: the most that a trajectory may cost; None: the one step with the most signal per cost, since more
-            trajectories are then better than more steps.
+        cost: positions of some steps -> what they cost together, with what they share, such as the trunk.
+        budget: the most that they may cost; None: the one step with the most signal per cost, since more trajectories
+            are then better than more steps.
 
     Returns:
         Positions of the chosen steps, ascending; the best one alone where even that exceeds the budget.
     """
-    expected = f"{len(snr2)} numbers like snr2, at least 1"
-    require(len(snr2) == len(costs) > 0, "best_steps", "costs", expected, len(costs))
-
-    def cost(chosen: Sequence[int]) -> float:
-        return sum(costs[i] for i in chosen) + trunk(max(chosen))
-
+    require(len(snr2) > 0, "best_steps", "snr2", "one number for each step, at least 1", "none")
     best, *others = sorted(range(len(snr2)), key=lambda i: snr2[i] / cost([i]), reverse=True)
     chosen = [best]
     for i in others:

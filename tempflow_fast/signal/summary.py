@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..grpo.budget import allotted, branch_range
-from ..grpo.draw import step_shares
+from ..grpo.draw import possible_draws, step_shares
 from ..grpo.geometry import Geometry
-from ..settings.iteration import GRPOConfig
+from ..settings.iteration import GRPOConfig, Trunk
 from .choose import best_steps
 from .estimates import Estimate, GradientMoments, Moments, iterations_to_distinguish
 from .sample import Sample
@@ -51,8 +51,10 @@ class SettingSignal:
     name: str
     num_seeds: int
     """Trajectories per prompt."""
-    has_branches: bool
-    """Whether every trajectory takes all branch steps, and branches leave them."""
+    trunk: Trunk
+    """Whether branches leave the trajectories ("ode"), or these take the noisy steps themselves ("sde")."""
+    draws: tuple[tuple[float, tuple[int, ...]], ...]
+    """The sets of branch steps that a trajectory may have, each with its share of the draws."""
     steps: tuple[StepSignal, ...]
     evaluations: float
     """Network evaluations of the rollout, per prompt."""
@@ -75,6 +77,23 @@ class SettingSignal:
     all that differs is noise. It is known long before the signal is. None where the reference has no such steps."""
     iterations_to_tell: int | None
     """Iterations that would tell its signal per evaluation from the reference's; None: no number would."""
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether every trajectory takes all branch steps, and branches leave them."""
+        return self.trunk == "ode" and len(self.draws) == 1
+
+    def cost_of(self, steps: Sequence[StepSignal]) -> float:
+        """Forward passes per prompt of some of the steps alone, with their trunks, on average over draws.
+
+        Args:
+            steps: of this setting.
+        """
+        own, numbers = sum(step.cost for step in steps), {step.step for step in steps}
+        if self.trunk == "sde":  # an image takes all steps, whichever of them are trained
+            return self.evaluations + own * (1 - self.evaluations / self.cost)
+        lengths = [share * (max(numbers.intersection(drawn), default=-1) + 1) for share, drawn in self.draws]
+        return own + self.num_seeds * sum(lengths)
 
 
 @dataclass(frozen=True)
@@ -111,8 +130,7 @@ class SignalReport:
         best = self.settings[self.order[0]]
         chosen = best_steps(
             [step.snr2.value for step in best.steps],
-            [step.cost for step in best.steps],
-            lambda last: best.num_seeds * (best.steps[last].step + 1),
+            lambda places: best.cost_of([best.steps[place] for place in places]),
             budget,
         )
         return Recommendation.of(best, [best.steps[place] for place in chosen])
@@ -192,7 +210,8 @@ def summarised(settings: Mapping[str, GRPOConfig], samples: Mapping[str, Sequenc
         return SettingSignal(
             name=name,
             num_seeds=settings[name].num_seeds,
-            has_branches=settings[name].trunk == "ode" and settings[name].branches_per_trajectory is None,
+            trunk=settings[name].trunk,
+            draws=_draws(settings[name]),
             steps=tuple(
                 _step(settings[name], place[name, step], step, samples[name], moments, place.get((reference, step)))
                 for step in steps[name]
@@ -242,6 +261,12 @@ def _step(
         snr2=moments.estimate(lambda m: m.snr2(source)),
         cosine=None if reference is None else moments.estimate(lambda m: m.cosine(source, reference)),
     )
+
+
+def _draws(config: GRPOConfig) -> tuple[tuple[float, tuple[int, ...]], ...]:
+    """Every set of branch steps that a trajectory may have: (share of the draws, steps)."""
+    steps = [step for step, _ in config.branch_counts]
+    return tuple((share, tuple(steps[place] for place in places)) for share, places in possible_draws(config))
 
 
 def _step_cost(config: GRPOConfig, step: int) -> float:

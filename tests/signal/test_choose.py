@@ -10,31 +10,29 @@ from tempflow_fast.signal.choose import best_steps, inclusion_probabilities
 SNR2, COSTS = (0.020, 0.157, 0.162, 0.035, 0.008), (33, 27, 21, 15, 9)
 
 
-def trunk(last):
-    return last + 1
+def cost(chosen):
+    """With a trunk up to the last step."""
+    return sum(COSTS[i] for i in chosen) + max(chosen) + 1
 
 
 def test_without_a_budget_the_best_step_per_cost():
-    assert best_steps(SNR2, COSTS, trunk) == (2,)
+    assert best_steps(SNR2, cost) == (2,)
 
 
 @pytest.mark.parametrize("budget", [30, 40, 60, 80, 110, 1000])
 def test_no_other_steps_within_the_budget_have_more_signal(budget):
-    def cost(chosen):
-        return sum(COSTS[i] for i in chosen) + trunk(max(chosen))
-
     every = [c for count in range(1, 6) for c in itertools.combinations(range(5), count) if cost(c) <= budget]
-    chosen = best_steps(SNR2, COSTS, trunk, budget)
+    chosen = best_steps(SNR2, cost, budget)
     assert cost(chosen) <= budget
     assert sum(SNR2[i] for i in chosen) == max(sum(SNR2[i] for i in c) for c in every)
 
 
 def test_a_budget_below_every_step_gets_the_best_one():
-    assert best_steps(SNR2, COSTS, trunk, 5) == (2,)
+    assert best_steps(SNR2, cost, 5) == (2,)
 
 
 def test_noise_below_zero_is_never_used():
-    assert best_steps((-1.0, 0.1), (1, 1), lambda last: 0, budget=100) == (1,)
+    assert best_steps((-1.0, 0.1), len, budget=100) == (1,)
 
 
 def test_probabilities_use_the_budget():

@@ -17,6 +17,7 @@ from tempflow_fast.grpo.sketch import Sketch
 from tempflow_fast.policies import Condition, NetworkPolicy
 from tempflow_fast.rewards import get_reward
 from tempflow_fast.settings.methods import with_method
+from tempflow_fast.signal.estimates import Estimate
 from tempflow_fast.signal.report import as_advice, as_text
 from tempflow_fast.signal.sample import Sample, sample
 from tempflow_fast.signal.summary import Recommendation, summarised
@@ -168,6 +169,32 @@ def test_costs_are_those_of_the_rollout():
     assert [step.cost for step in setting.steps] == [57, 51, 45, 39, 33, 27, 21, 15, 9]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"branch_steps": (1, 3)},
+        {"trunk": "sde", "num_branches": 1, "num_seeds": 3, "group": "prompt"},
+        {"branches_per_trajectory": 2},
+        {"branches_per_trajectory": 2, "branch_draw": "random"},
+    ],
+)
+def test_all_steps_together_cost_what_the_setting_costs(settings):
+    config = GRPOConfig(**{"num_steps": 6, "num_seeds": 2, "num_updates": 1, **settings})
+    (setting,) = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, config, 3).settings
+    assert setting.cost_of(setting.steps) == pytest.approx(setting.cost)
+
+
+def test_where_trajectories_take_all_steps_the_best_one_is_that_with_the_most_signal():
+    """They cost the same, however late they are."""
+    config = GRPOConfig(num_steps=6, num_seeds=4, num_updates=1, trunk="sde", num_branches=1, group="prompt")
+    report = tff.measure_signal(TinyPolicy(), PROMPTS, brightness, config, 3)
+    (setting,) = report.settings
+    signals = [dataclasses.replace(step, snr2=Estimate(1 + 0.01 * step.step, 0.1)) for step in setting.steps]
+    advice = dataclasses.replace(report, settings=(dataclasses.replace(setting, steps=tuple(signals)),)).recommended()
+    assert advice.branch_steps == (setting.steps[-1].step,)
+
+
 def test_fewer_steps_count_along_the_direction_of_all():
     every = GRPOConfig(num_steps=5, num_seeds=2, num_updates=1)
     some = dataclasses.replace(every, branch_steps=(0, 1))
@@ -193,7 +220,7 @@ def test_the_recommendation_gives_noisy_steps_more_branches():
     noisy = [dataclasses.replace(step, variance=9.0 if step.step == 1 else 1.0) for step in report.settings[0].steps]
     # sqrt(variance / tail) is 0.58, 2.1 and 1, and the tails of 3, 2 and 1 calls may cost 6 (3 + 2 + 1).
     assert Recommendation.of(report.settings[0], noisy).num_branches == (3, 11, 5)
-    chain = dataclasses.replace(report.settings[0], has_branches=False)
+    chain = dataclasses.replace(report.settings[0], trunk="sde")
     assert str(Recommendation.of(chain, noisy)) == "branch_steps=[0,1,2]"
 
 
