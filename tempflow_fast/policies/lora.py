@@ -171,8 +171,9 @@ def adapters_disabled(network: nn.Module) -> Iterator[None]:
         network: in any wrapper.
 
     Raises:
-        ValueError: inside `merged_weights`.
+        ValueError: inside `merged_weights`, or if other weights are trained as well.
     """
+    check_adapter_alone("reference", network)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     layers = adapter_layers(network)
     # peft would subtract what it believes it has added.
@@ -239,6 +240,25 @@ def check_plain(function: str, network: nn.Module) -> None:
         ValueError: naming the function.
     """
     require(not has_adapter(network), function, "network", "without an adapter", "one that has an adapter")
+
+
+def check_adapter_alone(function: str, network: nn.Module) -> None:
+    """Refuses a network with an adapter that trains other weights as well.
+
+    Without its adapter it would not be what training started from, and a file of the adapter would lack them.
+
+    Args:
+        function: the caller, for the error.
+        network: in any wrapper.
+
+    Raises:
+        ValueError: naming the function and a weight.
+    """
+    own = {id(weight) for layer in adapter_layers(network) for weight in layer.parameters()}
+    own -= {id(weight) for layer in adapter_layers(network) for weight in layer.get_base_layer().parameters()}
+    trained = (name for name, weight in network.named_parameters() if weight.requires_grad and id(weight) not in own)
+    other = next(trained, None)
+    require(other is None, function, "network", "one that trains its adapter alone", f"one that also trains {other}")
 
 
 def adapter_layers(network: nn.Module) -> list[Any]:

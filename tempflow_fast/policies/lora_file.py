@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import fail, require
 from ..files import written_aside
 from ..weight_files import opened_safetensors
-from .lora import ADAPTER, INITS, Size, attach, check_plain, has_adapter
+from .lora import ADAPTER, INITS, Size, attach, check_adapter_alone, check_plain, has_adapter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
@@ -43,14 +43,16 @@ def save_lora(pipeline: DiffusionPipeline, directory: str | Path) -> None:
         directory: where to write the file.
 
     Raises:
-        ValueError: if there is no adapter.
+        ValueError: if there is no adapter, or other weights are trained as well: `save` of the policy writes all.
     """
     from peft import get_peft_model_state_dict
 
     found = has_adapter(pipeline.transformer)
     require(found, "save_lora", "policy", "one with an adapter", "one without: call add_lora first")
-    layers = get_peft_model_state_dict(pipeline.transformer, adapter_name=ADAPTER)
-    config = pipeline.transformer.peft_config[ADAPTER]
+    check_adapter_alone("save_lora", pipeline.transformer)
+    (name, config), *others = pipeline.transformer.peft_config.items()  # diffusers' loader gives it another name
+    require(not others, "save_lora", "policy", "one with one adapter", f"one with {len(others) + 1}")
+    layers = get_peft_model_state_dict(pipeline.transformer, adapter_name=name)
     settings = {name: getattr(config, name) for name in APPLIED} | {"target_modules": _adapted(layers)}
     # Without rank and alpha, a reader takes the rank as alpha. Other versions of peft may not know all settings.
     told = {f"{PREFIX}{name}": value for name, value in settings.items() if value or name in ("r", "lora_alpha")}

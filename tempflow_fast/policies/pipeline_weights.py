@@ -25,7 +25,8 @@ class PipelineWeights(NetworkPolicy):
     """The network of a pipeline, which is trained, and its other parts, which are frozen.
 
     Args:
-        pipeline: the loaded pipeline. The VAE is moved to float32.
+        pipeline: the loaded pipeline. The VAE is moved to float32. Of a network that has an adapter, this alone is
+            trained.
     """
 
     family: ClassVar[Family]
@@ -39,7 +40,9 @@ class PipelineWeights(NetworkPolicy):
             vae.to(torch.float32)
         for part in (vae, *self._encoders):
             _aligned(part.requires_grad_(False).eval())
-        super().__init__(_aligned(network.requires_grad_(True).eval()))
+        if not lora.has_adapter(network):  # else that alone is trained, whoever added it: the reference is without it
+            network.requires_grad_(True)
+        super().__init__(_aligned(network.eval()))
         for name in self.family.idle(network):
             self.network.get_submodule(name).requires_grad_(False)
 

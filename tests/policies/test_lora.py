@@ -10,6 +10,7 @@ from support.tiny import PROMPTS, brightness
 
 import tempflow_fast as tff
 from tempflow_fast.policies import FluxPolicy, QwenImagePolicy, SD3Policy
+from tempflow_fast.policies.lora_file import WEIGHTS
 from tempflow_fast.run.load import load_policy
 
 BUILDS = {SD3Policy: sd3_pipeline, FluxPolicy: flux_pipeline, QwenImagePolicy: qwen_image_pipeline}
@@ -202,6 +203,37 @@ def test_wrong_adapters_are_named(tmp_path):
         policy.add_lora(rank=4)
     with pytest.raises(ValueError, match="load_lora: network must be without an adapter"):
         policy.load_lora(tmp_path / "flux")
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["add_adapter", "load_lora_weights"])
+def test_an_adapter_that_the_pipeline_has_is_trained_alone(tmp_path, loaded):
+    """The weights under it are the reference, and its file knows nothing of them."""
+    from peft import LoraConfig
+
+    pipeline = sd3_pipeline(tmp_path)
+    if loaded:
+        tuned(SD3Policy, tmp_path).save_lora(tmp_path)
+        pipeline.load_lora_weights(tmp_path)
+    else:
+        pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    policy = SD3Policy(pipeline)
+    trained = {name for name, parameter in policy.network.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in policy.network.named_parameters() if ".lora_" in name} != set()
+    policy.save_lora(tmp_path / "again")
+    if loaded:
+        assert str(load_file(tmp_path / "again" / WEIGHTS)) == str(load_file(tmp_path / WEIGHTS))
+
+
+def test_weights_trained_next_to_an_adapter_have_no_reference_and_no_adapter_file(tmp_path):
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    policy.add_lora(rank=2)
+    policy.network.norm_out.linear.bias.requires_grad_(True)
+    expected = r"network must be one that trains its adapter alone, got one that also trains norm_out\.linear\.bias"
+    with pytest.raises(ValueError, match=f"reference: {expected}"), policy.reference():
+        pass
+    with pytest.raises(ValueError, match=f"save_lora: {expected}"):
+        policy.save_lora(tmp_path / "adapter")
+    policy.save(tmp_path / "whole")
 
 
 @CLASSES
