@@ -126,7 +126,7 @@ def _checked_inputs(
     """The step table, and the prompt and metadata of each of the N = P S trajectories."""
     check_policy("grpo_step", policy, "encode", "velocity", "decode", "sigmas", "parameters", "latent_shape")
     _check_surroundings(policy)
-    check_training("grpo_step", optimizer, config)
+    check_training("grpo_step", policy, optimizer, config)
     warn_of_rounding(policy)
     if not isinstance(prompts, Sequence) or isinstance(prompts, str) or not prompts:
         fail("grpo_step", "prompts", "a list of at least one text", repr(prompts))
@@ -144,9 +144,6 @@ def _checked_inputs(
         config.num_updates <= limit, "grpo_step", "num_updates", f"at most the {limit} trajectories", config.num_updates
     )
     check_halves("grpo_step", config, len(prompts))
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in held for parameter in policy.parameters()):
-        fail("grpo_step", "optimizer", "one that holds parameters of the policy", "one that holds none of them")
     texts = [prompt for prompt in prompts for _ in range(config.num_seeds)]
     extras = [entry for entry in metadata for _ in range(config.num_seeds)]
     table = config.table(policy)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ..batching import equal_pieces
-from ..errors import fail, instance
+from ..errors import fail, instance, require
 from ..policies.base import Policy, check_policy
 from ..processes import Processes
 from ..settings.iteration import GRPOConfig
@@ -20,7 +21,7 @@ from .finite_step import step_if_finite
 from .meter import StepMeter, measured_groups
 from .objective import current_velocity, gather, micro_batch_loss
 from .rollout import Rollout
-from .rounding import warn_of_rounding
+from .rounding import check_gradients, warn_of_rounding
 from .shares import Shares
 
 
@@ -65,7 +66,7 @@ def update(
     check_policy("update", policy, "velocity", "parameters", "reference")
     instance("update", "rollout", rollout, Rollout, "what `rollout` returns")
     instance("update", "advantages", advantages, Tensor, "a tensor")
-    check_training("update", optimizer, config)
+    check_training("update", policy, optimizer, config)
     warn_of_rounding(policy)
     processes = processes or Processes()
     branches = branches or rollout.branch_list
@@ -111,11 +112,14 @@ def update(
     return metrics if meter is None else {**metrics, **meter.metrics()}
 
 
-def check_training(function: str, optimizer: object, config: object) -> None:
-    """Refuses an optimizer or settings of another kind.
+def check_training(function: str, policy: Policy, optimizer: Any, config: object) -> None:
+    """Refuses an optimizer or settings of another kind, and what would give wrong updates.
+
+    Gradients that no optimizer clears would add up from update to update, and clipping would divide by their norm.
 
     Args:
         function: the caller, for the error.
+        policy: to train.
         optimizer: what was given for an optimizer.
         config: what was given for a `GRPOConfig`.
 
@@ -124,6 +128,12 @@ def check_training(function: str, optimizer: object, config: object) -> None:
     """
     instance(function, "config", config, GRPOConfig, "a GRPOConfig")
     instance(function, "optimizer", optimizer, Optimizer, "an optimizer of torch.optim")
+    check_gradients(function, policy)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {id(parameter) for parameter in policy.parameters()}
+    expected = "one that holds all of policy.parameters(); requires_grad_(False) leaves weights out of these"
+    fits = bool(trained) and trained <= held
+    require(fits, function, "optimizer", expected, f"one with {len(trained & held)} of {len(trained)}")
 
 
 def _nan_unless_finite(loss: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ def test_reward_rises_on_a_task_that_can_be_learned():
         ({"prompts": "a red circle"}, "grpo_step: prompts must be .* got 'a red circle'"),
         ({"metadata": [{}]}, "grpo_step: metadata must be a list of 3 entries like prompts, got 1"),
         ({"config": GRPOConfig(**SMALL, num_updates=7)}, "num_updates must be at most the 6 trajectories, got 7"),
-        ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "optimizer must be one that"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "optimizer must be .* with 0 of 4"),
     ],
 )
 def test_errors_come_before_any_network_call(changes, message):
@@ -253,6 +253,18 @@ def test_errors_come_before_any_network_call(changes, message):
     with pytest.raises(ValueError, match=message):
         grpo_step(policy, **{**arguments, **changes})
     assert not policy.calls
+
+
+def test_an_optimizer_of_some_weights_needs_the_others_frozen():
+    """Else nothing clears their gradients, and clipping divides by a norm that rises from update to update."""
+    policy, norms = TinyPolicy(), []
+    optimizer = torch.optim.SGD(policy.network[0].parameters(), lr=0.0)
+    with pytest.raises(ValueError, match=r"optimizer must be .* requires_grad_\(False\) .* got one with 2 of 4"):
+        grpo_step(policy, PROMPTS, brightness, optimizer, GRPOConfig(**SMALL))
+    policy.network[2].requires_grad_(False)
+    for _ in range(2):
+        norms.append(grpo_step(policy, PROMPTS, brightness, optimizer, GRPOConfig(**SMALL))["grad_norm"])
+    assert norms[0] == norms[1] > 0
 
 
 @pytest.mark.parametrize(
