@@ -271,3 +271,13 @@ def test_the_commands_of_the_docs_exist():
     assert len(commands) == 5
     for command in commands:
         _parse(shlex.split(command))
+
+
+def test_an_accuracy_that_is_neither_1_nor_0_is_refused():
+    """Its mean would be called strict accuracy, and every image above 0 exactly right."""
+    measure = task_measure(CONFIG.with_settings(reward="jpeg_compressibility", accuracy="support.tiny:brightness").task)
+    images = torch.zeros(3, 3, 8, 8)
+    images[:, 0] = torch.tensor([1, 0, 0.5])[:, None, None]
+    assert measure(images[:2], ["a", "b"], [{}] * 2)["accuracy"].tolist() == [1, 0]
+    with pytest.raises(RewardError, match=r"sample 2 \(prompt 'c'\): an accuracy must be 1 .* 0 .*, got 0.5"):
+        measure(images, ["a", "b", "c"], [{}] * 3)
