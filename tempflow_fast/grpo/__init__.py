@@ -11,9 +11,9 @@
 What they use: branches (the list of branches), draw (at which steps a trajectory branches), tails (how a branch is
 finished), meter (signal and noise of each branch step, by sketch), budget (the probabilities that follow), gate
 (whether cheap tails keep the order of rewards), lengths (the tails that follow), levels (noise levels of short tails),
-wavefront (which rows are in which
-network call), wave (the rollout as it runs), shares (which process has which trajectories), stage_clock (where the
-seconds go), image_statistics (signs of reward hacking), rounding (a warning of trained weights in 16 bits). Before
-anything runs: geometry (what an iteration does and costs), memory (what it holds), by measure
-(the parts of a policy and its calls) and live_bytes (the counter).
+wavefront (which rows are in which network call), wave (the rollout as it runs), shares (which process has which
+trajectories), stage_clock (where the seconds go), image_statistics (signs of reward hacking), trainable (what of a
+policy would make training wrong), rounding (a warning of trained weights in 16 bits). Before anything runs: geometry
+(what an iteration does and costs), memory (what it holds), by measure (the parts of a policy and its calls) and
+live_bytes (the counter).
 """

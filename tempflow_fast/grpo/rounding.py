@@ -1,4 +1,4 @@
-"""What training loses in 16 bits: small updates of weights, and in float16 the gradients."""
+"""Trained weights of 16 bits, in which small updates are lost."""
 
 from __future__ import annotations
 
@@ -7,27 +7,9 @@ import warnings
 
 import torch
 
-from ..errors import require
 from ..policies.base import Policy
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
-
-
-def check_gradients(function: str, policy: Policy) -> None:
-    """Refuses to train through a network in float16, an adapter in float32 inside it as well.
-
-    The loss is a mean over pairs and over the D elements of a latent, so that an element of the velocity has a gradient
-    below 1 / D. At 512 pixels most of these are less than the smallest float16, and become 0.
-
-    Args:
-        function: the caller, for the error.
-        policy: to train.
-
-    Raises:
-        ValueError: naming the policy.
-    """
-    expected = "of float32 or bfloat16, since gradients vanish in float16"
-    require(policy.dtype != torch.float16, function, "policy", expected, "one of float16")
 
 
 def warn_of_rounding(policy: Policy) -> None:

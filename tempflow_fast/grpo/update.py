@@ -21,8 +21,9 @@ from .finite_step import step_if_finite
 from .meter import StepMeter, measured_groups
 from .objective import current_velocity, gather, micro_batch_loss
 from .rollout import Rollout
-from .rounding import check_gradients, warn_of_rounding
+from .rounding import warn_of_rounding
 from .shares import Shares
+from .trainable import check_trainable
 
 
 @without_cudnn_attention()
@@ -128,7 +129,7 @@ def check_training(function: str, policy: Policy, optimizer: Any, config: object
     """
     instance(function, "config", config, GRPOConfig, "a GRPOConfig")
     instance(function, "optimizer", optimizer, Optimizer, "an optimizer of torch.optim")
-    check_gradients(function, policy)
+    check_trainable(function, policy)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trained = {id(parameter) for parameter in policy.parameters()}
     expected = "one that holds all of policy.parameters(); requires_grad_(False) leaves weights out of these"

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import fail, instance, integer, integers, require
 from ..grpo.levels import with_levels
-from ..grpo.rounding import check_gradients
 from ..grpo.sketch import SKETCH_SIZE, Sketch
+from ..grpo.trainable import check_trainable
 from ..policies.base import Policy, check_policy
 from ..rewards import get_reward
 from ..rewards.registry import Spec
@@ -65,7 +65,7 @@ def measure_signal(
         RewardError: if a reward failed.
     """
     check_policy("measure_signal", policy, "encode", "velocity", "decode", "parameters")
-    check_gradients("measure_signal", policy)
+    check_trainable("measure_signal", policy)
     if not isinstance(settings, GRPOConfig):
         instance("measure_signal", "settings", settings, Mapping, "a GRPOConfig, or several by name")
     named = {ALL: settings} if isinstance(settings, GRPOConfig) else dict(settings)
