@@ -161,7 +161,7 @@ class Evaluate:
         digests = Digests(store.path / "digests.json")
         metadata = [portable(entry, digests.of) for entry in metadata]
         if processes.is_main:
-            store.begin(self._facts(config, digests), prompts.tasks, metadata)
+            store.begin(self._facts(config, digests, store.is_complete()), prompts.tasks, metadata)
             digests.save()
         processes.wait()
         if not store.is_complete():
@@ -199,10 +199,10 @@ class Evaluate:
 
         return None if self.directory is None else EvaluationDirectory(self.directory, self.save_images)
 
-    def _facts(self, config: TrainConfig, digests: Digests) -> dict[str, Any]:
+    def _facts(self, config: TrainConfig, digests: Digests, is_complete: bool) -> dict[str, Any]:
         """What the scores depend on, by name: settings, and digests of what they name."""
         from ..checksums import content_of
-        from ..run.origin import model_content, rewards_content
+        from ..run.origin import model_content, rewards_content, served_content
         from ..version import __version__
 
         settings, tuned = config.flat(), self.source.tuned_files()
@@ -214,6 +214,7 @@ class Evaluate:
             **{name: settings[name] for name in config.marked(SCORES)},
             "model_digest": model_content(config.policy.model, digests),
             "rewards_digest": rewards_content(specs),
+            **({} if is_complete else {"served": served_content(specs)}),  # a server may be gone by then
             "version": __version__,
         }
 

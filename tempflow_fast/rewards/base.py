@@ -16,8 +16,9 @@ from ..text import printable
 class Reward(Protocol):
     """Scores images or videos; higher is better. Any callable of this signature is one.
 
-    It may have three attributes: `name`, for messages and logs; `range`, the lowest and the highest score that it can
-    give (see `range_of`); and `check_prompts`, which refuses prompts before a run (see `check_prompts`).
+    It may have four attributes: `name`, for messages and logs; `range`, the lowest and the highest score that it can
+    give (see `range_of`); `check_prompts`, which refuses prompts before a run (see `check_prompts`); and `served`, what
+    it computes if that is decided elsewhere (see `served_by`).
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], /) -> Tensor:
@@ -128,6 +129,15 @@ def name_of(reward: Reward) -> str:
     return getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
 
 
+def served_by(reward: Reward) -> str | None:
+    """What a reward computes, in words that change with it; None: its settings decide it, or nobody knows.
+
+    Args:
+        reward: any reward.
+    """
+    return getattr(reward, "served", None)
+
+
 PromptsCheck = Callable[[Sequence[str], Sequence[dict[str, Any]]], None]
 """Takes R prompts and their metadata; raises a ValueError for one that no image can be scored by."""
 
@@ -158,6 +168,7 @@ class AroundReward:
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.range = range_of(reward)
+        self.served = served_by(reward)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
         """Asks the reward whether it can score these prompts.

@@ -69,6 +69,7 @@ class Remote:
         require(bool(self.urls) and not wrong, "remote", "urls", "like http://host:port", wrong)
         self.token = wire.read_token()
         self._failed_until = dict.fromkeys(self.urls, 0.0)
+        self._served: dict[str, wire.Identity] = {}
         self.check()
 
     def check(self) -> None:
@@ -83,6 +84,12 @@ class Remote:
         if len({identity.reward for identity in self._served.values()}) > 1:
             served = ", ".join(f"{url}: {identity.reward}" for url, identity in self._served.items())
             fail("remote", "urls", "servers of one reward", served)
+
+    @property
+    def served(self) -> str | None:
+        """What the servers serve: the reward, and the digests of its settings; None where they do not say it."""
+        known = {f"{identity.reward} ({identity.settings})" for identity in self._served.values()}
+        return ", ".join(sorted(known)) or None
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> Tensor:
         """Scores, float64 [R] on the host; images are sent as bytes.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import fail, finite, require
-from .base import Reward, RewardError, Scores, check_prompts, range_of
+from .base import Reward, RewardError, Scores, check_prompts, range_of, served_by
 from .checked import checked_scores
 
 TIMEOUT = 1200.0
@@ -55,6 +55,12 @@ class WeightedReward:
         counted = {name: weight for name, weight in self.weights.items() if weight}
         ends = [sorted(weight * end for end in range_of(self.rewards[name])) for name, weight in counted.items()]
         return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+    @property
+    def served(self) -> str | None:
+        """What the rewards of servers compute, by name; None: there are none."""
+        known = {name: served_by(reward) for name, reward in self.rewards.items()}
+        return "; ".join(f"{name}: {served}" for name, served in known.items() if served is not None) or None
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
         """Asks every reward whether it can score these prompts; one of weight 0 would end the run as well.

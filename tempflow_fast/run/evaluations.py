@@ -16,7 +16,7 @@ from ..settings.fields import SCORES
 from ..settings.run import TrainConfig
 from ..version import __version__
 from .numbered import all_numbered, numbered
-from .origin import Origin
+from .origin import REMOTE, Origin
 
 NAMED = ("model", "prompts", "eval_prompts")
 """Settings that name files: what is in these counts, not where they are."""
@@ -39,7 +39,7 @@ def basis_of(config: TrainConfig, origin: Origin) -> Basis:
     return {
         "prompts": digest_of([prompts.tasks, [portable(entry, digests.of) for entry in metadata]]),
         "model": origin.contents.get("model"),
-        "reward": origin.contents.get("reward"),
+        **{name: origin.contents.get(name) for name in ("reward", REMOTE)},
         "version": __version__,
         **{name: settings[name] for name in config.marked(SCORES) if name not in NAMED},
     }

@@ -22,13 +22,15 @@ from ..ops.bodies import OPS
 from ..ops.info import info
 from ..processes import Processes
 from ..prompts.sets import get_prompts
-from ..rewards import code_in
+from ..rewards import code_in, get_reward
 from ..settings.run import TaskConfig, TrainConfig
 from ..shapes import pipeline_path
 from ..version import __version__
 
 LIBRARIES = ("diffusers", "transformers", "peft")
 """Libraries whose versions may change numbers, in addition to torch."""
+REMOTE = "remote reward"
+"""Name among the contents of what reward servers compute."""
 UNKNOWN = "unknown"
 """Digest of what cannot be read here."""
 
@@ -38,7 +40,8 @@ class Origin:
     """What the numbers of a run depend on, in addition to the values of its settings."""
 
     contents: dict[str, str] = field(default_factory=dict)
-    """Setting -> digest of what it names: `model`, `prompts` and `reward`."""
+    """Setting -> digest of what it names: `model`, `prompts` and `reward`; with reward servers, `REMOTE` -> what they
+    compute."""
     surroundings: dict[str, str] = field(default_factory=dict)
     """Versions, device, bodies of the ops, threads and processes, by name."""
 
@@ -57,6 +60,8 @@ class Origin:
             "prompts": get_prompts(task.prompts, task.eval_prompts, task.prompt_column).digest,
             "reward": reward_content(task),
         }
+        if served := served_content(_specs(task)):
+            contents[REMOTE] = served
         return cls(contents, surroundings(config.policy.device, processes))
 
     def as_json(self) -> dict[str, Any]:
@@ -96,14 +101,26 @@ def reward_content(task: TaskConfig) -> str:
     Args:
         task: the settings.
     """
-    specs = [spec for spec in (task.reward, task.accuracy) if spec is not None]
-    return rewards_content(specs)
+    return rewards_content(_specs(task))
+
+
+def _specs(task: TaskConfig) -> list[str]:
+    return [spec for spec in (task.reward, task.accuracy) if spec is not None]
+
+
+def served_content(specs: list[str]) -> str | None:
+    """Returns what the reward servers compute that descriptions of rewards name; None: they name none that says it.
+
+    Args:
+        specs: as in `get_reward`, which loads them.
+    """
+    return "; ".join(filter(None, (get_reward(spec).served for spec in specs))) or None
 
 
 def rewards_content(specs: list[str]) -> str:
     """Returns a digest of descriptions of rewards and of the source of the user's modules that they name.
 
-    What a module imports, and what a server or a file of weights holds, is not part of it.
+    What a module imports, and what a file of weights holds, is not part of it; for servers, see `served_content`.
 
     Args:
         specs: as in `get_reward`.

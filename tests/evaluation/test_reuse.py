@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from support.damage import DAMAGES
+from support.servers import FaultyServer, running
+from support.tiny import brightness
 
 from tempflow_fast.cli import main
 from tempflow_fast.evaluation import sample
 from tempflow_fast.evaluation.directory import EvaluationDirectory
 from tempflow_fast.evaluation.evaluate import heldout
 from tempflow_fast.evaluation.result import Noise
+from tempflow_fast.rewards.registry import _load
 from tempflow_fast.settings.recipes import get_recipe
 from tempflow_fast.shapes import pipeline_path
 
@@ -164,3 +167,22 @@ def test_a_directory_that_vanished_is_not_made_anew(done):
     with pytest.raises((OSError, ValueError), match="done"):
         store.keep_scores({0: {"x": 1.0}})
     assert not done.exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_has_come_to_serve_another_reward_is_refused(tmp_path, capsys):
+    with running(FaultyServer(reward=brightness)) as server:
+        remote = json.dumps({"remote": {"urls": server.url, "request_timeout": 5}})
+        same = ["eval", "--directory", str(tmp_path / "a"), *OPTIONS[:-1], remote]
+        assert main(same) == 0
+    assert main(same) == 0, "nothing is left to score"
+    scores = tmp_path / "a" / "scores.jsonl"
+    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[1:]))
+    _load.cache_clear()  # as in another process
+    with running(FaultyServer(reward=bright, port=server.server_address[1])):
+        assert main(same) == 2
+    assert "served must be remote: brightness=1 " in capsys.readouterr().err
+
+
+def bright(images, prompts, metadata):
+    return images.mean((1, 2, 3))

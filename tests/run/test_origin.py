@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 import torch
 from support.runs import tiny_config
+from support.servers import FaultyServer, running
+from support.tiny import brightness
 
 from tempflow_fast.checksums import Digests, write_checksums
 from tempflow_fast.processes import Processes
 from tempflow_fast.prompts.sets import get_prompts
+from tempflow_fast.rewards.registry import _load
 from tempflow_fast.run.directory import RunDirectory
+from tempflow_fast.run.evaluations import basis_of
 from tempflow_fast.run.origin import Origin, rewards_content
 from tempflow_fast.run.resume import begin
 from tempflow_fast.shapes import pipeline_path
@@ -96,6 +100,19 @@ def test_mended_code_of_a_reward_is_mentioned(tmp_path, monkeypatch):
     module.write_text(module.read_text().replace("mean", "sum"))
     assert begin(run, config, ALONE).remarks == ("the source of reward has changed",)
     assert rewards_content(["jpeg"]) == rewards_content(["jpeg"]) != rewards_content(["jpeg=2"])
+
+
+def test_a_server_with_another_reward_is_mentioned_and_scores_again(tmp_path):
+    with running(FaultyServer()) as server:
+        remote = json.dumps({"remote": {"urls": server.url, "request_timeout": 5}})
+        run, config = started(tmp_path / "run", reward=remote, accuracy=None)
+        start = begin(run, config, ALONE)
+        assert start.remarks == ()
+    _load.cache_clear()  # as in another process
+    with running(FaultyServer(reward=brightness, port=server.server_address[1])):
+        again = begin(run, config, ALONE)
+        assert again.remarks == ("the source of remote reward has changed",)
+        assert basis_of(config, again.origin) != basis_of(config, start.origin)
 
 
 def test_another_machine_is_mentioned(tmp_path):
