@@ -7,6 +7,8 @@ main process, and all processes resume with them.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,3 +53,13 @@ def restore(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
     for index in range(torch.cuda.device_count()):
         if f"cuda:{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"cuda:{index}"], index)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Restores all states after the block, so that what follows draws the same numbers whether it was run or not."""
+    tensors, scalars = captured()
+    try:
+        yield
+    finally:
+        restore(tensors, scalars)

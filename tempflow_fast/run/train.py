@@ -353,7 +353,7 @@ class _Loop:
         evaluation, weights = self._known()
         done = self.state.num_iterations
         if evaluation is None:
-            with self._averaged():
+            with self._averaged(), random_state.kept():  # a resumed run does not score again
                 evaluation = score(self.config, self.policy, self.processes)
             if self.processes.is_main:
                 self.evaluations.write(done, weights, evaluation)

@@ -165,12 +165,13 @@ def reward(images, prompts, metadata):
 def test_a_reward_that_draws_random_numbers_resumes_its_sequence(tmp_path, monkeypatch):
     (tmp_path / "drawing_judge.py").write_text(DRAWING)
     monkeypatch.syspath_prepend(tmp_path)
-    settings = {"reward": "drawing_judge:reward", "num_branches": 3, "eval_images": 1}
+    settings = {"reward": "drawing_judge:reward", "num_branches": 3, "eval_images": 1, "eval_every": 1}
     whole, _ = go(tmp_path / "whole", tiny_config(**settings, num_iterations=2))
     go(tmp_path / "cut", tiny_config(**settings, num_iterations=1))
     cut, _ = go(tmp_path / "cut", tiny_config(**settings, num_iterations=2))
-    rewards = [[row["reward_mean"] for row in run.read_metrics()] for run in (whole, cut)]
-    assert rewards[0] == rewards[1]
+    unwatched, _ = go(tmp_path / "unwatched", tiny_config(**settings | {"eval_every": None}, num_iterations=2))
+    rewards = [[row["reward_mean"] for row in run.read_metrics()] for run in (whole, cut, unwatched)]
+    assert rewards[0] == rewards[1] == rewards[2]
     assert rewards[0][0] != rewards[0][1]
 
 
