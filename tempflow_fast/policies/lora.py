@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from ..errors import fail, finite, integer, require
 
@@ -174,21 +175,28 @@ def adapters_disabled(network: nn.Module) -> Iterator[None]:
         ValueError: inside `merged_weights`, or if other weights are trained as well.
     """
     check_adapter_alone("reference", network)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     layers = adapter_layers(network)
     # peft would subtract what it believes it has added.
     apart = not any(layer.merged for layer in layers)
     require(apart, "reference", "network", "one whose adapter is not merged into its weights", "one where it is")
-    for layer in layers:
-        layer.enable_adapters(False)
-    for parameter in trained:
-        # peft has frozen the disabled adapter, and a sharded wrapper would keep that from its first call on.
-        parameter.requires_grad_(True)
+    _enable(layers, False, flags)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        _enable(layers, True, flags)
+
+
+def _enable(layers: Sequence[Any], enabled: bool, flags: Sequence[tuple[Parameter, bool]]) -> None:
+    """Switches adapters; what is trained stays as it was.
+
+    peft freezes a disabled adapter, which a sharded wrapper would keep from its first call on, and trains all of an
+    enabled one, also parts that were frozen.
+    """
+    for layer in layers:
+        layer.enable_adapters(enabled)
+    for parameter, is_trained in flags:
+        parameter.requires_grad_(is_trained)
 
 
 def merged(network: ModelMixin) -> ModelMixin:

@@ -224,6 +224,22 @@ def test_an_adapter_that_the_pipeline_has_is_trained_alone(tmp_path, loaded):
         assert str(load_file(tmp_path / "again" / WEIGHTS)) == str(load_file(tmp_path / WEIGHTS))
 
 
+def test_the_reference_leaves_frozen_parts_of_an_adapter_frozen(tmp_path):
+    """peft makes all of an adapter trainable that it enables again, such as the fixed half of LoRA-FA."""
+    policy = SD3Policy(sd3_pipeline(tmp_path))
+    policy.add_lora(rank=2)
+    for name, parameter in policy.network.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    wanted = {name for name, _ in policy.network.named_parameters() if "lora_B" in name}
+
+    def trained():
+        return {name for name, parameter in policy.network.named_parameters() if parameter.requires_grad}
+
+    with policy.reference():
+        assert trained() == wanted
+    assert trained() == wanted != set()
+
+
 def test_weights_trained_next_to_an_adapter_have_no_reference_and_no_adapter_file(tmp_path):
     policy = SD3Policy(sd3_pipeline(tmp_path))
     policy.add_lora(rank=2)
