@@ -21,6 +21,7 @@ from tempflow_fast.run.average import WeightAverage
 SMALL = {"num_steps": 4, "num_seeds": 2, "num_branches": 3}
 OPTIMIZERS = {
     "sgd with momentum": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "fused sgd with momentum": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, dampening=0.5, fused=True),
     "adamw": functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.5),
     "fused adamw": functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.5, fused=True),
 }
@@ -55,6 +56,29 @@ def test_an_update_that_is_not_finite_changes_nothing(make, value):
     assert all(map(torch.equal, weights, after))
     assert str(state) == str(after_state)
     assert grpo_step(policy, PROMPTS, brightness, optimizer, config, seed=2)["skipped_updates"] == 0
+
+
+@pytest.fixture
+def unwritten_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_first_update_that_is_not_finite_leaves_no_trace(unwritten_is_nan, make):
+    """torch's fused SGD makes its momenta in the first step, and leaves them unwritten where it is to do nothing."""
+    config, found = GRPOConfig(**SMALL, num_updates=1), []
+    for spoiled in (True, False):
+        policy = TinyPolicy()
+        optimizer = make(policy.parameters())
+        if spoiled:
+            spoil(policy, range(1))
+            assert grpo_step(policy, PROMPTS, brightness, optimizer, config)["skipped_updates"] == 1
+        for seed in (1, 2):
+            assert grpo_step(policy, PROMPTS, brightness, optimizer, config, seed=seed)["skipped_updates"] == 0
+        found.append(policy.parameters())
+    assert all(map(torch.equal, *found))
 
 
 def test_the_means_are_those_of_the_updates_that_were_taken():
