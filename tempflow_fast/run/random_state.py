@@ -63,3 +63,14 @@ def kept() -> Iterator[None]:
         yield
     finally:
         restore(tensors, scalars)
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Restores all states if the block fails, since it is then repeated."""
+    tensors, scalars = captured()
+    try:
+        yield
+    except BaseException:
+        restore(tensors, scalars)
+        raise

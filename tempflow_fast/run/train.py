@@ -200,7 +200,7 @@ class _Loop:
         try:
             while (fraction := self._agreed(stop, budget)) < 1:
                 self._evaluate_if_due()
-                with budget.running():
+                with budget.running(), random_state.undone():
                     metrics = self._iteration(state.num_iterations, fraction)
                 budget.num_done = state.num_iterations = state.num_iterations + 1
                 state.seconds = budget.seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -157,8 +158,13 @@ def test_checkpoints_rotate_and_incomplete_ones_are_ignored(tmp_path):
 
 DRAWING = """
 import random, numpy, torch
+fails_at, calls = None, []
 def reward(images, prompts, metadata):
-    return torch.rand(len(images)) + torch.tensor([random.random() + numpy.random.rand() for _ in images])
+    calls.append(len(images))
+    drawn = torch.rand(len(images)) + torch.tensor([random.random() + numpy.random.rand() for _ in images])
+    if fails_at is not None and len(calls) >= fails_at:
+        raise OSError("the judge is gone")
+    return drawn
 """
 
 
@@ -173,6 +179,22 @@ def test_a_reward_that_draws_random_numbers_resumes_its_sequence(tmp_path, monke
     rewards = [[row["reward_mean"] for row in run.read_metrics()] for run in (whole, cut, unwatched)]
     assert rewards[0] == rewards[1] == rewards[2]
     assert rewards[0][0] != rewards[0][1]
+
+
+@pytest.mark.filterwarnings("ignore:reward .* failed on")
+def test_an_iteration_that_failed_draws_the_same_numbers_when_it_is_repeated(tmp_path, monkeypatch):
+    (tmp_path / "failing_judge.py").write_text(DRAWING)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny_config(reward="failing_judge:reward", num_branches=3, eval_images=1, num_iterations=2)
+    whole, _ = go(tmp_path / "whole", config)
+    judge = importlib.import_module("failing_judge")
+    judge.fails_at = len(judge.calls) + 3  # after one evaluation and one iteration
+    with pytest.raises(RewardError, match="the judge is gone"):
+        go(tmp_path / "cut", config)
+    judge.fails_at = None
+    cut, _ = go(tmp_path / "cut", config)
+    assert [row["iteration"] for row in cut.read_metrics()] == [1, 2]
+    assert untimed(cut) == untimed(whole)
 
 
 FAILING = """
