@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import NoReturn
 
 from torch import nn
 from torch.nn import Parameter
 
+from ..errors import fail
 from .base import guides
 from .lora import adapters_disabled, described, has_adapter
 
@@ -59,14 +61,26 @@ class NetworkPolicy:
             self._frozen = copy.deepcopy(self.network).requires_grad_(False)
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside this context `velocity` is that of the start of training: without the adapter, or the frozen copy."""
+        """Inside this context `velocity` is that of the start of training: without the adapter, or the frozen copy.
+
+        Raises:
+            ValueError: if `velocity` calls `network` where the frozen copy acts: its KL to itself would always be 0.
+        """
         return adapters_disabled(self.network) if has_adapter(self.network) else self._frozen_acting()
 
     @contextmanager
     def _frozen_acting(self) -> Iterator[None]:
         self.freeze_reference()
         self._is_reference = True
+        watched = self.network.register_forward_pre_hook(_refuse)
         try:
             yield
         finally:
+            watched.remove()
             self._is_reference = False
+
+
+def _refuse(network: nn.Module, inputs: object) -> NoReturn:
+    fail(
+        "reference", "policy", "one whose velocity calls self.acting, the frozen network here", "a call of self.network"
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from support.pipelines import sd3_pipeline
 from support.policies import CLASSES, NUM_STEPS, make, velocity
-from support.tiny import PROMPTS
+from support.tiny import PROMPTS, TinyPolicy, brightness, sgd
 
 import tempflow_fast as tff
+from tempflow_fast import GRPOConfig, grpo_step
 from tempflow_fast.grpo.measure import measure
 from tempflow_fast.policies import Condition, NetworkPolicy, SD3Policy
 from tempflow_fast.run.load import load_policy
@@ -82,6 +85,21 @@ def test_reference_stays_where_training_started(policy):
         with pytest.raises(ValueError, match="condition"), policy.reference():
             policy.velocity(latents, 0.5, policy.encode(PROMPTS), 2.0)
         assert not torch.equal(velocity(policy, latents)[0], start)
+
+
+def test_a_velocity_that_passes_by_the_frozen_network_is_refused():
+    """Else the KL would be that of the policy to itself, 0 however far training has gone."""
+
+    class PassingBy(TinyPolicy):
+        @property
+        def acting(self):
+            return self.network
+
+    policy, config = PassingBy(), GRPOConfig(num_steps=3, num_seeds=2, num_branches=2, beta=0.1)
+    with pytest.raises(ValueError, match=r"reference: policy must .* calls self\.acting, .* self\.network"):
+        grpo_step(policy, PROMPTS, brightness, sgd(policy), config)
+    metrics = grpo_step(policy, PROMPTS, brightness, sgd(policy), dataclasses.replace(config, beta=0.0))
+    assert metrics["grad_norm"] > 0
 
 
 def test_another_module_can_take_the_place_of_the_network(policy):
