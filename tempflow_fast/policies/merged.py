@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn import Parameter
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import require
 from .lora import adapter_layers, write_merged
 from .sharding import is_sharded
 
-_copies = WeakTensorKeyDictionary()
-"""Weight of an adapted layer -> the copy that holds it with its adapter. A captured graph keeps reading this copy."""
+_copies: WeakKeyDictionary[nn.Module, Parameter] = WeakKeyDictionary()
+"""Adapted layer -> the copy that holds its weight, which other layers may share, with its own adapter. A captured graph
+keeps reading this copy."""
 
 
 @contextmanager
@@ -38,12 +39,13 @@ def merged_weights(network: nn.Module) -> Iterator[None]:
         _check(layer)
     bases = [layer.get_base_layer() for layer in layers]
     weights = [base.weight for base in bases]
+    copies = [_copy_of(base) for base in bases]
     try:
         with torch.no_grad():
-            for layer, weight in zip(layers, weights, strict=True):
-                write_merged(layer, _copy_of(weight))
-        for layer, base, weight in zip(layers, bases, weights, strict=True):
-            base._parameters["weight"] = _copy_of(weight)
+            for layer, copy in zip(layers, copies, strict=True):
+                write_merged(layer, copy)
+        for layer, base, copy in zip(layers, bases, copies, strict=True):
+            base._parameters["weight"] = copy
             layer.merged_adapters = list(layer.active_adapters)  # from now on peft calls the base layer alone
         yield
     finally:
@@ -75,10 +77,10 @@ def num_merged_bytes(network: nn.Module) -> int:
     return sum(_weight(layer).nbytes for layer in adapter_layers(network))
 
 
-def _copy_of(weight: Parameter) -> Parameter:
-    copy = _copies.get(weight)
+def _copy_of(base: Any) -> Parameter:
+    copy, weight = _copies.get(base), base.weight
     if copy is None or copy.device != weight.device or copy.dtype != weight.dtype:
-        copy = _copies[weight] = Parameter(torch.empty_like(weight), requires_grad=False)
+        copy = _copies[base] = Parameter(torch.empty_like(weight), requires_grad=False)
     return copy
 
 

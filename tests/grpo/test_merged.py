@@ -69,6 +69,18 @@ def test_merged_weights_have_the_bits_of_pefts_own_merge_and_leave_no_trace(tmp_
     assert all(parameters[name] is parameter for name, parameter in policy.network.named_parameters())
 
 
+def test_layers_that_share_a_weight_keep_their_own_adapters(tmp_path):
+    pipeline = sd3_pipeline(tmp_path)
+    first, second = (block.attn.to_q for block in pipeline.transformer.transformer_blocks)
+    second.weight = first.weight
+    policy = SD3Policy(pipeline)
+    policy.add_lora(4)
+    stir(policy, 1)
+    expected = velocity(policy)
+    with merged_weights(policy.network):
+        torch.testing.assert_close(velocity(policy), expected)
+
+
 def test_a_rollout_that_fails_leaves_the_weights_of_training(tmp_path):
     policy = tuned(tmp_path)
     before, expected = bits(policy.network), velocity(policy)
