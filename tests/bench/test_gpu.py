@@ -84,6 +84,7 @@ def test_the_stage_of_graphs_is_rehearsed(tmp_path):
     assert len(results) == 8
 
 
+@pytest.mark.slow
 def test_gradients_of_attention_are_compared_by_kernel_and_by_layout(tmp_path):
     figures = rehearsed("graphs", tmp_path, "gradients of attention")["gradients of attention"].figures
     right = [row for row in figures if row["kernel"] in ("plain", "flash")]

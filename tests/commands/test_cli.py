@@ -192,16 +192,17 @@ def test_eval_prints_and_writes_the_table(workplace, capsys):
     assert lines[-1].split()[1:] == ["12", f"{table['overall']['accuracy']:.3f}", f"{table['overall']['reward']:.3f}"]
 
 
-def test_eval_counts_the_prompts_that_its_run_has_trained_on(workplace, recwarn):
-    """Not those of the packaged training set, which the run has never seen."""
+@pytest.mark.parametrize(("trained", "count"), [("mine.txt", 1), ("shapes", 1), ("gone.txt", 0), (None, 0)])
+def test_eval_counts_the_prompts_that_its_run_has_trained_on(workplace, recwarn, trained, count):
+    """Not those of the packaged training set, which the run has never seen; without --weights there is no run."""
     known = get_prompts("shapes").everything()[0][0]["prompt"]
     Path("mine.txt").write_text("a cat\na dog\n")
     Path("judge.txt").write_text(f"{known}\nA  dog\n")
-    for name, prompts in (("own", "mine.txt"), ("shapes", "shapes"), ("gone", "gone.txt")):
-        config = get_recipe("shapes").with_settings(prompts=prompts, eval_prompts="judge.txt")
-        Path(name).mkdir()
-        RunDirectory(name).write_config(config)
-        assert main(["eval", "--weights", name, "--prompts", "judge.txt"]) == 2  # nothing was trained
-    assert main(["eval", "--prompts", "judge.txt"]) == 2  # no reward knows them
+    weights = []
+    if trained is not None:
+        Path("run").mkdir()
+        RunDirectory("run").write_config(get_recipe("shapes").with_settings(prompts=trained, eval_prompts="judge.txt"))
+        weights = ["--weights", "run"]
+    assert main(["eval", *weights, "--prompts", "judge.txt"]) == 2  # nothing was trained, and no reward knows a cat
     said = [str(each.message) for each in recwarn if "trained on" in str(each.message)]
-    assert said == 2 * ["1 of 2 prompts for evaluation are also trained on"]
+    assert said == count * ["1 of 2 prompts for evaluation are also trained on"]

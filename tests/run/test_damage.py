@@ -137,7 +137,7 @@ def test_lost_checkpoints_are_not_taken_for_a_new_run(run):
     assert (run.path / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed", 5), ("reward", "jpeg"), ("eval_seed", 1)])
+@pytest.mark.parametrize(("name", "value"), [("seed", 5), ("reward", "jpeg_compressibility"), ("eval_seed", 1)])
 def test_an_edited_config_is_compared_with_the_checkpoint(run, name, value):
     """The file is where `train` takes its defaults from, so it cannot be what they are compared with."""
     run.write_config(CONFIG.with_settings(**{name: value}))
