@@ -31,6 +31,8 @@ from tempflow_fast.settings.families import ONE_GPU
 from tempflow_fast.settings.recipes import get_recipe
 from tempflow_fast.settings.usages import TRANSFORMER, USAGES
 
+from .marked import filled
+
 PAGE = Path("docs/models.md")
 TALL = (64, 32)
 PARITY, EDITING, PUBLISHED, FITS = "parity", "editing", "published", "fits"
@@ -156,19 +158,12 @@ def table(lines: Iterator[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def replaced(page: str, mark: str, text: str) -> str:
-    """The page with another text between the marks."""
-    before, _, rest = page.partition(f"<!-- {mark} -->\n")
-    after = rest.partition(f"<!-- /{mark} -->")[2]
-    return f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}"
-
-
 def main(parts: list[str]) -> None:
     """Writes the tables that are named, or all."""
     for mark, lines in ((PARITY, parity), (EDITING, editing), (PUBLISHED, published), (FITS, fits)):
         if not parts or mark in parts:
             text = table(lines())
-            PAGE.write_text(replaced(PAGE.read_text(), mark, text))
+            PAGE.write_text(filled(PAGE.read_text(), mark, "python -m bench.families", text))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from tempflow_fast.evaluation.intervals import OVERALL
 from tempflow_fast.evaluation.result import Evaluation
 from tempflow_fast.run.directory import RunDirectory
 
+from .marked import filled
 from .page import table
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,6 @@ ARMS = {
 COMMON = ("--recipe", "shapes", "--seed", "7", "--eval-seed", "7")
 QUICK = ("--iterations", "1", "--eval-every", "1", "--eval-images", "12", "--prompts-per-iteration", "2")
 LEVELS, GOAL = (0.7, 0.8, 0.9), 0.95
-MARKS = "<!-- headline: written by make headline -->", "<!-- end of headline -->"
 
 Point = dict[str, float]
 
@@ -132,13 +131,6 @@ def lines(curves: Mapping[str, Sequence[Point]]) -> str:
     )
 
 
-def filled(page: str, curves: Mapping[str, Sequence[Point]]) -> str:
-    """A page with the table between the marks."""
-    head, tail = MARKS
-    pattern = re.compile(re.escape(head) + ".*?" + re.escape(tail), re.DOTALL)
-    return pattern.sub(lambda _: f"{head}\n\n{lines(curves)}\n\n{tail}", page)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs and writes.
 
@@ -155,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (given.docs / "headline.json").write_text(json.dumps(curves, indent=1) + "\n")
     picture(given.docs / "headline.png", curves)
     page = given.docs / "long-runs.md"
-    page.write_text(filled(page.read_text(), curves))
+    page.write_text(filled(page.read_text(), "headline", "make headline", lines(curves)))
     print(f"wrote {given.docs / 'headline.png'}, headline.json and the table of long-runs.md")
 
 

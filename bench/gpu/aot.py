@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..marked import filled
 from .build import copy
 from .children import ROOT, run
 from .report import table
 
 PAGE = ROOT / "docs" / "gpu-kernels.md"
-HEAD, TAIL = "<!-- compiled: written by python -m bench.gpu.aot -->", "<!-- end of compiled -->"
 MEMORY = ("spill_bytes", "stack_bytes", "local_accesses", "float_atomics")
 SECONDS = 900.0
 Line = dict[str, str]
@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--pythons", type=Path, nargs="+", default=[Path(sys.executable), *found])
     options = parser.parse_args()
     lines = [*(line for python in options.pythons for line in triton_lines(python)), *cuda_lines()]
-    PAGE.write_text(filled(PAGE.read_text(), lines))
+    written = "\n".join(table(lines))
+    PAGE.write_text(filled(PAGE.read_text(), "compiled", "python -m bench.gpu.aot", written))
     print("\n".join(table(lines)))
 
 
@@ -92,15 +93,6 @@ def line(compiler: str, target: str, kernels: Kernels) -> Line:
         )
         or "none",
     }
-
-
-def filled(page: str, lines: list[Line]) -> str:
-    """The page with the table between its markers replaced."""
-    if page.count(HEAD) != 1 or page.count(TAIL) != 1:
-        raise SystemExit(f"{PAGE.name} must have one part between {HEAD!r} and {TAIL!r}")
-    before, _, rest = page.partition(HEAD)
-    written = "\n".join(table(lines))
-    return f"{before}{HEAD}\n\n{written}\n\n{TAIL}{rest.partition(TAIL)[2]}"
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import marked
 from ..page import table
 from .predictions import tables_of
 from .report import table as lines_of
@@ -156,12 +156,7 @@ PARTS: dict[str, Callable[[], str]] = {
 def filled(page: str) -> str:
     """A page with every part between its markers replaced by what the code gives."""
     for name, part in PARTS.items():
-        head, tail = f"<!-- {name}: written by python -m bench.gpu.page -->", f"<!-- end of {name} -->"
-        pattern = re.compile(re.escape(head) + ".*?" + re.escape(tail), re.DOTALL)
-        if len(pattern.findall(page)) != 1:
-            raise SystemExit(f"docs/gpu.md must have one part between {head!r} and {tail!r}")
-        content = f"{head}\n\n{part()}\n\n{tail}"
-        page = pattern.sub(lambda _, content=content: content, page)
+        page = marked.filled(page, name, "python -m bench.gpu.page", part())
     return page
 
 

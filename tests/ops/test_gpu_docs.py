@@ -13,5 +13,5 @@ def test_the_tables_are_those_of_the_command():
 
 
 def test_a_page_without_markers_is_refused():
-    with pytest.raises(SystemExit, match=r"docs/gpu.md must have one part between '<!-- registers"):
+    with pytest.raises(SystemExit, match=r"the page must have one part between '<!-- registers"):
         page.filled("# GPUs")
